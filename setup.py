@@ -1,0 +1,36 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="transformers-cvis",
+    version="0.1.0",
+    description="Video instance segmentation that keeps learning, the Hugging Face way",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    include_package_data=True,
+    package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml"]},
+    install_requires=[
+        "torch>=2.9",
+        "torchvision",
+        "transformers>=5.10",
+        "datasets",
+        "huggingface_hub",
+        "accelerate",
+        "safetensors",
+        "pycocotools",
+        "kernels",
+        "av",
+        "scipy",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest"],
+        "train": ["tensorboard"],
+        "demo": [],
+        "dev": ["pytest", "ruff"],
+    },
+    entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli:main"]},
+)

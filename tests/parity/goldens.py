@@ -82,7 +82,6 @@ def _fill(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.from_numpy(0.5 + rng.random(shape))
     noise = rng.standard_normal(shape)
     if len(shape) <= 1:
-        is_norm = any(part in name for part in ("norm", ".bn", "ln_", "layernorm", "layer_norm"))
-        one = 1.0 if is_norm and name.endswith("weight") and len(shape) == 1 else 0.0
+        one = 1.0 if name.endswith("weight") and len(shape) == 1 else 0.0
         return torch.from_numpy(one + 0.05 * noise)
     return torch.from_numpy(noise / np.sqrt(int(np.prod(shape[1:]))))

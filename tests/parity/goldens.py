@@ -30,6 +30,11 @@ class Case:
     def config(self) -> dict:
         return self.meta["config"]
 
+    @property
+    def tolerance(self) -> float:
+        """What `assert_matches` can ask of a float64 port: 1e-9, or 1e-6 where the case is stored as float32."""
+        return 1e-6 if self.meta.get("stored_dtype") == "float32" else 1e-9
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The reference model's weights: a function of the names and shapes in `keys.json` and of `scale` in `meta.json`."""
         weights = {name: _fill(name, tuple(shape)) for name, shape in self.keys.items()}

@@ -1,0 +1,118 @@
+"""The base of all models of the package: initialisation, loading, compute kernels on and off."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .. import kernels
+
+
+class CvisPreTrainedModel(PreTrainedModel):
+    """Base class of the frame detector and of every video model.
+
+    Initialisation: Linear layers as PyTorch does, convolutions Kaiming-uniform (a=1, fan-in) with zero bias,
+    embeddings N(0, 1), norms one and zero. A layer that differs has a method `initialize_parameters()` built on
+    `transformers.initialization`, whose functions leave loaded weights alone; it runs after those of its children.
+    """
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.in_features)
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        else:
+            super()._init_weights(module)
+        if hasattr(module, "initialize_parameters"):
+            module.initialize_parameters()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers, and weights of other sizes than the model's are named, each with both sizes.
+
+        Raises:
+            ValueError: when the checkpoint holds a weight of another shape, for example a class head for another number
+                of classes, and `ignore_mismatched_sizes` is not set.
+        """
+        accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        return_loading_info = kwargs.pop("output_loading_info", False)
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+        mismatched = sorted(loading_info["mismatched_keys"])
+        if mismatched and not accept_mismatch:
+            listing = "; ".join(
+                f"{name}: checkpoint {tuple(saved)}, model {tuple(built)}" for name, saved, built in mismatched
+            )
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not fit this {cls.__name__} with {model.config.num_labels} classes. "
+                f"Weights of another shape: {listing}. Class heads have one row per class and one for no-object: keep the "
+                "checkpoint's classes, or pass `ignore_mismatched_sizes=True` to start these weights afresh."
+            )
+        return (model, loading_info) if return_loading_info else model
+
+    def set_use_kernels(
+        self,
+        use_kernels: bool = True,
+        kernel_config=None,
+        mode=None,
+        *,
+        strict: bool | None = None,
+        mapping: dict | None = None,
+    ) -> None:
+        """Run the layers that have a kernel on the Hub with it, or go back to the PyTorch path.
+
+        The mode (training or inference) follows `self.training`, also after later `.train()` and `.eval()`.
+
+        Args:
+            use_kernels: False returns every layer to its PyTorch path.
+            kernel_config: part of transformers' signature, which passes it by position; must stay None.
+            mode: part of transformers' signature; must stay None.
+            strict: raise when a kernel cannot be loaded, instead of one warning and the PyTorch path. None keeps the
+                choice of the last call (at first False).
+            mapping: kernel mapping in the format of `kernels.use_kernel_mapping`. None keeps that of the last call (at
+                first the default one).
+
+        Raises:
+            ValueError: when `kernel_config` or `mode` is given.
+        """
+        if kernel_config is not None or mode is not None:
+            raise ValueError(
+                f"{type(self).__name__} chooses its kernels itself: pass `mapping` instead of `kernel_config`, and switch "
+                "the mode with `.train()` or `.eval()`."
+            )
+        if strict is not None:
+            self._kernels_strict = strict
+        if mapping is not None:
+            self._kernels_mapping = mapping
+        if use_kernels:
+            kernels.use_kernels(
+                self, strict=getattr(self, "_kernels_strict", False), mapping=getattr(self, "_kernels_mapping", None)
+            )
+        elif self.use_kernels:
+            kernels.disable_kernels(self)
+        self._use_kernels = bool(use_kernels)
+
+    def kernel_report(self) -> dict[str, str]:
+        """For each layer that can run on a kernel, by its path in the model: which path it runs."""
+        return kernels.kernel_report(self)

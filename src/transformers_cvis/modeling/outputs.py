@@ -1,0 +1,66 @@
+"""What models return.
+
+N images (a batch of videos flattened frame by frame), B videos, T frames, Q queries, C channels, K classes,
+H x W pixels of the padded network input.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class FrameDetectorOutput(ModelOutput):
+    """Output of `FrameDetector`.
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): sum of `loss_dict`; returned with `labels`.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*): weighted losses, one entry per kind and prediction.
+        class_queries_logits (`torch.Tensor` of shape `(N, Q, K + 1)`, *optional*): last layer, no-object last.
+        masks_queries_logits (`torch.Tensor` of shape `(N, Q, H / 4, W / 4)`, *optional*): last layer.
+        frame_queries (`torch.Tensor` of shape `(num_query_layers, N, Q, C)`): queries of the last decoder layers after
+            the decoder's norm, oldest layer first.
+        fpn_features (`torch.Tensor` of shape `(N, C, H / 4, W / 4)`): the map before the mask projection.
+        mask_features (`torch.Tensor` of shape `(N, C, H / 4, W / 4)`): per-pixel embeddings; their product with a mask
+            embedding is a mask's logits.
+        predictions (`tuple[LayerPrediction]`, *optional*): class logits and mask embeddings of the learned queries and
+            of every decoder layer, oldest first; returned in training and with `output_predictions=True`.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    class_queries_logits: torch.Tensor | None = None
+    masks_queries_logits: torch.Tensor | None = None
+    frame_queries: torch.Tensor | None = None
+    fpn_features: torch.Tensor | None = None
+    mask_features: torch.Tensor | None = None
+    predictions: tuple[Any, ...] | None = None
+
+
+@dataclass
+class VideoInstanceSegmentationOutput(ModelOutput):
+    """Output of every video model, for one clip of T frames.
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): sum of `loss_dict`; returned with `labels`.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*): weighted losses.
+        class_queries_logits (`torch.Tensor` of shape `(B, Q, K + 1)`): no-object last.
+        masks_queries_logits (`torch.Tensor` of shape `(B, Q, T, H / 4, W / 4)`): logits, positive inside a mask.
+        state (*optional*): what carries over to the next clip; None for models that see the whole video at once.
+        frame_queries (`torch.Tensor` of shape `(num_query_layers, B, T, Q, C)`, *optional*).
+        video_queries (`torch.Tensor` of shape `(B, Q, C)`, *optional*): decoded video queries of the last layer.
+        mask_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*).
+        mask_features (`torch.Tensor` of shape `(B, T, C, H / 4, W / 4)`, *optional*).
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    class_queries_logits: torch.Tensor | None = None
+    masks_queries_logits: torch.Tensor | None = None
+    state: Any = None
+    frame_queries: torch.Tensor | None = None
+    video_queries: torch.Tensor | None = None
+    mask_embeddings: torch.Tensor | None = None
+    mask_features: torch.Tensor | None = None

@@ -1,0 +1,135 @@
+"""The one convention of all benchmarks: ours and its peer in turn in one process, medians, a table, a JSON file.
+
+A benchmark gives `main` a description and a function that yields rows:
+
+    from _harness import compare, main
+
+    def rows(quick):
+        yield compare("forward", ours=lambda: layer(x), peer=lambda: reference(x), repeats=5 if quick else 20)
+
+    if __name__ == "__main__":
+        main("Layer against reference", rows)
+
+Run as `python benchmarks/NAME.py [--quick] [--json FILE]`. A row is
+`{"name", "ours", "peer", "ratio", "unit", "note"}` with `ratio = ours / peer` (below 1: ours is smaller); `peer` and
+`ratio` are None where there is nothing to compare with. In the file every row also carries `machine` and `versions`.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+VERSIONED = ("torch", "torchvision", "transformers", "huggingface_hub", "kernels", "pycocotools", "numpy")
+
+
+def compare(
+    name: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    unit: str = "ms",
+    note: str = "",
+    repeats: int = 10,
+    warmup: int = 1,
+    scale: float = 1.0,
+) -> dict:
+    """Time two callables in turn (ours, peer, ours, peer, ...) and make a row of the medians.
+
+    Args:
+        unit: "ms" or "s", per call.
+        warmup: calls of each that are not counted.
+        scale: the medians are multiplied by it, e.g. `1 / num_frames` for a time per frame.
+    """
+    times = {ours: [], peer: []}
+    for turn in range(warmup + repeats):
+        for function, samples in times.items():
+            seconds = _seconds(function)
+            if turn >= warmup:
+                samples.append(seconds)
+    factor = {"s": 1.0, "ms": 1e3}[unit] * scale
+    return row(name, statistics.median(times[ours]) * factor, statistics.median(times[peer]) * factor, unit, note)
+
+
+def row(name: str, ours: float, peer: float | None = None, unit: str = "", note: str = "") -> dict:
+    """A row from two numbers that were measured by other means."""
+    ratio = None if peer is None else ours / peer
+    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "unit": unit, "note": note}
+
+
+def main(description: str, rows: Callable[[bool], Iterable[dict]]) -> None:
+    """Parse the command line, run `rows(quick)`, print the table line by line, write `--json`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer or smaller measurements; ends within 50 s on 2 cores")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
+    arguments = parser.parse_args()
+
+    machine, versions = _machine(), _versions()
+    print(description)
+    print(f"{machine['processor']}, {machine['threads']} threads, {machine['accelerator'] or 'no accelerator'}")
+    print(", ".join(f"{package} {version}" for package, version in versions.items()))
+    print(f"{'name':<24}{'ours':>12}{'peer':>12}{'ratio':>9}{'speed-up':>10}  unit  note")
+    results = []
+    for result in rows(arguments.quick):
+        print(_line(result), flush=True)
+        results.append({**result, "machine": machine, "versions": versions})
+    if arguments.json is not None:
+        temporary = arguments.json.with_name(arguments.json.name + ".tmp")
+        temporary.write_text(json.dumps(results, indent=1))
+        os.replace(temporary, arguments.json)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    function()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _line(result: dict) -> str:
+    def number(value, digits):
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    speed_up = "-" if not result["ratio"] else f"{1 / result['ratio']:.1f}x"
+    return (
+        f"{result['name']:<24}{number(result['ours'], 3):>12}{number(result['peer'], 3):>12}"
+        f"{number(result['ratio'], 3):>9}{speed_up:>10}  {result['unit']:<5} {result['note']}"
+    )
+
+
+def _machine() -> dict:
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+    }
+
+
+def _versions() -> dict:
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,70 @@
+"""No test reaches for the internet: the Hub is a loopback server, every other address is refused.
+
+The Hub client reads its environment when it is imported, so the server starts here, before any test module.
+"""
+
+import os
+import shutil
+import socket
+import tempfile
+
+import pytest
+from hub_server import LoopbackHub
+
+HUB = LoopbackHub().__enter__()
+HF_HOME = tempfile.mkdtemp(prefix="transformers_cvis_hf_home_")
+
+os.environ.update(
+    HF_ENDPOINT=HUB.endpoint,
+    HF_HOME=HF_HOME,
+    HF_TOKEN="hf_test",
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    NO_PROXY="127.0.0.1,localhost",
+    no_proxy="127.0.0.1,localhost",
+)
+# The telemetry switches break the user agent of the kernels client, the offline ones the loopback server.
+for name in (
+    "HF_HUB_DISABLE_TELEMETRY",
+    "DO_NOT_TRACK",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+):
+    os.environ.pop(name, None)
+
+LOCAL_HOSTS = {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}
+LOCAL_HOSTS |= {host.encode() for host in LOCAL_HOSTS if host is not None}
+real_getaddrinfo, real_connect = socket.getaddrinfo, socket.socket.connect
+
+
+def refuse_unless_local(host) -> None:
+    if host not in LOCAL_HOSTS:
+        raise OSError(f"tests run without a network: refused to reach {host!r}")
+
+
+def local_getaddrinfo(host, *args, **kwargs):
+    refuse_unless_local(host)
+    return real_getaddrinfo(host, *args, **kwargs)
+
+
+def local_connect(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        refuse_unless_local(address[0])
+    return real_connect(self, address)
+
+
+socket.getaddrinfo, socket.socket.connect = local_getaddrinfo, local_connect
+
+
+def pytest_unconfigure(config):
+    HUB.__exit__()
+    shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def loopback_hub() -> LoopbackHub:
+    """The loopback Hub, empty. The real `huggingface_hub` client talks to it as user `tester`."""
+    HUB.reset()
+    return HUB

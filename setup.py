@@ -1,16 +1,26 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="transformers-cvis",
     version="0.1.0",
     description="Video instance segmentation that keeps learning, the Hugging Face way",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The transformers_cvis contributors",
     license="Apache-2.0",
+    license_files=["LICENSE", "CITATION.cff"],
+    keywords="video instance segmentation, tracking, continual learning, transformers",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    include_package_data=True,
     package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml"]},
     install_requires=[
         "torch>=2.9",
@@ -27,10 +37,10 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest"],
+        "test": ["pytest", "ruff"],
         "train": ["tensorboard"],
         "demo": [],
-        "dev": ["pytest", "ruff"],
+        "dev": ["pytest", "ruff", "tensorboard"],
     },
     entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli:main"]},
 )

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 import pytest
 from hub_server import LoopbackHub
@@ -68,3 +69,12 @@ def loopback_hub() -> LoopbackHub:
     """The loopback Hub, empty. The real `huggingface_hub` client talks to it as user `tester`."""
     HUB.reset()
     return HUB
+
+
+@pytest.fixture
+def clips_folder() -> Path:
+    """Real footage: sets of YouTube-VIS json with `JPEGImages/`, and mp4 files under `videos/`."""
+    folder = os.environ.get("CVIS_CLIPS")
+    if not folder:
+        pytest.skip("CVIS_CLIPS is not set: no folder of real footage")
+    return Path(folder)

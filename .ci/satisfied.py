@@ -1,0 +1,27 @@
+"""Exit code 0 when the Python that runs this has everything that the package and its tests need."""
+
+import ast
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def setup_keyword(name: str):
+    tree = ast.parse((Path(__file__).parent.parent / "setup.py").read_text(encoding="utf-8"))
+    return next(
+        ast.literal_eval(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == name
+    )
+
+
+def satisfied(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
+
+
+requirements = setup_keyword("install_requires") + setup_keyword("extras_require")["test"]
+python_fits = Requirement(f"python{setup_keyword('python_requires')}").specifier.contains(sys.version.split()[0])
+sys.exit(not (python_fits and all(satisfied(Requirement(line)) for line in requirements)))

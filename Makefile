@@ -1,0 +1,37 @@
+# `make demo` or `make test` is the one command needed on a fresh machine. Both use the active environment where it has
+# what the package needs, otherwise .venv, which is made when missing.
+#
+#     make demo VIDEO=my.mp4     your own video instead of the one which ships with the package
+#     make test ARGS="-k hub"    further arguments for pytest
+
+OUTPUT ?= demo_output
+DEMO := src/transformers_cvis/assets/demo/moving_shapes
+
+PYTHON := $(shell for python in python python3 .venv/bin/python; do \
+	command -v $$python >/dev/null && $$python .ci/satisfied.py 2>/dev/null && echo $$python && break; done)
+ifeq ($(PYTHON),)
+PYTHON := .venv/bin/python
+ENVIRONMENT := .venv
+endif
+CLI := $(PYTHON) -m transformers_cvis.cli
+export PYTHONPATH := $(CURDIR)/src
+
+.PHONY: demo test lint .venv
+
+demo: $(ENVIRONMENT)
+ifdef VIDEO
+	$(CLI) segment "$(VIDEO)" --out "$(OUTPUT)" --overwrite
+else
+	$(CLI) segment $(DEMO).mp4 --out "$(OUTPUT)" --overwrite
+	$(CLI) evaluate $(DEMO).json --results "$(OUTPUT)/results.json"
+endif
+
+test: $(ENVIRONMENT)
+	$(PYTHON) -m pytest -q $(ARGS)
+
+lint: $(ENVIRONMENT)
+	$(PYTHON) -m ruff check .
+
+.venv:
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'

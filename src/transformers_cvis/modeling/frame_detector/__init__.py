@@ -1,0 +1,6 @@
+"""Pixels to multi-scale features, mask features and frame queries."""
+
+from .configuration_frame_detector import FrameDetectorConfig
+from .modeling_frame_detector import FrameDetector
+
+__all__ = ["FrameDetector", "FrameDetectorConfig"]

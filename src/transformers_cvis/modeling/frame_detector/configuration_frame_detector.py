@@ -1,0 +1,52 @@
+"""Configuration of the frame detector."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import Mask2FormerConfig
+
+
+@strict
+class FrameDetectorConfig(Mask2FormerConfig):
+    r"""A Mask2Former configuration, with the fields below. Mask2Former's own `config.json` files load as they are.
+
+    freeze_batch_norm (`bool`, defaults to `True`):
+        Keep statistics, scale and shift of the backbone's batch norms fixed, in training too, as released ResNet
+        checkpoints expect. False trains a small ResNet from scratch.
+    """
+
+    model_type = "cvis_frame_detector"
+    backbones_supported = ["swin", "resnet"]
+
+    freeze_batch_norm: bool = True
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == Mask2FormerConfig.model_type:
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        for name in ("feature_size", "hidden_dim"):
+            size = getattr(self, name)
+            if size % self.num_attention_heads != 0:
+                raise ValueError(f"{name} must be a multiple of num_attention_heads={self.num_attention_heads}, got {size}.")
+            if size % 4 != 0:
+                raise ValueError(f"{name} must be a multiple of 4 (sine and cosine of y and x), got {size}.")
+        if self.feature_size % 32 != 0:
+            raise ValueError(f"feature_size must be a multiple of 32 (group norm), got {self.feature_size}.")
+        if self.decoder_layers < 2:
+            raise ValueError(
+                "decoder_layers counts the prediction from the learned queries too and must be at least 2, "
+                f"got {self.decoder_layers}."
+            )
+        if self.pre_norm:
+            raise ValueError("pre_norm=True is not supported: the detector's decoder normalises after each block.")
+        if self.common_stride != 4 or list(self.feature_strides) != [4, 8, 16, 32]:
+            raise ValueError(
+                "The detector needs backbone maps of strides 4, 8, 16, 32 and masks at stride 4; got feature_strides="
+                f"{list(self.feature_strides)}, common_stride={self.common_stride}."
+            )
+
+
+__all__ = ["FrameDetectorConfig"]

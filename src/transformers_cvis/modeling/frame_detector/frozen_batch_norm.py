@@ -1,0 +1,73 @@
+"""Batch norms whose statistics, scale and shift are constants."""
+
+import torch
+from torch import nn
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """A batch norm that applies the statistics it was loaded with, in training too; nothing in it trains.
+
+    Holds the tensors of `nn.BatchNorm2d` under the same names, all as buffers.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__()
+        self.eps = norm.eps
+        for name, tensor in norm.state_dict().items():
+            self.register_buffer(name, tensor)
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The affine map that the norm is, two tensors of shape `(channels,)`, at least float32."""
+        dtype = torch.promote_types(self.running_var.dtype, torch.float32)
+        scale = self.weight.to(dtype) * torch.rsqrt(self.running_var.to(dtype) + self.eps)
+        return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(
+            hidden_states, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+class FrozenConvolutionBlock(nn.Module):
+    """Convolution, frozen batch norm and activation as one convolution: the norm is folded into its weights."""
+
+    def __init__(self, convolution: nn.Conv2d, normalization: FrozenBatchNorm2d, activation: nn.Module | None):
+        super().__init__()
+        self.convolution = convolution
+        self.normalization = normalization
+        self.activation = activation
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        convolution = self.convolution
+        scale, shift = self.normalization.scale_and_shift()
+        weight = (convolution.weight * scale[:, None, None, None]).to(convolution.weight.dtype)
+        hidden_states = nn.functional.conv2d(
+            hidden_states,
+            weight,
+            shift.to(weight.dtype),
+            convolution.stride,
+            convolution.padding,
+            convolution.dilation,
+            convolution.groups,
+        )
+        return hidden_states if self.activation is None else self.activation(hidden_states)
+
+
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Freeze every `nn.BatchNorm2d` below `module`; the names of all parameters and buffers stay as they are.
+
+    Blocks of the form convolution, normalization(, activation), as in transformers' ResNet, also run as one convolution.
+    """
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child))
+            continue
+        freeze_batch_norms(child)
+        parts = dict(child.named_children())
+        if (
+            set(parts) in ({"convolution", "normalization"}, {"convolution", "normalization", "activation"})
+            and isinstance(parts["normalization"], FrozenBatchNorm2d)
+            and parts["convolution"].bias is None
+        ):
+            block = FrozenConvolutionBlock(parts["convolution"], parts["normalization"], parts.get("activation"))
+            setattr(module, name, block)

@@ -1,0 +1,238 @@
+"""Queries read the pixel decoder's levels inside the masks that they predicted so far.
+
+N images, Q queries, C channels, L positions of one level.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..position_embedding import sine_position_embedding
+from .configuration_frame_detector import FrameDetectorConfig
+from .pixel_decoder import NUM_LEVELS
+
+
+class MaskedCrossAttention(nn.Module):
+    """Multi-head attention with the packed parameters of `nn.MultiheadAttention`, batch first."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def initialize_parameters(self):
+        init.xavier_uniform_(self.in_proj_weight)
+        init.zeros_(self.in_proj_bias)
+        init.xavier_uniform_(self.out_proj.weight)
+        init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """Shapes: queries `(N, Q, C)`, keys and values `(N, L, C)`, allowed bool `(N, Q, L)`; returns `(N, Q, C)`."""
+        projected = [
+            nn.functional.linear(states, weight, bias)
+            for states, weight, bias in zip(
+                (queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
+            )
+        ]
+        return self.out_proj(attend(*projected, self.num_heads, self.dropout if self.training else 0.0, allowed))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with transformers' parameter names; positions go to queries and keys only."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def initialize_parameters(self):
+        # The three projections are rows of one 3C x C matrix in the original, whose Xavier bound they share.
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            init.xavier_uniform_(projection.weight, gain=0.5**0.5)
+            init.zeros_(projection.bias)
+        init.xavier_uniform_(self.out_proj.weight)
+        init.zeros_(self.out_proj.bias)
+
+    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        placed = hidden_states + positions
+        queries, keys, values = self.q_proj(placed), self.k_proj(placed), self.v_proj(hidden_states)
+        return self.out_proj(attend(queries, keys, values, self.num_heads, self.dropout if self.training else 0.0))
+
+
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    num_heads: int,
+    dropout: float = 0.0,
+    allowed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention of projected states `(N, length, C)`; `allowed` is bool `(N, queries, keys)`."""
+    queries, keys, values = (
+        states.unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (queries, keys, values)
+    )
+    mask = None if allowed is None else allowed[:, None]
+    attended = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
+
+
+class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
+    """Masked cross-attention, self-attention, feed-forward; each with a norm after the residual sum."""
+
+    def __init__(self, config: FrameDetectorConfig):
+        super().__init__()
+        dim, num_heads = config.hidden_dim, config.num_attention_heads
+        self.dropout = config.dropout
+        self.activation = ACT2FN[config.activation_function]
+        self.self_attn = SelfAttention(dim, num_heads, config.dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(dim)
+        self.cross_attn = MaskedCrossAttention(dim, num_heads, config.dropout)
+        self.cross_attn_layer_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, config.dim_feedforward)
+        self.fc2 = nn.Linear(config.dim_feedforward, dim)
+        self.final_layer_norm = nn.LayerNorm(dim)
+
+    def initialize_parameters(self):
+        init.xavier_uniform_(self.fc1.weight)
+        init.xavier_uniform_(self.fc2.weight)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_positions: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        allowed: torch.Tensor,
+    ) -> torch.Tensor:
+        attended = self.cross_attn(hidden_states + query_positions, keys, values, allowed)
+        hidden_states = self.cross_attn_layer_norm(hidden_states + self._drop(attended))
+        attended = self.self_attn(hidden_states, query_positions)
+        hidden_states = self.self_attn_layer_norm(hidden_states + self._drop(attended))
+        expanded = self._drop(self.activation(self.fc1(hidden_states)))
+        return self.final_layer_norm(hidden_states + self._drop(self.fc2(expanded)))
+
+    def _drop(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(hidden_states, self.dropout, self.training)
+
+
+class MaskEmbedder(nn.Sequential):
+    """Three Linear layers with ReLU between: query states to mask embeddings (parameters `{0,1,2}.0`)."""
+
+    def __init__(self, hidden_dim: int, output_dim: int):
+        super().__init__(
+            nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU()),
+            nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU()),
+            nn.Sequential(nn.Linear(hidden_dim, output_dim)),
+        )
+
+
+class MaskPredictor(nn.Module):
+    def __init__(self, config: FrameDetectorConfig):
+        super().__init__()
+        self.mask_embedder = MaskEmbedder(config.hidden_dim, config.mask_feature_size)
+
+
+class MaskedAttentionDecoder(nn.Module):
+    def __init__(self, config: FrameDetectorConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([MaskedAttentionDecoderLayer(config) for _ in range(config.decoder_layers - 1)])
+        self.layernorm = nn.LayerNorm(config.hidden_dim)
+        self.mask_predictor = MaskPredictor(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_positions: torch.Tensor,
+        level_keys: list[torch.Tensor],
+        level_values: list[torch.Tensor],
+        level_mask_features: list[torch.Tensor],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Args:
+            hidden_states: learned queries `(N, Q, C)`.
+            query_positions: `(Q, C)`.
+            level_keys, level_values: per level `(N, L, C)`.
+            level_mask_features: mask features at the size of each level, `(N, mask channels, L)`.
+
+        Returns:
+            Per prediction, learned queries first: normed queries `(N, Q, C)`; and the mask embeddings `(N, Q, mask
+            channels)` of all but the last, which only a caller that wants its masks computes.
+        """
+        queries, mask_embeddings = [self.layernorm(hidden_states)], []
+        for index, layer in enumerate(self.layers):
+            level = index % NUM_LEVELS
+            mask_embeddings.append(self.mask_predictor.mask_embedder(queries[-1]))
+            allowed = inside_masks(mask_embeddings[-1], level_mask_features[level])
+            hidden_states = layer(hidden_states, query_positions, level_keys[level], level_values[level], allowed)
+            queries.append(self.layernorm(hidden_states))
+        return queries, mask_embeddings
+
+
+@torch.no_grad()
+def inside_masks(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
+    """Where each query may look: inside its predicted mask, or everywhere where that mask is empty. `(N, Q, L)` bool."""
+    inside = mask_embeddings @ mask_features >= 0
+    return inside | ~inside.any(-1, keepdim=True)
+
+
+class TransformerModule(nn.Module):
+    """The learned queries and what they read."""
+
+    def __init__(self, config: FrameDetectorConfig):
+        super().__init__()
+        dim = config.hidden_dim
+        self.queries_embedder = nn.Embedding(config.num_queries, dim)
+        self.queries_features = nn.Embedding(config.num_queries, dim)
+        project = config.feature_size != dim or config.enforce_input_projection
+        self.input_projections = nn.ModuleList(
+            [
+                nn.Conv2d(config.feature_size, dim, kernel_size=1) if project else nn.Identity()
+                for _ in range(NUM_LEVELS)
+            ]
+        )
+        self.decoder = MaskedAttentionDecoder(config)
+        self.level_embed = nn.Embedding(NUM_LEVELS, dim)
+
+    def initialize_parameters(self):
+        for projection in self.input_projections:
+            if isinstance(projection, nn.Conv2d):
+                init.xavier_uniform_(projection.weight)
+
+    def forward(
+        self, levels: list[torch.Tensor], level_mask_features: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Args:
+            levels: the pixel decoder's levels `(N, C, height, width)`, coarse to fine.
+            level_mask_features: mask features at the size of each level, `(N, mask channels, height, width)`.
+
+        Returns:
+            As `MaskedAttentionDecoder`.
+        """
+        level_keys, level_values = [], []
+        for level, projection, embedding in zip(levels, self.input_projections, self.level_embed.weight, strict=True):
+            height, width = level.shape[-2:]
+            values = projection(level).flatten(2).transpose(1, 2) + embedding
+            positions = sine_position_embedding(
+                height, width, values.shape[-1], device=values.device, dtype=values.dtype
+            )
+            level_values.append(values)
+            level_keys.append(values + positions)
+        return self.decoder(
+            self.queries_features.weight.expand(levels[0].shape[0], -1, -1),
+            self.queries_embedder.weight,
+            level_keys,
+            level_values,
+            [features.flatten(2) for features in level_mask_features],
+        )

@@ -1,0 +1,139 @@
+"""The frame detector: Mask2Former with its parameter names, for the video models to build on.
+
+N images, Q queries, C channels, K classes.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoBackbone
+
+from ..losses import LayerPrediction, MaskClassificationLoss
+from ..modeling_cvis import CvisPreTrainedModel
+from ..outputs import FrameDetectorOutput
+from .configuration_frame_detector import FrameDetectorConfig
+from .frozen_batch_norm import freeze_batch_norms
+from .masked_attention_decoder import TransformerModule
+from .pixel_decoder import PixelDecoder
+
+SIZE_DIVISOR = 32
+
+
+class PixelLevelModule(nn.Module):
+    """Backbone and pixel decoder."""
+
+    def __init__(self, config: FrameDetectorConfig):
+        super().__init__()
+        self.encoder = AutoBackbone.from_config(config.backbone_config)
+        if len(self.encoder.channels) != 4:
+            raise ValueError(
+                "The backbone must return four maps (strides 4, 8, 16, 32), got "
+                f"{self.encoder.out_features}: set `out_features` in `backbone_config`."
+            )
+        if config.freeze_batch_norm:
+            freeze_batch_norms(self.encoder)
+        self.decoder = PixelDecoder(config, self.encoder.channels)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        # Convolutions over many channels run about twice as fast with the channels innermost.
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        feature_maps = self.encoder(pixel_values).feature_maps
+        return self.decoder([level.contiguous(memory_format=torch.channels_last) for level in feature_maps])
+
+
+class FrameDetectorModel(nn.Module):
+    def __init__(self, config: FrameDetectorConfig):
+        super().__init__()
+        self.pixel_level_module = PixelLevelModule(config)
+        self.transformer_module = TransformerModule(config)
+
+
+class FrameDetector(CvisPreTrainedModel):
+    """Mask2Former on single frames (Cheng et al., Masked-attention Mask Transformer, CVPR 2022).
+
+    A checkpoint of transformers' `Mask2FormerForUniversalSegmentation` loads with `from_pretrained`.
+    """
+
+    config_class = FrameDetectorConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["FrozenConvolutionBlock", "PixelDecoderEncoderLayer", "MaskedAttentionDecoderLayer"]
+    _keys_to_ignore_on_load_unexpected = [r"^criterion\."]
+
+    def __init__(self, config: FrameDetectorConfig):
+        super().__init__(config)
+        self.model = FrameDetectorModel(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.criterion = MaskClassificationLoss(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        num_query_layers: int = 1,
+        output_predictions: bool = False,
+    ) -> FrameDetectorOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(N, 3, H, W)`): normalised frames, H and W multiples of 32. Padding
+                counts as image.
+            labels: per frame `{"class_labels": (n,) long, "masks": (n, H, W)}`; gives `loss` and `loss_dict`.
+            num_query_layers: how many of the last decoder layers `frame_queries` holds.
+            output_predictions: return `predictions`, and outside training the logits of the last layer.
+
+        Raises:
+            ValueError: when `pixel_values` has the wrong shape or type, or `num_query_layers` is out of range.
+        """
+        self._check_inputs(pixel_values, num_query_layers)
+        levels, fpn_features = self.model.pixel_level_module(pixel_values.to(self.dtype))
+        project_masks = self.model.pixel_level_module.decoder.mask_projection
+        queries, mask_embeddings = self.model.transformer_module(
+            levels, [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
+        )
+        output = FrameDetectorOutput(
+            frame_queries=torch.stack(queries[-num_query_layers:]),
+            fpn_features=fpn_features,
+            mask_features=project_masks(fpn_features),
+        )
+        if not output_predictions and labels is None:
+            return output
+
+        mask_embeddings.append(self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries[-1]))
+        output.predictions = tuple(
+            LayerPrediction(self.class_predictor(states), embeddings)
+            for states, embeddings in zip(queries, mask_embeddings, strict=True)
+        )
+        output.class_queries_logits = output.predictions[-1].class_logits
+        if not self.training:
+            output.masks_queries_logits = torch.einsum("nqc,nchw->nqhw", mask_embeddings[-1], output.mask_features)
+        if labels is not None:
+            output.loss_dict, _ = self.criterion(output.predictions, output.mask_features, labels)
+            output.loss = sum(output.loss_dict.values())
+        return output
+
+    def _check_inputs(self, pixel_values: torch.Tensor, num_query_layers: int) -> None:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values must be (frames, 3, height, width), got {tuple(pixel_values.shape)}.")
+        height, width = pixel_values.shape[-2:]
+        if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
+            raise ValueError(
+                f"Height and width of pixel_values must be multiples of {SIZE_DIVISOR}, got {height} x {width}: pad the "
+                "frames at the right and bottom, as the video processor does."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values must be normalised floating-point frames, got {pixel_values.dtype}.")
+        if not 1 <= num_query_layers <= self.config.decoder_layers:
+            raise ValueError(f"num_query_layers must be 1 to {self.config.decoder_layers}, got {num_query_layers}.")
+
+
+def shrunk_mask_features(fpn_features: torch.Tensor, projection: nn.Conv2d, size: tuple[int, int]) -> torch.Tensor:
+    """Mask features at the size of a level, without gradients: what attention masks are made of.
+
+    Bilinear resizing commutes with the projection and with the product with mask embeddings, so shrinking the features
+    once per level replaces shrinking the mask logits of every query after every layer.
+    """
+    shrunk = nn.functional.interpolate(fpn_features.detach(), size=size, mode="bilinear", align_corners=False)
+    return nn.functional.conv2d(shrunk, projection.weight.detach(), projection.bias.detach())
+
+
+__all__ = ["FrameDetector"]

@@ -1,0 +1,296 @@
+"""Models on the Hub: weights, video processor and a generated card, pushed in one commit to one revision."""
+
+import fnmatch
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+)
+from safetensors import SafetensorError
+
+TRAINING_SUMMARY_FILE = "training_summary.json"
+TASK = "video-instance-segmentation"
+
+# A push owns these files of a revision: those which it does not write again are removed.
+OWNED_FILES = ("model*.safetensors", "model.safetensors.index.json", TRAINING_SUMMARY_FILE)
+
+
+class HubMixin:
+    """What the models of the package do differently from transformers where files and the Hub are concerned.
+
+    Precedes `PreTrainedModel` in the bases of a model.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            OSError: the weights cannot be read; the message names the model and says how to fetch them again. A missing
+                repository or revision raises OSError as well.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            revision = kwargs.get("revision")
+            source = f"{pretrained_model_name_or_path}{f' (revision {revision})' if revision else ''}"
+            raise OSError(
+                f"The weights of {source} are corrupt or incomplete ({error}). Copy the file again, or pass "
+                "`force_download=True` for a model of the Hub."
+            ) from error
+
+    def push_to_hub(self, repo_id: str, *, video_processor=None, **kwargs) -> CommitInfo:
+        """Pushes the model, and its video processor if given, with a generated card: see [`push_to_hub`]."""
+        return push_to_hub(self, video_processor, repo_id, **kwargs)
+
+
+def push_to_hub(
+    model,
+    video_processor,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+    license: str = "unknown",
+    base_model: str | None = None,
+    training_summary: dict[str, Any] | None = None,
+) -> CommitInfo:
+    """Pushes model, video processor and model card to one revision of a repository, in one commit.
+
+    The weights are uploaded before the revision is touched, so an interrupted push leaves it as it was. A new branch
+    starts from `main`.
+
+    Args:
+        model: a `PreTrainedModel`.
+        video_processor: its processor, anything with `save_pretrained`; None pushes the model alone, which a pipeline
+            cannot load.
+        repo_id: "name" or "owner/name"; created if needed.
+        revision: branch, created if needed; None is the default branch.
+        private, token, create_pr, max_shard_size, tags, commit_message, commit_description: as in transformers.
+        license: identifier of the Hub, such as "apache-2.0", for the weights.
+        base_model: repository which the training started from.
+        training_summary: see [`model_card`]; also uploaded as `training_summary.json`.
+
+    Returns:
+        The commit, with `commit_url` and `oid`. Pushing what is there already makes no new commit.
+
+    Raises:
+        HfHubHTTPError: the Hub refuses; the revision is unchanged.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    branches = {branch.name for branch in api.list_repo_refs(repo_id).branches}
+    new_branch = revision is not None and not revision.startswith("refs/pr/") and revision not in branches
+    parent = None if new_branch else revision
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(
+            model,
+            video_processor,
+            folder,
+            name=repo_id,
+            revision=revision,
+            tags=tags,
+            license=license,
+            base_model=base_model,
+            training_summary=training_summary,
+            max_shard_size=max_shard_size,
+        )
+        additions = [
+            CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file()
+        ]
+        written = {addition.path_in_repo for addition in additions}
+        deletions = [
+            CommitOperationDelete(name)
+            for name in api.list_repo_files(repo_id, revision=parent)
+            if name not in written and any(fnmatch.fnmatch(name, pattern) for pattern in OWNED_FILES)
+        ]
+        api.preupload_lfs_files(repo_id, additions, revision=parent, create_pr=create_pr, free_memory=False)
+        if new_branch:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        try:
+            return api.create_commit(
+                repo_id,
+                additions + deletions,
+                commit_message=commit_message or f"Upload {type(model).__name__}",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            )
+        except BaseException:
+            if new_branch:  # it would offer the model of `main` under the name of this one
+                api.delete_branch(repo_id, branch=revision)
+            raise
+
+
+def save_model(
+    model,
+    video_processor,
+    folder: str | os.PathLike,
+    *,
+    name: str,
+    revision: str | None = None,
+    tags: list[str] | None = None,
+    license: str = "unknown",
+    base_model: str | None = None,
+    training_summary: dict[str, Any] | None = None,
+    max_shard_size: int | str = "50GB",
+) -> None:
+    """Writes what [`push_to_hub`] uploads into a folder: weights, configuration, processor, card, training summary.
+
+    `name` is what the card calls the model and loads it by.
+    """
+    folder = Path(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if video_processor is not None:
+        video_processor.save_pretrained(folder)
+    if training_summary:
+        text = json.dumps(training_summary, indent=2, ensure_ascii=False)
+        (folder / TRAINING_SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    card = model_card(
+        model,
+        name,
+        revision=revision,
+        tags=tags,
+        license=license,
+        base_model=base_model,
+        training_summary=training_summary,
+    )
+    card.save(folder / "README.md")
+
+
+def read_training_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """`training_summary.json` of a model folder, None where there is none."""
+    path = Path(folder) / TRAINING_SUMMARY_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def model_card(
+    model,
+    name: str,
+    *,
+    revision: str | None = None,
+    tags: list[str] | None = None,
+    license: str = "unknown",
+    base_model: str | None = None,
+    training_summary: dict[str, Any] | None = None,
+) -> ModelCard:
+    """The card of a model: what it does, its classes, how to load it, what was measured, how it was trained.
+
+    Args:
+        training_summary: what is known of the training. `metrics` (name -> number) and `dataset` (what they were
+            measured on) make the table of measurements; `command`, `seed`, `steps`, `seconds` and `hardware` the
+            paragraph on the training. All of them optional.
+    """
+    summary = training_summary or {}
+    metrics = {key: value for key, value in summary.get("metrics", {}).items() if isinstance(value, int | float)}
+    dataset = str(summary.get("dataset", "unknown data"))
+    data = ModelCardData(
+        license=license,
+        base_model=base_model,
+        library_name="transformers-cvis",
+        tags=[TASK, "transformers-cvis", model.config.model_type, *(tags or [])],
+        model_name=name.split("/")[-1],
+        eval_results=[
+            EvalResult(
+                task_type=TASK,
+                dataset_type="video",
+                dataset_name=dataset,
+                metric_type=key,
+                metric_value=round(float(value), 4),
+            )
+            for key, value in metrics.items()
+        ]
+        or None,
+    )
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name.split('/')[-1]}",
+        f"`{type(model).__name__}` for video instance segmentation: it detects, segments and tracks every object of a "
+        "video which belongs to one of its classes.",
+        _overview(model, license, base_model),
+        "## How to load it",
+        _how_to_load(name, revision),
+        "## Measured",
+        _measurements(metrics, dataset),
+    ]
+    if training := _training(summary):
+        sections += ["## Training", training]
+    return ModelCard("\n\n".join(sections) + "\n", ignore_metadata_errors=True)
+
+
+def _overview(model, license: str, base_model: str | None) -> str:
+    labels = [model.config.id2label[index] for index in sorted(model.config.id2label)]
+    rows = {
+        "Task": "video instance segmentation",
+        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
+        "Classes": f"{len(labels)}: {', '.join(labels)}",
+        "Starts from": base_model or "no published base",
+        "Licence": license,
+    }
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _how_to_load(name: str, revision: str | None) -> str:
+    arguments = f'"{name}"' + (f', revision="{revision}"' if revision else "")
+    return f"""Import `transformers_cvis` first (`pip install transformers-cvis`): it registers the architecture with
+transformers, which otherwise answers "unrecognized model type".
+
+```python
+import transformers_cvis
+from transformers import pipeline
+
+segmenter = pipeline("video-instance-segmentation", model={arguments})
+tracks = segmenter("clip.mp4")
+```
+
+```python
+import transformers_cvis
+from transformers import AutoVideoProcessor
+
+model = transformers_cvis.AutoModelForVideoInstanceSegmentation.from_pretrained({arguments})
+video_processor = AutoVideoProcessor.from_pretrained({arguments})
+```"""
+
+
+def _measurements(metrics: dict[str, float], dataset: str) -> str:
+    if not metrics:
+        return "Nothing was measured."
+    rows = [f"| {key} | {value:.4g} |" for key, value in metrics.items()]
+    return "\n".join([f"On {dataset}.", "", "| metric | value |", "| --- | --- |", *rows])
+
+
+def _training(summary: dict[str, Any]) -> str:
+    facts = []
+    if "seed" in summary:
+        facts.append(f"Seed {summary['seed']}.")
+    if "steps" in summary:
+        facts.append(f"{summary['steps']} steps.")
+    if "seconds" in summary:
+        hardware = f" on {summary['hardware']}" if "hardware" in summary else ""
+        facts.append(f"{summary['seconds'] / 60:.0f} minutes{hardware}.")
+    paragraphs = [" ".join(facts)] if facts else []
+    if "command" in summary:
+        paragraphs.append(f"```\n{summary['command']}\n```")
+    return "\n\n".join(paragraphs)
+
+
+__all__ = ["HubMixin", "model_card", "push_to_hub", "read_training_summary", "save_model"]

@@ -1,0 +1,184 @@
+"""Mask logits -> run lengths, without ever building a dense mask of a whole frame.
+
+Bilinear interpolation only averages, so where all logits around a pixel are negative the pixel is off. All work is
+therefore done inside the window of the positive logits; an empty mask costs nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+from torch import nn
+
+# Windows keep this many negative logits around the positive ones: one for each of the two interpolations.
+_MARGIN = 2
+
+
+@dataclass
+class ClipMasks:
+    """The masks of some queries over the frames of one clip.
+
+    Attributes:
+        segmentations (`list[list[dict | None]]`): per query, per frame, a compressed RLE at the original size, `None`
+            where the mask is empty.
+        probability_sum (`np.ndarray` of shape `(num_queries,)`, float64): sum of the probabilities of the pixels that
+            are on, at network-input resolution, over the frames.
+        pixel_count (`np.ndarray` of shape `(num_queries,)`, float64): how many pixels those are.
+    """
+
+    segmentations: list[list[dict | None]]
+    probability_sum: np.ndarray
+    pixel_count: np.ndarray
+
+
+def segment_masks(
+    masks_queries_logits: torch.Tensor, input_size: tuple[int, int], original_size: tuple[int, int]
+) -> ClipMasks:
+    """Turn mask logits into run lengths at the video's own size.
+
+    The logits are upsampled to the network input, the padding is cut off, the rest is resized to the original size
+    (both steps bilinear, on logits) and a pixel is on where the result is positive.
+
+    Args:
+        masks_queries_logits (`torch.Tensor` of shape `(num_queries, num_frames, height, width)`): logits at a whole
+            fraction (a quarter) of the padded network input.
+        input_size (`tuple[int, int]`): height and width of the network input without its padding.
+        original_size (`tuple[int, int]`): height and width of the video's frames.
+    """
+    num_queries, num_frames, height, width = masks_queries_logits.shape
+    stride = _mask_stride((height, width), input_size)
+    logits = masks_queries_logits.detach()
+    logits = (logits if logits.dtype == torch.float64 else logits.float()).cpu()
+
+    rows_on, columns_on = (logits > 0).any(dim=3).numpy(), (logits > 0).any(dim=2).numpy()
+    to_original = None
+    if tuple(input_size) != tuple(original_size):
+        to_original = [_LinearResize(i, o, logits.dtype) for i, o in zip(input_size, original_size, strict=True)]
+
+    segmentations = [[None] * num_frames for _ in range(num_queries)]
+    probability_sum, pixel_count = np.zeros(num_queries), np.zeros(num_queries)
+    found = []  # (query, frame, counts) of every mask that is not empty
+    for query, frame in np.argwhere(rows_on.any(axis=2)):
+        top, bottom = _positive_range(rows_on[query, frame], height)
+        left, right = _positive_range(columns_on[query, frame], width)
+        window = nn.functional.interpolate(
+            logits[query, frame, top:bottom, left:right][None, None],
+            scale_factor=stride,
+            mode="bilinear",
+            align_corners=False,
+        )[0, 0]
+        top, left = top * stride, left * stride
+        window = window[: input_size[0] - top, : input_size[1] - left]
+        window_on = window > 0
+        pixels_on = int(window_on.sum())
+        if pixels_on == 0:
+            continue
+        probability_sum[query] += float(window.sigmoid()[window_on].sum(dtype=torch.float64))
+        pixel_count[query] += pixels_on
+        if to_original is not None:
+            window, top = to_original[0](window, top, window_on.any(dim=1), axis=0)
+            window, left = to_original[1](window, left, window_on.any(dim=0), axis=1)
+            window_on = window > 0
+        counts = _run_lengths(window_on.numpy(), top, left, original_size)
+        if counts is not None:
+            found.append((query, frame, counts))
+
+    for (query, frame, _), rle in zip(found, _compress([item[2] for item in found], original_size), strict=True):
+        segmentations[query][frame] = rle
+    return ClipMasks(segmentations, probability_sum, pixel_count)
+
+
+def empty_segmentation(size: tuple[int, int]) -> dict:
+    """The compressed RLE of a mask `(height, width)` that is off everywhere."""
+    return _compress([[size[0] * size[1]]], size)[0]
+
+
+def decode_segmentation(segmentation: dict) -> np.ndarray:
+    """A compressed RLE as a bool array `(height, width)`."""
+    return mask_utils.decode(segmentation).astype(bool)
+
+
+def segmentation_boxes(segmentations: list[dict | None]) -> list[tuple[float, float, float, float] | None]:
+    """The tight boxes `(x0, y0, x1, y1)` in pixels, right and bottom exclusive, of compressed RLEs; `None` for `None`."""
+    present = [segmentation for segmentation in segmentations if segmentation is not None]
+    if not present:
+        return [None] * len(segmentations)
+    corners = iter(mask_utils.toBbox(present).tolist())
+    boxes = []
+    for segmentation in segmentations:
+        if segmentation is None:
+            boxes.append(None)
+            continue
+        x, y, width, height = next(corners)
+        boxes.append((x, y, x + width, y + height))
+    return boxes
+
+
+class _LinearResize:
+    """One axis of a bilinear resize (pixel centres aligned, as `align_corners=False`), for a window of the axis."""
+
+    def __init__(self, input_length: int, output_length: int, dtype: torch.dtype):
+        source = (torch.arange(output_length, dtype=torch.float64) + 0.5) * (input_length / output_length) - 0.5
+        source = source.clamp(min=0)
+        self.lower = source.floor().long().clamp(max=input_length - 1)
+        self.upper = (self.lower + 1).clamp(max=input_length - 1)
+        self.weight = (source - self.lower).to(dtype)
+
+    def __call__(self, window: torch.Tensor, offset: int, on: torch.Tensor, axis: int) -> tuple[torch.Tensor, int]:
+        """Resize `window`, which starts at `offset`, to the outputs that see an entry marked in `on`; their offset."""
+        marked = on.nonzero()
+        first, last = int(marked[0]) + offset, int(marked[-1]) + offset
+        begin = int(torch.searchsorted(self.upper, first))
+        end = int(torch.searchsorted(self.lower, last, right=True))
+        lower = (self.lower[begin:end] - offset).clamp(min=0)
+        upper = (self.upper[begin:end] - offset).clamp(max=window.shape[axis] - 1)
+        weight = self.weight[begin:end]
+        weight = weight[:, None] if axis == 0 else weight
+        return torch.lerp(window.index_select(axis, lower), window.index_select(axis, upper), weight), begin
+
+
+def _mask_stride(mask_size: tuple[int, int], input_size: tuple[int, int]) -> int:
+    """Network-input pixels per logit: the padded input is a multiple of 32 and the logits are at a quarter of it."""
+    stride = 4
+    if any(length * stride < wanted for length, wanted in zip(mask_size, input_size, strict=True)):
+        raise ValueError(
+            f"Mask logits of {mask_size} cover a network input of {tuple(stride * length for length in mask_size)}, "
+            f"smaller than the stated input size {tuple(input_size)}."
+        )
+    return stride
+
+
+def _positive_range(on: np.ndarray, length: int) -> tuple[int, int]:
+    marked = np.flatnonzero(on)
+    return max(0, int(marked[0]) - _MARGIN), min(length, int(marked[-1]) + 1 + _MARGIN)
+
+
+def _run_lengths(window: np.ndarray, top: int, left: int, size: tuple[int, int]) -> list[int] | None:
+    """COCO run lengths (column by column, off first) of a frame of `size` whose pixels are off outside the window."""
+    height, width = window.shape
+    columns = np.zeros((width, height + 2), dtype=np.int8)
+    columns[:, 1:-1] = window.T
+    steps = np.diff(columns, axis=1)
+    column, row = np.nonzero(steps == 1)
+    if len(column) == 0:
+        return None
+    starts = (column + left) * size[0] + row + top
+    column, row = np.nonzero(steps == -1)
+    ends = (column + left) * size[0] + row + top
+    # A run that reaches the bottom of the frame goes on at the top of the next column.
+    apart = starts[1:] != ends[:-1]
+    starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
+    total = size[0] * size[1]
+    edges = np.column_stack([starts, ends]).ravel()
+    if edges[-1] != total:
+        edges = np.append(edges, total)
+    return np.diff(edges, prepend=0).tolist()
+
+
+def _compress(counts: list[list[int]], size: tuple[int, int]) -> list[dict]:
+    if not counts:
+        return []
+    height, width = size
+    segmentations = mask_utils.frPyObjects([{"size": [height, width], "counts": run} for run in counts], height, width)
+    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in segmentations]

@@ -1,0 +1,173 @@
+"""What the network says about its queries, clip by clip, gathered into the tracks of a video."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .masks import ClipMasks, segment_masks, segmentation_boxes
+
+
+@dataclass(repr=False)
+class Track:
+    """One object of a video.
+
+    Attributes:
+        score (`float`): class probability times mask quality, in 0..1.
+        label_id (`int`): class index, as in the model's `id2label`.
+        label (`str`): class name.
+        query_id (`int`): which query of the model follows the object; the same for all clips of a video.
+        segmentations (`list[dict | None]`): per frame the mask as a compressed COCO RLE
+            (`{"size": [height, width], "counts": str}`), `None` where the object is absent.
+        boxes (`list[tuple[float, float, float, float] | None]`): per frame the tight box `(x0, y0, x1, y1)` in pixels,
+            right and bottom exclusive, `None` where the object is absent.
+    """
+
+    score: float
+    label_id: int
+    label: str
+    query_id: int
+    segmentations: list[dict | None]
+    boxes: list[tuple[float, float, float, float] | None]
+
+    @property
+    def num_frames_visible(self) -> int:
+        """In how many frames the object has a mask."""
+        return sum(segmentation is not None for segmentation in self.segmentations)
+
+    def __repr__(self) -> str:
+        return (
+            f"Track(label={self.label!r}, score={self.score:.3f}, query_id={self.query_id}, "
+            f"visible in {self.num_frames_visible} of {len(self.segmentations)} frames)"
+        )
+
+
+class TrackAccumulator:
+    """Gathers the outputs of a video's clips and selects its tracks; between clips it keeps run lengths, no pixels.
+
+    The class probabilities of a query are its largest over the clips, without the no-object class. Its mask quality is
+    the mean probability of the pixels that are on, over all frames, at network-input resolution without padding
+    (`sum(p * [p > 0.5]) / (sum([p > 0.5]) + 1e-6)`), and the score of a (query, label) pair is their product.
+
+    - Without a threshold, as videos are evaluated: the `top_k` pairs of largest class probability, whatever their
+      masks; a query may appear with several labels.
+    - With a `threshold`, as tracks are shown: each query with its best label, where the score reaches the threshold.
+      A query is recorded from the first clip in which its class probability reaches the threshold; before, it stands
+      for no object, so its masks are not even computed.
+
+    Args:
+        original_size (`tuple[int, int]`): height and width of the video's frames, in pixels.
+        input_size (`tuple[int, int]`): height and width of the network input without padding.
+        id2label (`dict[int, str]`, *optional*): names of the classes; by default their numbers.
+        threshold (`float`, *optional*): least score of a track, in 0..1.
+        top_k (`int`, *optional*): most tracks of the video.
+    """
+
+    def __init__(
+        self,
+        original_size: tuple[int, int],
+        input_size: tuple[int, int],
+        id2label: dict[int, str] | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+    ):
+        if threshold is None and top_k is None:
+            raise ValueError("Give a `threshold`, `top_k` or both: otherwise every query would become a track.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` is a score in 0..1, got {threshold}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        self.original_size = original_size
+        self.input_size = input_size
+        self.id2label = id2label
+        self.threshold = threshold
+        self.top_k = top_k
+        self.num_frames = 0
+        self._class_scores: torch.Tensor | None = None  # (num_queries, num_labels), largest so far
+        self._probability_sum = np.zeros(0)  # (num_queries,)
+        self._pixel_count = np.zeros(0)  # (num_queries,)
+        self._segmentations: list[list[dict | None]] = []  # [query][frame]
+
+    def update(self, class_queries_logits: torch.Tensor, masks_queries_logits: torch.Tensor) -> None:
+        """Add the next clip.
+
+        Args:
+            class_queries_logits (`torch.Tensor` of shape `(num_queries, num_labels + 1)`): no-object last.
+            masks_queries_logits (`torch.Tensor` of shape `(num_queries, num_frames, height / 4, width / 4)`): for the
+                frames of this clip, at a quarter of the padded network input.
+        """
+        clip = self._see(class_queries_logits, masks_queries_logits)
+        num_frames = masks_queries_logits.shape[1]
+        if not self._segmentations:
+            self._segmentations = [[] for _ in range(len(masks_queries_logits))]
+        for recorded, segmentations in zip(self._segmentations, clip, strict=True):
+            recorded.extend(segmentations if segmentations is not None else [None] * num_frames)
+
+    def step(self, class_queries_logits: torch.Tensor, masks_queries_logits: torch.Tensor) -> list[Track]:
+        """The tracks of the next clip alone, scored by all clips so far; keeps nothing that grows with the video."""
+        clip = self._see(class_queries_logits, masks_queries_logits)
+        return self._select([segmentations or [None] * masks_queries_logits.shape[1] for segmentations in clip])
+
+    def tracks(self) -> list[Track]:
+        """The tracks of all clips that [`update`] has seen, best first."""
+        if self._class_scores is None:
+            raise ValueError("There are no tracks before the first clip.")
+        return self._select(self._segmentations)
+
+    def _see(self, class_queries_logits, masks_queries_logits) -> list[list[dict | None] | None]:
+        """Update scores and qualities; the clip's segmentations per query, `None` for queries that cannot matter yet."""
+        scores = class_queries_logits.detach().cpu()
+        scores = (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=-1)[:, :-1]
+        if self._class_scores is None:
+            self._class_scores = scores
+            self._probability_sum = np.zeros(len(scores))
+            self._pixel_count = np.zeros(len(scores))
+            if self.id2label is not None and len(self.id2label) != scores.shape[1]:
+                raise ValueError(
+                    f"The outputs have {scores.shape[1]} classes, but `id2label` names {len(self.id2label)}."
+                )
+        self._class_scores = torch.maximum(self._class_scores, scores)
+
+        queries = torch.arange(len(scores))
+        if self.threshold is not None:
+            queries = (self._class_scores.amax(dim=1) >= self.threshold).nonzero()[:, 0]
+        masks: ClipMasks = segment_masks(
+            masks_queries_logits[queries.to(masks_queries_logits.device)], self.input_size, self.original_size
+        )
+        self._probability_sum[queries.numpy()] += masks.probability_sum
+        self._pixel_count[queries.numpy()] += masks.pixel_count
+        self.num_frames += masks_queries_logits.shape[1]
+        segmentations: list[list[dict | None] | None] = [None] * len(scores)
+        for query, recorded in zip(queries.tolist(), masks.segmentations, strict=True):
+            segmentations[query] = recorded
+        return segmentations
+
+    def _select(self, segmentations: list[list[dict | None]]) -> list[Track]:
+        class_scores = self._class_scores
+        num_labels = class_scores.shape[1]
+        quality = self._probability_sum / (self._pixel_count + 1e-6)  # (num_queries,)
+        if self.threshold is not None:
+            best = class_scores.argmax(dim=1)
+            pairs = torch.arange(len(class_scores)) * num_labels + best
+        else:
+            pairs = torch.arange(class_scores.numel())
+        if self.top_k is not None and self.top_k < len(pairs):
+            pairs = pairs[class_scores.flatten()[pairs].topk(self.top_k).indices]
+
+        tracks = []
+        for pair in pairs.tolist():
+            query, label_id = divmod(pair, num_labels)
+            score = float(class_scores[query, label_id]) * float(quality[query])
+            if self.threshold is not None and (score < self.threshold or not any(segmentations[query])):
+                continue
+            tracks.append(
+                Track(
+                    score=score,
+                    label_id=label_id,
+                    label=self.id2label[label_id] if self.id2label is not None else str(label_id),
+                    query_id=query,
+                    segmentations=list(segmentations[query]),
+                    boxes=segmentation_boxes(segmentations[query]),
+                )
+            )
+        return sorted(tracks, key=lambda track: -track.score)

@@ -1,0 +1,314 @@
+"""A video in: any source a user may have, as a bounded-memory stream of RGB frames."""
+
+import itertools
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+_GREY_OR_COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+_URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_URL_TIMEOUT_SECONDS = 30.0
+
+
+class VideoFrames:
+    """Iterates the frames of a video as uint8 RGB arrays `(height, width, 3)`, one in memory at a time.
+
+    Made by [`open_video`]. Files, folders, lists and arrays can be iterated as often as one likes; an iterator of
+    frames only once.
+
+    Attributes:
+        name (`str`): what messages call the video.
+        size (`tuple[int, int]`): height and width of every frame, in pixels, after rotation.
+        fps (`float` or `None`): frames per second of what is iterated; `None` where the source has no clock.
+        num_frames (`int` or `None`): how many frames will come, as far as the source says; `None` if it does not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Iterator[tuple[float | None, Any]]],
+        fps: float | None,
+        num_frames: int | None,
+        target_fps: float | None = None,
+        stride: int = 1,
+        max_frames: int | None = None,
+    ):
+        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+            raise ValueError(f"`stride` must be a whole number of at least 1, got {stride!r}.")
+        if max_frames is not None and (not isinstance(max_frames, int) or max_frames < 1):
+            raise ValueError(f"`max_frames` must be a whole number of at least 1 or None, got {max_frames!r}.")
+        if target_fps is not None and target_fps <= 0:
+            raise ValueError(f"`fps` must be above 0, got {target_fps!r}.")
+        if target_fps is not None and stride != 1:
+            raise ValueError("`fps` and `stride` both choose frames: give one of them, not both.")
+        if target_fps is not None and fps is None:
+            raise ValueError(f"{name} has no frame rate, so `fps={target_fps}` cannot be reached: use `stride`.")
+        self.name = name
+        self._read = read
+        self._stride = stride
+        self._max_frames = max_frames
+        # A rate above the source's would only repeat frames.
+        self._target_fps = None if target_fps is None or target_fps >= fps else float(target_fps)
+        self.fps = None if fps is None else self._target_fps or fps / stride
+        if num_frames is not None:
+            num_frames = -(-num_frames // stride)
+            if self._target_fps is not None:
+                num_frames = max(1, round(num_frames * self._target_fps / fps))
+            if max_frames is not None:
+                num_frames = min(num_frames, max_frames)
+        self.num_frames = num_frames
+
+        first, self._opened = _peek(self._chosen())
+        if first is None:
+            raise ValueError(f"{name} holds no frame that can be read.")
+        self.size: tuple[int, int] = first.shape[:2]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        # The reader that found the first frame goes on where it stands; later loops start the source anew.
+        frames, self._opened = self._opened, None
+        if frames is None:
+            frames = self._chosen()
+        for index, frame in enumerate(frames):
+            if frame.shape[:2] != self.size:
+                raise ValueError(
+                    f"Frame {index} of {self.name} is {_pixels(frame.shape[:2])}, but the first frame is "
+                    f"{_pixels(self.size)}: all frames of a video must have one size."
+                )
+            yield frame
+
+    def _chosen(self) -> Iterator[np.ndarray]:
+        chosen = 0
+        for index, (seconds, frame) in enumerate(self._read()):
+            if self._target_fps is not None:
+                # The first frame at or after each tick of the wanted clock.
+                if seconds * self._target_fps < chosen - 1e-6:
+                    continue
+            elif index % self._stride:
+                continue
+            yield to_rgb_frame(frame, f"Frame {index} of {self.name}")
+            chosen += 1
+            if chosen == self._max_frames:
+                return
+
+
+def open_video(
+    source: Any, fps: float | None = None, stride: int = 1, max_frames: int | None = None, name: str | None = None
+) -> VideoFrames:
+    """Open a video of any kind for reading, frame by frame.
+
+    Args:
+        source: One of
+            - the path or URL of a video file (mp4, webm, gif, ... whatever FFmpeg reads); a rotation that the file
+              asks for is applied;
+            - a folder of images, in natural order (`2.jpg` before `10.jpg`), or a list of image paths, in list order;
+            - an array or tensor `(num_frames, height, width, 3)` or `(num_frames, 3, height, width)`;
+            - a list or any iterator of frames: PIL images, or arrays or tensors `(height, width)`,
+              `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels.
+            Pixels are uint8 in 0..255 or float in 0..1. Grey frames become RGB, an alpha channel is dropped.
+        fps (`float`, *optional*): Frames per second to keep, for sources that have a clock.
+        stride (`int`, defaults to 1): Keep every `stride`-th frame.
+        max_frames (`int`, *optional*): Stop after this many kept frames.
+        name (`str`, *optional*): What messages call the video; the file name by default.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the source is not a video, holds no frame, or its frames are of different sizes, of another dtype
+            or out of range (the last three while iterating).
+
+    A file that ends before its header says warns with the number of frames that could be read.
+    """
+    if isinstance(source, VideoFrames):
+        if fps is not None or stride != 1 or max_frames is not None:
+            raise ValueError("`fps`, `stride` and `max_frames` of an opened video are fixed: give them to `open_video`.")
+        return source
+    sampling = {"target_fps": fps, "stride": stride, "max_frames": max_frames}
+
+    if isinstance(source, (str, Path)):
+        name = name or str(source)
+        if not _URL.match(str(source)):
+            path = Path(source).expanduser()
+            if not path.exists():
+                raise FileNotFoundError(f"There is no file or folder {str(source)!r}.")
+            if path.is_dir():
+                return _open_image_files(_images_in(path), name, sampling)
+            source = str(path)
+        return _open_video_file(str(source), name, sampling)
+
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        name = name or "The array"
+        if source.ndim == 3 and source.shape[-1] in (3, 4):
+            raise ValueError(
+                f"{name} of shape {tuple(source.shape)} looks like one image: a video is (num_frames, height, width, 3); "
+                "use `image[None]` for a video of one frame."
+            )
+        if source.ndim not in (3, 4):
+            raise ValueError(f"{name} must be (num_frames, height, width, 3), got shape {tuple(source.shape)}.")
+        return VideoFrames(name, lambda: _untimed(source), None, len(source), **sampling)
+
+    if isinstance(source, (list, tuple)):
+        name = name or "The list of frames"
+        if source and all(isinstance(item, (str, Path)) for item in source):
+            return _open_image_files([Path(item) for item in source], name, sampling)
+        return VideoFrames(name, lambda: _untimed(source), None, len(source), **sampling)
+
+    if isinstance(source, Iterable):
+        return VideoFrames(name or "The iterator of frames", lambda: _untimed(source), None, None, **sampling)
+    raise TypeError(
+        f"A video is a path, a URL, a folder, an array, a list or an iterator of frames, got {type(source).__name__}."
+    )
+
+
+def to_rgb_frame(frame: Any, name: str = "The frame") -> np.ndarray:
+    """One frame of any accepted kind as a uint8 RGB array `(height, width, 3)`; `name` opens the error messages."""
+    if isinstance(frame, Image.Image):
+        if frame.mode not in _GREY_OR_COLOUR_MODES:
+            raise ValueError(f"{name} is an image of mode {frame.mode!r}: convert it to 8-bit grey or RGB first.")
+        return np.array(frame.convert("RGB"))
+    if isinstance(frame, torch.Tensor):
+        frame = frame.detach().cpu()
+        frame = frame.float().numpy() if frame.is_floating_point() else frame.numpy()
+    if not isinstance(frame, np.ndarray):
+        raise TypeError(f"{name} must be an image, an array or a tensor, got {type(frame).__name__}.")
+
+    if 0 in frame.shape:
+        raise ValueError(f"{name} is empty: shape {frame.shape}.")
+    frame = frame[..., None] if frame.ndim == 2 else np.moveaxis(frame, channel_axis(frame.shape, name), -1)
+    if np.issubdtype(frame.dtype, np.floating):
+        check_float_range(float(frame.min()), float(frame.max()), name)
+        frame = np.rint(frame.astype(np.float32) * 255).astype(np.uint8)
+    elif frame.dtype != np.uint8:
+        raise ValueError(f"{name} has dtype {frame.dtype}: pixels are uint8 in 0..255 or float in 0..1.")
+    if frame.shape[-1] == 1:
+        frame = np.repeat(frame, 3, axis=-1)
+    return np.ascontiguousarray(frame[..., :3])
+
+
+def check_float_range(lowest: float, highest: float, name: str) -> None:
+    """Raise a ValueError unless float pixels lie in 0..1; NaN is seen because it spreads to both ends."""
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError(f"{name} holds NaN or infinite pixels.")
+    if lowest < 0 or highest > 1:
+        raise ValueError(
+            f"{name} holds float pixels in {lowest:.4g}..{highest:.4g}: floats must be in 0..1 (or give uint8 in 0..255)."
+        )
+
+
+def channel_axis(shape: tuple[int, ...], name: str = "The frame") -> int:
+    """Which axis of a frame holds its channels: 0 for `(channels, height, width)`, -1 for `(height, width, channels)`."""
+    if len(shape) == 3:
+        # Colour before grey: (3, 1, 1) is one RGB pixel, not three grey ones.
+        for channels in ((3, 4), (1,)):
+            if shape[-1] in channels:
+                return -1
+            if shape[0] in channels:
+                return 0
+    raise ValueError(
+        f"{name} must be (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, "
+        f"got shape {tuple(shape)}."
+    )
+
+
+def _open_image_files(paths: list[Path], name: str, sampling: dict) -> VideoFrames:
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: there is no image {str(path)!r}.")
+    return VideoFrames(name, lambda: ((None, _read_image(path)) for path in paths), None, len(paths), **sampling)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not paths:
+        raise ValueError(f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+    return sorted(paths, key=_natural_order)
+
+
+def _natural_order(path: Path) -> list[tuple[int, int | str]]:
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
+
+
+def _read_image(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} is not an image that can be read ({error}).") from error
+
+
+def _open_video_file(source: str, name: str, sampling: dict) -> VideoFrames:
+    with _open_container(source, name) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        num_frames = stream.frames or None
+    return VideoFrames(
+        name,
+        lambda: _decode_video_file(source, name, num_frames),
+        float(rate) if rate else None,
+        num_frames,
+        **sampling,
+    )
+
+
+def _open_container(source: str, name: str):
+    try:
+        container = av.open(source, timeout=_URL_TIMEOUT_SECONDS if _URL.match(source) else None)
+    except av.error.FFmpegError as error:
+        raise ValueError(
+            f"{name} cannot be opened as a video ({error.strerror}): it is of another kind, damaged or truncated."
+        ) from error
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"{name} has no video stream (sound only?).")
+    return container
+
+
+def _decode_video_file(source: str, name: str, num_frames: int | None) -> Iterator[tuple[float | None, np.ndarray]]:
+    count, reason = 0, "the file ends early"
+    with _open_container(source, name) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        rate = stream.average_rate or stream.guessed_rate
+        start = None
+        try:
+            for frame in container.decode(stream):
+                seconds = frame.time
+                if seconds is None:
+                    seconds = count / float(rate) if rate else 0.0
+                start = seconds if start is None else start
+                yield seconds - start, _upright(frame)
+                count += 1
+        except av.error.FFmpegError as error:
+            reason, num_frames = error.strerror, num_frames or count + 1
+    if count and num_frames is not None and count < num_frames:
+        warnings.warn(
+            f"{name} is truncated or damaged: {count} of {num_frames} frames could be read ({reason}); "
+            "only those are used.",
+            stacklevel=2,
+        )
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    image = frame.to_ndarray(format="rgb24")
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
+    return np.rot90(image, quarter_turns) if quarter_turns else image
+
+
+def _untimed(frames: Iterable) -> Iterator[tuple[None, Any]]:
+    return ((None, frame) for frame in frames)
+
+
+def _peek(frames: Iterator[np.ndarray]) -> tuple[np.ndarray | None, Iterator[np.ndarray]]:
+    first = next(frames, None)
+    return first, frames if first is None else itertools.chain([first], frames)
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]} pixels (width x height)"

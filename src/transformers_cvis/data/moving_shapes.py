@@ -20,7 +20,6 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LOCAL_EXTENT = 1.2  # every shape lies within [-1.2, 1.2]^2 of its own coordinates
 TEXTURE_SIZE = 32  # texels a side, over [-1.2, 1.2]^2

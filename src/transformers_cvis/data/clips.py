@@ -1,0 +1,260 @@
+"""Clips out of annotated videos: sampling, decoding, targets, batches."""
+
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as mask_utils
+from torch.utils.data import Dataset
+
+from .augmentation import ClipAugmentation, FrameTransform
+
+SMALLEST_BOX_SIDE = 1e-5  # pixels; an instance whose box gets smaller in a frame counts as absent there
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def sample_clip_frames(length: int, num_frames: int, frame_range: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted frame numbers of a training clip: a reference frame and others from at most `frame_range` frames around.
+
+    The others are drawn with replacement, so frames may repeat; where there is no other frame the reference repeats.
+
+    Returns:
+        int64 `(num_frames,)`.
+    """
+    reference = int(rng.integers(length))
+    window = np.arange(max(0, reference - frame_range), min(length, reference + frame_range + 1))
+    candidates = window[window != reference]
+    if not candidates.size:
+        candidates = np.array([reference])
+    others = candidates[rng.integers(candidates.size, size=num_frames - 1)]
+    return np.sort(np.append(others, reference))
+
+
+class ClipDataset(Dataset):
+    """Random training clips, a function of (seed, sample number) and nothing else.
+
+    The sample number counts over the whole training: epoch `number // len(dataset)` visits every video once in an order
+    of its own. Thus a resumed training goes on exactly where it stopped, whatever the number of workers. Crowd
+    annotations are dropped, and so are videos without any other annotation.
+
+    Args:
+        dataset: rows as `load_ytvis` makes them.
+        num_frames: frames per clip.
+        frame_range: how far from the reference frame the other frames may lie.
+        augmentation: drawn once per clip.
+        seed: any non-negative integer.
+
+    `dataset[number]` is a dict of
+    - `pixel_values_videos`: uint8 `(num_frames, 3, height, width)`, RGB;
+    - `labels`: `class_labels` int64 `(num_instances,)`; `ids` int64 `(num_instances, num_frames)`, the same number
+      wherever an instance is visible, -1 where it is not; `masks` bool `(num_instances, num_frames, height, width)`.
+      Instances that no frame of the augmented clip shows are left out;
+    - `video_id` int and `frame_indices`, a list of int.
+
+    Raises:
+        ValueError: an argument out of range, or no video has annotations.
+        FileNotFoundError, ValueError: when a sample is read, a frame that is missing, broken or of another size, or a
+            mask that cannot be decoded; the message names the video.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        num_frames: int,
+        frame_range: int,
+        augmentation: ClipAugmentation,
+        seed: int = 0,
+    ):
+        if num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; a clip needs at least 1 frame.")
+        if frame_range < 0:
+            raise ValueError(f"frame_range is {frame_range}; give a number of frames, 0 or more.")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; give a non-negative integer.")
+        self.table = dataset.with_format("arrow")
+        self.num_frames = num_frames
+        self.frame_range = frame_range
+        self.augmentation = augmentation
+        self.seed = seed
+        self.rows = _rows_with_instances(dataset)
+        if not len(self.rows):
+            raise ValueError("No video of the data set has an annotation to train on (crowds do not count).")
+        self._epoch_order: tuple[int, np.ndarray] = (-1, self.rows)
+
+    def __len__(self) -> int:
+        """Videos with annotations, which is the number of samples of an epoch."""
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict:
+        if number < 0:
+            raise IndexError(f"Sample numbers start at 0, got {number}.")
+        video = _Video(self.table, self._row_of_sample(number))
+        rng = np.random.default_rng((self.seed, 1, number))
+        frame_indices = sample_clip_frames(video.length, self.num_frames, self.frame_range, rng)
+        transforms = self.augmentation.draw(video.height, video.width, self.num_frames, rng)
+        return video.clip(frame_indices, transforms)
+
+    def _row_of_sample(self, number: int) -> int:
+        epoch, position = divmod(number, len(self.rows))
+        if self._epoch_order[0] != epoch:
+            self._epoch_order = epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(self.rows)
+        return int(self._epoch_order[1][position])
+
+
+class VideoDataset(Dataset):
+    """Whole videos in their order, each as one clip of all its frames; samples are those of `ClipDataset`.
+
+    Args:
+        dataset: rows as `load_ytvis` makes them.
+        resize: usually `evaluation_resize(...)`.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, resize: ClipAugmentation):
+        self.table = dataset.with_format("arrow")
+        self.resize = resize
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"The data set has {len(self)} videos, there is no number {index}.")
+        video = _Video(self.table, index)
+        transforms = self.resize.draw(video.height, video.width, video.length, np.random.default_rng(0))
+        return video.clip(np.arange(video.length), transforms)
+
+
+def _rows_with_instances(dataset: datasets.Dataset) -> np.ndarray:
+    kept = []
+    for index, annotations in enumerate(dataset.select_columns("annotations").with_format("arrow")):
+        annotations = annotations["annotations"][0]
+        if any(not crowd.as_py() for crowd in annotations.values.field("iscrowd")):
+            kept.append(index)
+    return np.array(kept, dtype=np.int64)
+
+
+class _Video:
+    """One row of the table. Annotations stay in arrow; only what a clip needs becomes Python objects."""
+
+    def __init__(self, table: datasets.Dataset, row: int):
+        self.row = table[row]
+        self.video_id = self.row["video_id"][0].as_py()
+        self.height = self.row["height"][0].as_py()
+        self.width = self.row["width"][0].as_py()
+        self.length = self.row["length"][0].as_py()
+
+    def clip(self, frame_indices: np.ndarray, transforms: Sequence[FrameTransform]) -> dict:
+        """The sample made of these frames (which may repeat), each with its own transform."""
+        images = {frame: self._image(frame) for frame in set(frame_indices.tolist())}
+        frames = [
+            transform.image(images[frame]) for frame, transform in zip(frame_indices.tolist(), transforms, strict=True)
+        ]
+        pixel_values = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+        return {
+            "pixel_values_videos": pixel_values,
+            "labels": self._labels(frame_indices, transforms),
+            "video_id": self.video_id,
+            "frame_indices": frame_indices.tolist(),
+        }
+
+    def _image(self, frame: int) -> Image.Image:
+        path = self.row["file_names"][0][frame].as_py()
+        try:
+            with Image.open(path) as image:
+                image = image.convert("RGB")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"video {self.video_id}: frame {path} does not exist.") from error
+        except OSError as error:
+            raise ValueError(f"video {self.video_id}: frame {path} cannot be read ({error}); replace it.") from error
+        if image.size != (self.width, self.height):
+            raise ValueError(
+                f"video {self.video_id}: frame {path} is {image.height}x{image.width} (height x width), the json says "
+                f"{self.height}x{self.width}; make them agree."
+            )
+        return image
+
+    def _labels(self, frame_indices: np.ndarray, transforms: Sequence[FrameTransform]) -> dict:
+        annotations = [item for item in self.row["annotations"][0] if not item["iscrowd"].as_py()]
+        height, width = transforms[0].height, transforms[0].width
+        masks = np.zeros((len(annotations), len(frame_indices), height, width), dtype=bool)
+        for slot, (frame, transform) in enumerate(zip(frame_indices.tolist(), transforms, strict=True)):
+            visible, counts, boxes = [], [], []
+            for index, annotation in enumerate(annotations):
+                count = annotation["segmentations"][frame].as_py()
+                if count is not None:
+                    visible.append(index)
+                    counts.append(count)
+                    boxes.append(annotation["boxes"][frame].as_py())
+            if not visible:
+                continue
+            boxes = np.array(boxes)
+            corners = transform.boxes(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
+            has_box = (corners[:, 2:] - corners[:, :2] > SMALLEST_BOX_SIDE).all(1)
+            masks[visible, slot] = transform.masks(self._decode(counts, frame)) & has_box[:, None, None]
+
+        present = masks.any((2, 3))
+        seen = present.any(1)
+        ids = np.array([annotation["id"].as_py() for annotation in annotations], dtype=np.int64)[seen]
+        classes = np.array([annotation["label"].as_py() for annotation in annotations], dtype=np.int64)[seen]
+        if ids.size:
+            ids = ids - ids.min()
+        return {
+            "class_labels": torch.from_numpy(classes),
+            "ids": torch.from_numpy(np.where(present[seen], ids[:, None], -1)),
+            "masks": torch.from_numpy(masks[seen]),
+        }
+
+    def _decode(self, counts: list[str], frame: int) -> np.ndarray:
+        """Bool (num_masks, height, width)."""
+        try:
+            decoded = mask_utils.decode([{"size": [self.height, self.width], "counts": count} for count in counts])
+        except ValueError as error:
+            raise ValueError(
+                f"video {self.video_id}: a mask of frame {frame} cannot be decoded ({error}); `transformers-cvis "
+                "validate` says which."
+            ) from error
+        return decoded.transpose(2, 0, 1).astype(bool)
+
+
+def collate_clips(
+    samples: Sequence[dict],
+    image_mean: Sequence[float] = IMAGENET_MEAN,
+    image_std: Sequence[float] = IMAGENET_STD,
+    size_divisor: int = 32,
+) -> dict:
+    """Normalise the clips and pad them (right and bottom, zeros after the normalisation) to one size.
+
+    Args:
+        samples: of `ClipDataset`, all with the same number of frames.
+        image_mean, image_std: per channel, for pixels in 0..1 as in transformers' image processors.
+        size_divisor: the padded height and width are the smallest multiples of it that hold every clip.
+
+    Returns:
+        `pixel_values_videos` float32 `(batch, num_frames, 3, height, width)` and `labels`, a list of `batch` dicts with
+        masks padded to the same size.
+
+    Raises:
+        ValueError: clips of different lengths, or a mean that is not meant for 0..1.
+    """
+    if max(image_mean) > 1:
+        raise ValueError(f"image_mean is {tuple(image_mean)}; give it for pixels in 0..1, divided by 255.")
+    lengths = {len(sample["pixel_values_videos"]) for sample in samples}
+    if len(lengths) != 1:
+        raise ValueError(f"The clips of a batch have {sorted(lengths)} frames; they must have the same number.")
+    sizes = np.array([sample["pixel_values_videos"].shape[-2:] for sample in samples])
+    height, width = (-(-sizes.max(0) // size_divisor) * size_divisor).tolist()
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image_mean, image_std))
+
+    pixel_values = torch.zeros(len(samples), lengths.pop(), 3, height, width)
+    labels = []
+    for padded, sample in zip(pixel_values, samples, strict=True):
+        clip = sample["pixel_values_videos"]
+        clip_height, clip_width = clip.shape[-2:]
+        padded[..., :clip_height, :clip_width] = (clip / 255 - mean) / std
+        masks = sample["labels"]["masks"]
+        padding = (0, width - clip_width, 0, height - clip_height)
+        labels.append({**sample["labels"], "masks": torch.nn.functional.pad(masks, padding)})
+    return {"pixel_values_videos": pixel_values, "labels": labels}

@@ -1,0 +1,227 @@
+"""YouTube-VIS and OVIS annotation files as memory-mapped `datasets.Dataset`s."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import datasets
+from datasets.arrow_writer import ArrowWriter
+from pycocotools import mask as mask_utils
+
+from .validation import read_ytvis_json, structure_problems
+
+TABLE_VERSION = 1  # part of the cache key: raise it when the rows change
+IMAGE_FOLDER = "JPEGImages"
+
+
+def load_ytvis(
+    json_path: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+    *,
+    labels: Sequence[str] | Mapping[int, str] | None = None,
+    require_annotations: bool = True,
+    cache_dir: str | os.PathLike | None = None,
+) -> datasets.Dataset:
+    """Read an annotation file of YouTube-VIS 2019/2021/2022 or OVIS format; one row per video.
+
+    The json is parsed once: the rows are kept as an arrow file named after the content of the json, the image folder
+    and the labels, and are memory-mapped from there, also by the workers of a data loader. Frames stay on disk.
+
+    Args:
+        json_path: the annotation file.
+        image_root: the folder that `file_names` are relative to. None: `JPEGImages` next to the json, or
+            `<name of the json>/JPEGImages`, or `<name of the json>`, whichever exists.
+        labels: the class names of a model (a list, or its `config.id2label`). Classes are matched by name and get the
+            model's numbers. None: a category's number is the rank of its id.
+        require_annotations: refuse a file without annotations (the valid and test files of the benchmarks).
+        cache_dir: where the arrow file goes; the cache of `datasets` if None.
+
+    Returns:
+        A dataset with the columns
+        - `video_id` int, `height`, `width` (pixels), `length` (frames), `file_names` (paths of the frames);
+        - `annotations`, a list of `{"id", "category_id" (of the json), "label" (class number), "iscrowd",
+          "segmentations": length x (counts of a compressed RLE of size (height, width), or None), "boxes": length x
+          ((x, y, width, height) in pixels, or None)}`. A frame without a box or without a mask is None in both.
+        `class_names(dataset)` gives the names of the class numbers.
+
+    Raises:
+        FileNotFoundError: the json, the image folder, or the first frame of a video is missing.
+        ValueError: the json breaks the format, has no annotations, or has categories that `labels` lacks.
+    """
+    json_path = Path(json_path)
+    content_hash = _hash_file(json_path)
+    image_root = find_image_root(json_path) if image_root is None else Path(image_root).resolve()
+    if not image_root.is_dir():
+        raise FileNotFoundError(f"The image folder {image_root} does not exist; correct image_root.")
+    if labels is not None:
+        labels = [labels[index] for index in range(len(labels))]
+    key_parts = [TABLE_VERSION, content_hash, str(image_root), labels, require_annotations]
+    key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:32]
+    cache_dir = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "transformers_cvis_ytvis"
+    table_path = cache_dir / f"{json_path.stem}-{key}.arrow"
+    if not table_path.exists():
+        content = read_ytvis_json(json_path)
+        problems = list(structure_problems(content, limit=5))
+        if problems:
+            listing = "\n".join(f"  - {problem}" for problem in problems)
+            raise ValueError(
+                f"{json_path} breaks the YouTube-VIS format:\n{listing}\n"
+                "`transformers-cvis validate` lists all problems of a file."
+            )
+        if require_annotations and not content.get("annotations"):
+            raise ValueError(
+                f"{json_path} has no annotations. The labels of the benchmarks' valid and test files are hidden: train "
+                "and evaluate on a file that has them (hold a part of train.json out), or pass "
+                "require_annotations=False to predict only."
+            )
+        _write_table(content, image_root, labels, json_path, table_path)
+    dataset = datasets.Dataset.from_file(str(table_path))
+    _check_first_frames(dataset, image_root)
+    return dataset
+
+
+def class_names(dataset: datasets.Dataset) -> list[str]:
+    """The names of the class numbers 0, 1, ... of a dataset made by `load_ytvis`."""
+    return dataset.features["annotations"].feature["label"].names
+
+
+def find_image_root(json_path: str | os.PathLike) -> Path:
+    """The folder of the frames that usually goes with an annotation file.
+
+    Raises:
+        FileNotFoundError: none of the usual places exists.
+    """
+    json_path = Path(json_path).resolve()
+    candidates = [
+        json_path.parent / IMAGE_FOLDER,
+        json_path.parent / json_path.stem / IMAGE_FOLDER,
+        json_path.parent / json_path.stem,
+    ]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"No folder of frames for {json_path}: looked for {', '.join(map(str, candidates))}. Give it as image_root."
+    )
+
+
+def _hash_file(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"The annotation file {path} does not exist.")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_first_frames(dataset: datasets.Dataset, image_root: Path) -> None:
+    for video_id, file_names in zip(dataset["video_id"], dataset["file_names"], strict=True):
+        if not os.path.exists(file_names[0]):
+            raise FileNotFoundError(
+                f"video {video_id}: the frame {file_names[0]} does not exist. Is {image_root} the folder that "
+                "file_names are relative to?"
+            )
+
+
+def _write_table(content: dict, image_root: Path, labels: list[str] | None, json_path: Path, table_path: Path) -> None:
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    names = [category["name"] for category in categories] if labels is None else labels
+    unknown = [category["name"] for category in categories if category["name"] not in names]
+    if unknown:
+        raise ValueError(
+            f"{json_path} has categories that are no label of the model: {unknown}. The model's labels are {names}. "
+            "Rename the categories, drop them from the json, or make a model with these labels."
+        )
+    label_of_category = {category["id"]: names.index(category["name"]) for category in categories}
+    table_path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial_path = tempfile.mkstemp(dir=table_path.parent, prefix=".partial-", suffix=".arrow")
+    os.close(descriptor)
+    try:
+        with ArrowWriter(path=partial_path, features=_features(names), writer_batch_size=100) as writer:
+            for row in _rows(content, image_root, label_of_category):
+                writer.write(row)
+            writer.finalize()
+        os.replace(partial_path, table_path)
+    except BaseException:
+        os.unlink(partial_path)
+        raise
+
+
+def _features(names: list[str]) -> datasets.Features:
+    annotation = {
+        "id": datasets.Value("int64"),
+        "category_id": datasets.Value("int64"),
+        "label": datasets.ClassLabel(names=names),
+        "iscrowd": datasets.Value("bool"),
+        "segmentations": datasets.List(datasets.Value("string")),
+        "boxes": datasets.List(datasets.List(datasets.Value("float64"))),
+    }
+    return datasets.Features(
+        {
+            "video_id": datasets.Value("int64"),
+            "height": datasets.Value("int64"),
+            "width": datasets.Value("int64"),
+            "length": datasets.Value("int64"),
+            "file_names": datasets.List(datasets.Value("string")),
+            "annotations": datasets.List(annotation),
+        }
+    )
+
+
+def _rows(content: dict, image_root: Path, label_of_category: dict[int, int]) -> Iterator[dict]:
+    annotations_of_video = defaultdict(list)
+    for annotation in content.get("annotations") or []:
+        annotations_of_video[annotation["video_id"]].append(annotation)
+    for video in content["videos"]:
+        rows = []
+        for annotation in annotations_of_video[video["id"]]:
+            counts = [
+                compressed_counts(segmentation, video["height"], video["width"]) if box else None
+                for segmentation, box in zip(annotation["segmentations"], annotation["bboxes"], strict=True)
+            ]
+            boxes = [
+                None if count is None else [float(value) for value in box]
+                for count, box in zip(counts, annotation["bboxes"], strict=True)
+            ]
+            rows.append(
+                {
+                    "id": annotation["id"],
+                    "category_id": annotation["category_id"],
+                    "label": label_of_category[annotation["category_id"]],
+                    "iscrowd": bool(annotation.get("iscrowd", 0)),
+                    "segmentations": counts,
+                    "boxes": boxes,
+                }
+            )
+        yield {
+            "video_id": video["id"],
+            "height": video["height"],
+            "width": video["width"],
+            "length": len(video["file_names"]),
+            "file_names": [os.path.join(image_root, name) for name in video["file_names"]],
+            "annotations": rows,
+        }
+
+
+def compressed_counts(segmentation: dict | list | None, height: int, width: int) -> str | None:
+    """The counts of the compressed RLE of a segmentation: a compressed or uncompressed RLE, or polygons.
+
+    Of polygons only those with an even number of coordinates, at least 6, count. None: there is nothing.
+    """
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            counts = mask_utils.frPyObjects(segmentation, height, width)["counts"]
+    else:
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+        if not polygons:
+            return None
+        counts = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))["counts"]
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts

@@ -65,9 +65,10 @@ class CvisPreTrainedModel(PreTrainedModel):
                 f"{name}: checkpoint {tuple(saved)}, model {tuple(built)}" for name, saved, built in mismatched
             )
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not fit this {cls.__name__} with {model.config.num_labels} classes. "
-                f"Weights of another shape: {listing}. Class heads have one row per class and one for no-object: keep the "
-                "checkpoint's classes, or pass `ignore_mismatched_sizes=True` to start these weights afresh."
+                f"{pretrained_model_name_or_path} does not fit this {cls.__name__} with {model.config.num_labels} "
+                f"classes. Weights of another shape: {listing}. Class heads have one row per class and one for "
+                "no-object: keep the checkpoint's classes, or pass `ignore_mismatched_sizes=True` to start these "
+                "weights afresh."
             )
         return (model, loading_info) if return_loading_info else model
 
@@ -98,8 +99,8 @@ class CvisPreTrainedModel(PreTrainedModel):
         """
         if kernel_config is not None or mode is not None:
             raise ValueError(
-                f"{type(self).__name__} chooses its kernels itself: pass `mapping` instead of `kernel_config`, and switch "
-                "the mode with `.train()` or `.eval()`."
+                f"{type(self).__name__} chooses its kernels itself: pass `mapping` instead of `kernel_config`, and "
+                "switch the mode with `.train()` or `.eval()`."
             )
         if strict is not None:
             self._kernels_strict = strict

@@ -53,6 +53,11 @@ class VideoInstanceSegmentationOutput(ModelOutput):
         video_queries (`torch.Tensor` of shape `(B, Q, C)`, *optional*): decoded video queries of the last layer.
         mask_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*).
         mask_features (`torch.Tensor` of shape `(B, T, C, H / 4, W / 4)`, *optional*).
+        encoded_frame_queries (`torch.Tensor` of shape `(B, T, F, C)`, *optional*): F frame queries of each frame after
+            the object encoder.
+        frame_similarity_embeddings (`torch.Tensor` of shape `(B, T, F, C)`, *optional*): embeddings whose products with
+            those of the video queries tell the same object.
+        video_similarity_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*).
     """
 
     loss: torch.Tensor | None = None
@@ -64,3 +69,6 @@ class VideoInstanceSegmentationOutput(ModelOutput):
     video_queries: torch.Tensor | None = None
     mask_embeddings: torch.Tensor | None = None
     mask_features: torch.Tensor | None = None
+    encoded_frame_queries: torch.Tensor | None = None
+    frame_similarity_embeddings: torch.Tensor | None = None
+    video_similarity_embeddings: torch.Tensor | None = None

@@ -30,7 +30,9 @@ class FrameDetectorConfig(Mask2FormerConfig):
         for name in ("feature_size", "hidden_dim"):
             size = getattr(self, name)
             if size % self.num_attention_heads != 0:
-                raise ValueError(f"{name} must be a multiple of num_attention_heads={self.num_attention_heads}, got {size}.")
+                raise ValueError(
+                    f"{name} must be a multiple of num_attention_heads={self.num_attention_heads}, got {size}."
+                )
             if size % 4 != 0:
                 raise ValueError(f"{name} must be a multiple of 4 (sine and cosine of y and x), got {size}.")
         if self.feature_size % 32 != 0:

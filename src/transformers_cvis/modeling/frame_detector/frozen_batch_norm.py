@@ -56,7 +56,7 @@ class FrozenConvolutionBlock(nn.Module):
 def freeze_batch_norms(module: nn.Module) -> None:
     """Freeze every `nn.BatchNorm2d` below `module`; the names of all parameters and buffers stay as they are.
 
-    Blocks of the form convolution, normalization(, activation), as in transformers' ResNet, also run as one convolution.
+    Blocks of the form convolution, normalization(, activation), as in transformers' ResNet, run as one convolution.
     """
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):

@@ -181,7 +181,7 @@ class MaskedAttentionDecoder(nn.Module):
 
 @torch.no_grad()
 def inside_masks(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
-    """Where each query may look: inside its predicted mask, or everywhere where that mask is empty. `(N, Q, L)` bool."""
+    """Where each query may look: inside its predicted mask, or everywhere if that is empty; `(N, Q, L)` bool."""
     inside = mask_embeddings @ mask_features >= 0
     return inside | ~inside.any(-1, keepdim=True)
 

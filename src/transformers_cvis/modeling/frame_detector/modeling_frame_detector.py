@@ -63,7 +63,16 @@ class FrameDetector(CvisPreTrainedModel):
         super().__init__(config)
         self.model = FrameDetectorModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.criterion = MaskClassificationLoss(config)
+        self.criterion = MaskClassificationLoss(
+            config.num_labels,
+            class_weight=config.class_weight,
+            mask_weight=config.mask_weight,
+            dice_weight=config.dice_weight,
+            no_object_weight=config.no_object_weight,
+            num_points=config.train_num_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_sample_ratio=config.importance_sample_ratio,
+        )
         self.post_init()
 
     def forward(
@@ -75,8 +84,8 @@ class FrameDetector(CvisPreTrainedModel):
     ) -> FrameDetectorOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(N, 3, H, W)`): normalised frames, H and W multiples of 32. Padding
-                counts as image.
+            pixel_values (`torch.Tensor` of shape `(N, 3, H, W)`): normalised frames, H and W multiples of 32.
+                Padding counts as image.
             labels: per frame `{"class_labels": (n,) long, "masks": (n, H, W)}`; gives `loss` and `loss_dict`.
             num_query_layers: how many of the last decoder layers `frame_queries` holds.
             output_predictions: return `predictions`, and outside training the logits of the last layer.
@@ -107,7 +116,8 @@ class FrameDetector(CvisPreTrainedModel):
         if not self.training:
             output.masks_queries_logits = torch.einsum("nqc,nchw->nqhw", mask_embeddings[-1], output.mask_features)
         if labels is not None:
-            output.loss_dict, _ = self.criterion(output.predictions, output.mask_features, labels)
+            scored = output.predictions if self.config.use_auxiliary_loss else output.predictions[-1:]
+            output.loss_dict, _ = self.criterion(scored, output.mask_features, labels)
             output.loss = sum(output.loss_dict.values())
         return output
 
@@ -117,8 +127,8 @@ class FrameDetector(CvisPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
             raise ValueError(
-                f"Height and width of pixel_values must be multiples of {SIZE_DIVISOR}, got {height} x {width}: pad the "
-                "frames at the right and bottom, as the video processor does."
+                f"Height and width of pixel_values must be multiples of {SIZE_DIVISOR}, got {height} x {width}: "
+                "pad the frames at the right and bottom, as the video processor does."
             )
         if not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values must be normalised floating-point frames, got {pixel_values.dtype}.")

@@ -57,11 +57,9 @@ class DeformableSelfAttention(nn.Module):
         batch_size, num_tokens, _ = hidden_states.shape
         queries = hidden_states + positions
         value = self.value_proj(hidden_states).view(batch_size, num_tokens, self.num_heads, -1)
-        offsets = self.sampling_offsets(queries).view(
-            batch_size, num_tokens, self.num_heads, NUM_LEVELS, NUM_POINTS, 2
-        )
+        offsets = self.sampling_offsets(queries).view(batch_size, num_tokens, self.num_heads, NUM_LEVELS, NUM_POINTS, 2)
         weights = self.attention_weights(queries).view(batch_size, num_tokens, self.num_heads, -1)
-        # Half precision cannot name a sixteenth of a pixel on a map 160 wide: places and the sum over them take float32.
+        # Half precision cannot tell places within a pixel of a wide map: places, weights and their sum take float32.
         compute_dtype = reference_points.dtype
         pixel_size = 1 / spatial_shapes.flip(-1).to(compute_dtype)  # [levels, 2], x then y
         locations = reference_points[:, None, None, None] + offsets.to(compute_dtype) * pixel_size[:, None]
@@ -150,8 +148,8 @@ class PixelDecoder(nn.Module):
             feature_maps: four maps `(N, channels, H / stride, W / stride)`, strides 4, 8, 16, 32.
 
         Returns:
-            The three levels `(N, C, H / stride, W / stride)`, strides 32, 16, 8, and the fine map `(N, C, H / 4, W / 4)`
-            that `mask_projection` turns into mask features.
+            The three levels `(N, C, H / stride, W / stride)`, strides 32, 16, 8, and the fine map
+            `(N, C, H / 4, W / 4)` that `mask_projection` turns into mask features.
         """
         finest, *others = feature_maps
         maps = [
@@ -163,10 +161,8 @@ class PixelDecoder(nn.Module):
 
         tokens = self.encoder(tokens, *self._geometry(shapes, tokens))
 
-        levels = [
-            level.transpose(1, 2).unflatten(2, shape)
-            for level, shape in zip(tokens.split([height * width for height, width in shapes], dim=1), shapes, strict=True)
-        ]
+        parts = tokens.split([height * width for height, width in shapes], dim=1)
+        levels = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
         lateral = self.adapter_1(finest)
         upsampled = nn.functional.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return levels, self.layer_1(lateral + upsampled)

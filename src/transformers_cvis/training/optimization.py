@@ -1,0 +1,69 @@
+"""Parameter groups and learning-rate schedule."""
+
+import math
+
+from torch import nn
+
+from .recipe import OptimizerRecipe, ScheduleRecipe
+
+NORM_LAYERS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    nn.modules.batchnorm._NormBase,  # batch norm, synchronised batch norm, instance norm
+)
+# Position tables of Swin, by the names that transformers gives them.
+UNDECAYED_PARAMETERS = ("relative_position_bias_table", "position_embeddings")
+BACKBONE_MODULE = "pixel_level_module.encoder"
+
+
+def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict]:
+    """Parameter groups for AdamW as Mask2Former, VITA and GenVIS train.
+
+    The backbone (below `pixel_level_module.encoder`) learns at `backbone_factor` times the rate; norm layers, `nn.Embedding`
+    weights and Swin's position tables are not decayed, everything else is, biases included. Frozen parameters
+    are in no group, so neither decay nor momentum moves them.
+
+    Returns:
+        At most four groups: `{"params", "parameter_names", "lr", "weight_decay"}`, in a fixed order.
+
+    Raises:
+        ValueError: every parameter of the model is frozen.
+    """
+    groups: dict[tuple[bool, bool], dict] = {}
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            full_name = f"{module_name}.{name}" if module_name else name
+            in_backbone = f".{BACKBONE_MODULE}." in f".{full_name}"
+            undecayed = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or name in UNDECAYED_PARAMETERS
+            group = groups.setdefault(
+                (in_backbone, undecayed),
+                {
+                    "params": [],
+                    "parameter_names": [],
+                    "lr": recipe.learning_rate * (recipe.backbone_factor if in_backbone else 1.0),
+                    "weight_decay": 0.0 if undecayed else recipe.weight_decay,
+                },
+            )
+            group["params"].append(parameter)
+            group["parameter_names"].append(full_name)
+    if not groups:
+        raise ValueError("Nothing to train: every parameter of the model has requires_grad=False.")
+    return [groups[key] for key in sorted(groups)]
+
+
+def learning_rate_factor(recipe: ScheduleRecipe, step: int, max_steps: int) -> float:
+    """Factor on every group's learning rate for optimiser step `step` (0 is the first of `max_steps`).
+
+    A function of the step alone: a resumed run has no scheduler state to restore.
+    """
+    warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
+    if recipe.kind == "multi_step":
+        return warmup * recipe.factor ** sum(step >= milestone for milestone in recipe.milestones)
+    progress = max(0, step - recipe.warmup_steps) / max(1, max_steps - recipe.warmup_steps - 1)
+    return warmup * (recipe.factor + (1 - recipe.factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

@@ -1,0 +1,286 @@
+"""Recipes: everything a training run depends on, as nested dataclasses read from one YAML file."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class ModelRecipe:
+    """Where the weights start.
+
+    init_from: folder or Hub repository of a model to start from; None trains from scratch. A VITA checkpoint may start
+        a GenVIS model, a Mask2Former checkpoint the frame detector of either.
+    revision: branch, tag or commit of a Hub repository.
+    config: overrides of the model configuration (nested, e.g. `detector_config: {hidden_dim: 64}`); with
+        `init_from` they are applied on top of its configuration.
+    gradient_checkpointing: recompute activations in the backward pass to save memory.
+    """
+
+    init_from: str | None = None
+    revision: str | None = None
+    config: dict = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class SourceRecipe:
+    """One data set in YouTube-VIS format.
+
+    json: annotation file. images: folder that the file names in it start from. ratio: relative probability that a
+        training sample comes from this source, when there are several.
+    """
+
+    json: str
+    images: str
+    ratio: float = 1.0
+
+
+@dataclass
+class DataRecipe:
+    """What the model sees.
+
+    train: one source, or a list of them. valid: the source evaluated on, None for no evaluation.
+    num_frames: frames of one training clip. frame_range: they are drawn at most this many frames away from a
+        reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`.
+    class_names: classes in label order; None takes the categories of the training json in the order of their ids.
+    num_workers: processes that prepare batches ahead; 0 prepares them in the training process.
+    """
+
+    train: list[SourceRecipe]
+    num_frames: int
+    frame_range: int
+    valid: SourceRecipe | None = None
+    augmentation: dict = field(default_factory=dict)
+    class_names: list[str] | None = None
+    num_workers: int = 1
+
+
+@dataclass
+class OptimizerRecipe:
+    """AdamW and the gradient clip (published defaults of Mask2Former, VITA and GenVIS).
+
+    backbone_factor: learning rate of the backbone, relative to `learning_rate`.
+    max_gradient_norm: L2 norm of all gradients together is clipped to this; None does not clip.
+    """
+
+    learning_rate: float
+    weight_decay: float = 0.05
+    backbone_factor: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    epsilon: float = 1e-8
+    max_gradient_norm: float | None = 0.01
+
+
+@dataclass
+class ScheduleRecipe:
+    """Learning rate over the optimiser steps.
+
+    kind: "multi_step" multiplies by `factor` at each of `milestones` (steps); "cosine" falls from 1 to `factor` at
+        the last step. warmup_steps: the rate first grows linearly over this many steps (0: no warm-up).
+    """
+
+    kind: Literal["multi_step", "cosine"] = "multi_step"
+    milestones: list[int] = field(default_factory=list)
+    factor: float = 0.1
+    warmup_steps: int = 0
+
+
+@dataclass
+class EvaluationRecipe:
+    """How the model is tested, during training and at the end; also the saved processor's settings.
+
+    short_side, max_size: frames are resized to this short side, unless the long side would exceed max_size (pixels).
+    top_k: tracks kept for each video. clip_length: frames per clip of a semi-online model; None takes the model's.
+    """
+
+    short_side: int = 360
+    max_size: int = 1333
+    top_k: int = 10
+    clip_length: int | None = None
+
+
+@dataclass
+class Recipe:
+    """A training run.
+
+    system: "vita" or "genvis". max_steps: optimiser steps.
+    batch_size: clips per optimiser step, over all processes and accumulated micro-batches together: the same recipe
+        gives the same training on one process or several.
+    gradient_accumulation_steps: micro-batches per optimiser step in each process.
+    mixed_precision: "no", "bf16" or "fp16". device: "auto" (GPU if there is one) or "cpu".
+    seed: of weights, data order, augmentation and sampled points. num_threads: CPU threads of torch in each process.
+    checkpoint_every, evaluate_every, log_every: in optimiser steps; 0 never (a model that is complete is always saved
+        and evaluated). keep_checkpoints: how many of the last checkpoints stay on disk.
+    trackers: Accelerate trackers by name, "jsonl" (a line per logged step in `training_log.jsonl`), or "auto":
+        "jsonl", and tensorboard if it is installed.
+    output_dir: used where `train` is called without one.
+    """
+
+    system: Literal["vita", "genvis"]
+    data: DataRecipe
+    optimizer: OptimizerRecipe
+    max_steps: int
+    batch_size: int
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    device: Literal["auto", "cpu"] = "auto"
+    seed: int = 0
+    num_threads: int | None = None
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    evaluate_every: int = 0
+    log_every: int = 20
+    trackers: list[str] = field(default_factory=lambda: ["auto"])
+    output_dir: str | None = None
+
+    def __post_init__(self):
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Recipe: `{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"Recipe: `batch_size` ({self.batch_size}) is the total per optimiser step and must be a multiple of "
+                f"`gradient_accumulation_steps` ({self.gradient_accumulation_steps})."
+            )
+        if self.data.num_frames < 1 or not self.data.train:
+            raise ValueError("Recipe: `data.num_frames` must be at least 1 and `data.train` must name a source.")
+        if any(source.ratio <= 0 for source in self.data.train):
+            raise ValueError("Recipe: every `data.train` source needs a `ratio` above 0; leave out unused sources.")
+
+    @classmethod
+    def load(cls, source: "str | Path | Recipe", overrides: typing.Iterable[str] = ()) -> "Recipe":
+        """Read a recipe.
+
+        Args:
+            source: YAML file, or the name of a recipe that ships with the package (e.g. "vita_moving_shapes").
+            overrides: changes such as "max_steps=100" or "data.train.0.json=/data/train.json"; values are YAML.
+
+        Raises:
+            FileNotFoundError: neither a file nor a shipped recipe. ValueError: an unknown key (the message gives the
+                nearest valid one), a missing key, or a value of the wrong type.
+        """
+        values = dataclasses.asdict(source) if isinstance(source, Recipe) else _read_yaml(source)
+        for override in overrides:
+            _apply_override(values, override)
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Recipe":
+        """Build a recipe from nested dictionaries, with the checks of [`Recipe.load`]."""
+        return _convert(cls, values, where="")
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES_DIRECTORY.glob("*.yaml"))
+
+
+def _read_yaml(source: str | Path) -> dict:
+    path = Path(source)
+    if not path.is_file():
+        path = RECIPES_DIRECTORY / f"{source}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No recipe {str(source)!r}: give a YAML file or one of {', '.join(shipped_recipes())}."
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"Recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Recipe {path} must be a mapping of keys to values, got {type(values).__name__}.")
+    return values
+
+
+def _apply_override(values: dict, override: str) -> None:
+    """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ValueError(f"Recipe override {override!r} must look like key=value, e.g. optimizer.learning_rate=1e-4.")
+    *parents, last = key.strip().split(".")
+    node: Any = values
+    for parent in parents:
+        if isinstance(node, list):
+            node = node[_list_index(node, parent, override)]
+        else:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+        if not isinstance(node, (dict, list)):
+            raise ValueError(f"Recipe override {override!r}: {parent!r} holds a value, not further keys.")
+    value = yaml.safe_load(text)
+    if isinstance(node, list):
+        node[_list_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _list_index(values: list, text: str, override: str) -> int:
+    if not text.isdigit() or int(text) >= len(values):
+        raise ValueError(f"Recipe override {override!r}: {text!r} must be a number from 0 to {len(values) - 1}.")
+    return int(text)
+
+
+def _convert(expected: Any, value: Any, where: str) -> Any:
+    """Turn plain YAML `value` into type `expected`; `where` is the dotted key for messages."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (types.UnionType, typing.Union):  # every union here is "something or None"
+        if value is None:
+            return None
+        return _convert(next(argument for argument in arguments if argument is not type(None)), value, where)
+    if dataclasses.is_dataclass(expected):
+        return _convert_dataclass(expected, value, where)
+    if origin is list:
+        if isinstance(value, dict) and dataclasses.is_dataclass(arguments[0]):
+            value = [value]  # a single data source needs no list
+        if not isinstance(value, list):
+            raise ValueError(f"Recipe: `{where}` must be a list, got {value!r}.")
+        return [_convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value)]
+    if origin is Literal:
+        if value is False and "no" in arguments:
+            value = "no"  # YAML reads a bare `no` as False
+        if value not in arguments:
+            raise ValueError(f"Recipe: `{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+        return value
+    if expected is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 5e-5 as a string
+        except ValueError:
+            pass
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise ValueError(f"Recipe: `{where}` must be of type {expected.__name__}, got {value!r}.")
+    return value
+
+
+def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value):
+        return value
+    place = f"`{where}`" if where else "the top level"
+    if not isinstance(value, dict):
+        raise ValueError(f"Recipe: {place} must be a mapping of keys to values, got {value!r}.")
+    known = typing.get_type_hints(expected)
+    for key in value:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
+            raise ValueError(f"Recipe: unknown key {key!r} at {place}. Did you mean {nearest!r}?")
+    for entry in dataclasses.fields(expected):
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and entry.name not in value:
+            raise ValueError(f"Recipe: {place} needs the key {entry.name!r}.")
+    prefix = f"{where}." if where else ""
+    return expected(**{key: _convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()})

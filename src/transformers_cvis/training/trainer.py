@@ -1,0 +1,348 @@
+"""The training loop: one model, one data set, AdamW, on Accelerate."""
+
+import json
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from . import checkpoints
+from .optimization import learning_rate_factor, parameter_groups
+from .recipe import Recipe
+from .tracking import resolve_trackers
+
+logger = get_logger(__name__)
+
+LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_clip2" -> "loss_mask"
+
+
+class TrainingBatches:
+    """Sample numbers of the batches of one process, from optimiser step `first_step` on.
+
+    Step `s` of the run takes samples `s * batch_size` to `(s + 1) * batch_size - 1`; each accumulation round splits its part
+    over the processes. Where a run is follows from the step alone.
+    """
+
+    def __init__(self, recipe: Recipe, first_step: int, rank: int, num_processes: int):
+        rounds = recipe.gradient_accumulation_steps
+        if recipe.batch_size % (rounds * num_processes):
+            raise ValueError(
+                f"`batch_size` is the total per optimiser step: {recipe.batch_size} cannot be shared by {num_processes} "
+                f"processes with {rounds} accumulation steps each. Make it a multiple of {rounds * num_processes}."
+            )
+        self.recipe, self.first_step, self.rank, self.num_processes = recipe, first_step, rank, num_processes
+        self.micro_batch_size = recipe.batch_size // (rounds * num_processes)
+
+    def __len__(self) -> int:
+        return (self.recipe.max_steps - self.first_step) * self.recipe.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first_step, self.recipe.max_steps):
+            for accumulation_round in range(self.recipe.gradient_accumulation_steps):
+                share = accumulation_round * self.num_processes + self.rank
+                start = step * self.recipe.batch_size + share * self.micro_batch_size
+                yield list(range(start, start + self.micro_batch_size))
+
+
+class Trainer:
+    """Trains `model` as `recipe` says, with checkpoints in `output_dir/checkpoints`.
+
+    The same recipe gives the same weights (up to rounding) on one process and on several: the batch size is the total,
+    the losses are normalised over all processes, and gradients are averaged. Two things are per process by nature: the
+    statistics of batch norm layers that are not frozen, and the random numbers of the losses' sampled points. With
+    gradient accumulation the micro-batches' losses are averaged, each normalised by its own objects.
+
+    Args:
+        model: returns an output with `loss` and `loss_dict` when called with a batch.
+        dataset: `dataset[n]` is sample `n` of the run, for any `n >= 0`, a function of `n` and the seed alone.
+        collate: list of samples -> `(batch of keyword arguments of the model, names of the samples)`.
+        evaluate: model -> metrics by name; called in every process.
+        checkpoint: folder to continue from; `model` must have been loaded from it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output_dir: str | Path,
+        model: torch.nn.Module,
+        dataset: Dataset,
+        collate: Callable[[list], tuple[dict, list[str]]],
+        evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+        checkpoint: Path | None = None,
+    ):
+        self.recipe = recipe
+        self.output_dir = Path(output_dir)
+        self.checkpoint_dir = self.output_dir / "checkpoints"
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        self.evaluate = evaluate
+        self.checkpoint = checkpoint
+        self.first_step, self.seconds_before, self.checkpoint_state = 0, 0.0, None
+        if checkpoint is not None:
+            self.checkpoint_state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            self.first_step, self.seconds_before = self.checkpoint_state["step"], self.checkpoint_state["seconds"]
+
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            cpu=recipe.device == "cpu",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=recipe.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            log_with=resolve_trackers(recipe.trackers, self.output_dir, self.first_step),
+            project_dir=str(self.output_dir),
+            # A batch without objects gives the mask heads no gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        set_seed(recipe.seed, device_specific=True)
+
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, recipe.optimizer),
+            betas=tuple(recipe.optimizer.betas),
+            eps=recipe.optimizer.epsilon,
+        )
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        self.trained_parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.model, self.prepared_optimizer = self.accelerator.prepare(model, self.optimizer)
+
+        batches = TrainingBatches(
+            recipe, self.first_step, self.accelerator.process_index, self.accelerator.num_processes
+        )
+        workers = recipe.data.num_workers
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # else each new iterator would draw from torch's global generator
+        )
+        # (step, sample names, loss, losses by name) of micro-batches, and gradient norms, that no one has looked at yet
+        self.unchecked_losses: list[tuple[int, list[str], torch.Tensor, dict]] = []
+        self.unchecked_norms: list[torch.Tensor] = []
+
+    def run(self) -> dict:
+        """Train to the last step.
+
+        Returns:
+            `{"steps", "seconds", "metrics"}`; `metrics` are the last evaluation's, empty without one.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite; the message names the step and the videos.
+        """
+        recipe, accelerator = self.recipe, self.accelerator
+        accelerator.init_trackers("transformers_cvis", config=_flatten(recipe.to_dict()))
+        if accelerator.is_main_process:
+            checkpoints.remove_incomplete(self.checkpoint_dir)
+        batches = iter(self.loader)
+        if self.checkpoint is not None:
+            self._load_checkpoint()
+        self.model.train()
+        self.started = time.perf_counter()
+        window_start, data_seconds, window_steps = self.started, 0.0, 0
+        progress = tqdm(
+            total=recipe.max_steps,
+            initial=self.first_step,
+            desc=f"train {recipe.system}",
+            unit="step",
+            disable=not accelerator.is_local_main_process,
+        )
+        metrics, evaluated_step = {}, None
+        for step in range(self.first_step, recipe.max_steps):
+            factor = learning_rate_factor(recipe.schedule, step, recipe.max_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            for _ in range(recipe.gradient_accumulation_steps):
+                fetch_start = time.perf_counter()
+                inputs, names = next(batches)
+                data_seconds += time.perf_counter() - fetch_start
+                self._micro_step(step + 1, _to_device(inputs, accelerator.device), names)
+            done = step + 1
+            window_steps += 1
+            progress.update()
+            last = done == recipe.max_steps
+            save = last or _due(done, recipe.checkpoint_every)
+            if save or _due(done, recipe.log_every):
+                values = self._check_losses()
+                now = time.perf_counter()
+                values["seconds_per_step"] = (now - window_start) / window_steps
+                values["data_seconds_per_step"] = data_seconds / window_steps
+                values["eta_seconds"] = values["seconds_per_step"] * (recipe.max_steps - done)
+                values["learning_rate"] = recipe.optimizer.learning_rate * factor
+                accelerator.log(values, step=done)
+                progress.set_postfix(loss=f"{values['loss']:.3f}", data=f"{values['data_seconds_per_step']:.2f}s")
+                window_start, data_seconds, window_steps = now, 0.0, 0
+            if save:
+                self._save_checkpoint(done)
+            if self.evaluate is not None and (last or _due(done, recipe.evaluate_every)):
+                metrics = self._evaluate(done)
+                evaluated_step = done
+                window_start = time.perf_counter()
+        progress.close()
+        if self.evaluate is not None and evaluated_step is None:  # a run that was complete is evaluated again
+            metrics = self._evaluate(recipe.max_steps)
+        accelerator.wait_for_everyone()
+        return {"steps": recipe.max_steps, "seconds": self.seconds, "metrics": metrics}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training so far, over all sessions of a run that was interrupted."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def unwrapped_model(self) -> torch.nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def finish(self) -> None:
+        """Close trackers and the process group."""
+        self.accelerator.end_training()
+
+    def _micro_step(self, step: int, inputs: dict, names: list[str]) -> None:
+        """One forward and backward pass; the last accumulation round also moves the weights."""
+        accelerator = self.accelerator
+        with accelerator.accumulate(self.model):
+            outputs = self.model(**inputs)
+            accelerator.backward(outputs.loss)
+            losses = {name: value.detach() for name, value in (outputs.loss_dict or {}).items()}
+            self.unchecked_losses.append((step, names, outputs.loss.detach(), losses))
+            if accelerator.sync_gradients:
+                # Also unscales; without a limit it only measures.
+                limit = self.recipe.optimizer.max_gradient_norm
+                norm = accelerator.clip_grad_norm_(self.trained_parameters, float("inf") if limit is None else limit)
+                self.unchecked_norms.append(norm)
+            self.prepared_optimizer.step()
+            self.prepared_optimizer.zero_grad()
+
+    def _check_losses(self) -> dict[str, float]:
+        """Means since the last call, over all processes. The only place where the host waits for the GPU."""
+        losses = torch.stack([loss.float() for _, _, loss, _ in self.unchecked_losses]).cpu()
+        norms = torch.stack(self.unchecked_norms).float().cpu()
+        rounds = self.recipe.gradient_accumulation_steps
+        for index, (step, names, _, by_name) in enumerate(self.unchecked_losses):
+            # Loss scaling lets fp16 gradients overflow now and then, and skips those steps.
+            bad_gradient = self.recipe.mixed_precision != "fp16" and not norms[index // rounds].isfinite()
+            if bad_gradient or not losses[index].isfinite():
+                what = "gradient norm" if losses[index].isfinite() else "loss"
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in by_name.items())
+                raise FloatingPointError(
+                    f"The {what} is not finite at step {step}, in the batch of {', '.join(names)} (losses: {values}). "
+                    "Check these videos with `transformers-cvis validate`; if they are sound, lower the learning rate, or "
+                    "set `mixed_precision: no`. No checkpoint of these weights was written."
+                )
+        sums, counts = defaultdict(float), defaultdict(set)
+        for index, (_, _, loss, by_name) in enumerate(self.unchecked_losses):
+            for name, value in [("loss", loss), *by_name.items()]:
+                name = LOSS_SUFFIX.sub("", name)
+                sums[name] = sums[name] + value.float()
+                counts[name].add(index)
+        means = torch.stack([sums[name] / len(counts[name]) for name in sums])
+        means = self.accelerator.reduce(means, reduction="mean").cpu()
+        self.unchecked_losses.clear()
+        self.unchecked_norms.clear()
+        return {**dict(zip(sums, means.tolist(), strict=True)), "gradient_norm": norms.mean().item()}
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Metrics of the current weights; leaves mode and random numbers of the training as they were."""
+        states = checkpoints.capture_random_states()
+        model = self.unwrapped_model.eval()
+        with torch.no_grad():
+            metrics = self.evaluate(model)
+        self.model.train()
+        checkpoints.restore_random_states(states)
+        self.accelerator.log(metrics, step=step)
+        return metrics
+
+    def _save_checkpoint(self, step: int) -> None:
+        path = checkpoints.checkpoint_path(self.checkpoint_dir, step)
+        directory = checkpoints.temporary_path(path)
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            checkpoints.remove_incomplete(self.checkpoint_dir)
+            directory.mkdir()
+        accelerator.wait_for_everyone()
+        try:
+            checkpoints.save_random_states(directory, accelerator.process_index)
+            if accelerator.is_main_process:
+                save_quietly(self.unwrapped_model, directory)
+                checkpoints.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
+                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+                state = {
+                    "step": step,
+                    "seconds": self.seconds,
+                    "num_processes": accelerator.num_processes,
+                    "scaler": scaler,
+                    "recipe": self.recipe.to_dict(),
+                }
+                checkpoints.write_json(directory / "trainer_state.json", state)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                checkpoints.commit(path, keep=self.recipe.keep_checkpoints)
+        except BaseException:
+            checkpoints.remove_incomplete(self.checkpoint_dir)
+            raise
+        accelerator.wait_for_everyone()
+
+    def _load_checkpoint(self) -> None:
+        """Restore optimiser, gradient scaler and random numbers; the model has come from the checkpoint already."""
+        checkpoints.load_optimizer(self.optimizer, self.checkpoint / "optimizer.safetensors")
+        state, recipe = self.checkpoint_state, self.recipe.to_dict()
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if state["num_processes"] == self.accelerator.num_processes:
+            checkpoints.load_random_states(self.checkpoint, self.accelerator.process_index)
+        else:
+            logger.warning(
+                f"{self.checkpoint} was written by {state['num_processes']} processes, this run has "
+                f"{self.accelerator.num_processes}: the random points of the losses will differ from those of an "
+                "uninterrupted run."
+            )
+        changed = [key for key in recipe if recipe[key] != state["recipe"].get(key)]
+        if changed:
+            logger.warning(f"The recipe differs from the checkpoint's in {', '.join(changed)}; the new values count.")
+
+
+def save_quietly(model: torch.nn.Module, directory: Path) -> None:
+    """`save_pretrained` without its progress bar, which would tear the training's."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(directory)
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _to_device(value, device: torch.device):
+    """Tensors in nested lists and dictionaries, moved without waiting."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _to_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_to_device(entry, device) for entry in value]
+    return value
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+    """Nested configuration -> dotted keys with values that every tracker accepts."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str)) else str(value)
+    return flat

@@ -1,0 +1,113 @@
+import pytest
+from training.standin import RECIPE
+
+from transformers_cvis.training import Recipe, shipped_recipes
+
+
+def recipe_with(**changes) -> Recipe:
+    return Recipe.from_dict({**RECIPE, **changes})
+
+
+def test_numbers_written_as_yaml_reads_them():
+    recipe = recipe_with(optimizer={"learning_rate": "5e-5", "weight_decay": 0}, mixed_precision=False)
+    assert recipe.optimizer.learning_rate == 5e-5
+    assert recipe.optimizer.weight_decay == 0.0
+    assert recipe.mixed_precision == "no"
+
+
+def test_round_trip():
+    recipe = recipe_with()
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_one_source_needs_no_list():
+    data = {**RECIPE["data"], "train": {"json": "a.json", "images": "a"}}
+    assert recipe_with(data=data).data.train[0].json == "a.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batchsize": 4}, "unknown key 'batchsize' at the top level. Did you mean 'batch_size'"),
+        ({"optimizer": {"learning_rat": 1.0}}, "unknown key 'learning_rat' at `optimizer`. Did you mean 'learning_rate'"),
+        ({"optimizer": {}}, "`optimizer` needs the key 'learning_rate'"),
+        ({"max_steps": "many"}, "`max_steps` must be of type int, got 'many'"),
+        ({"max_steps": True}, "`max_steps` must be of type int, got True"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
+        ({"system": "vitta"}, "`system` must be one of 'vita', 'genvis', got 'vitta'"),
+        ({"data": []}, "`data` must be a mapping"),
+        ({"schedule": {"milestones": 3}}, "`schedule.milestones` must be a list, got 3"),
+        ({"batch_size": 3, "gradient_accumulation_steps": 2}, "must be a multiple of `gradient_accumulation_steps`"),
+        (
+            {"data": {**RECIPE["data"], "train": [{"json": "-", "images": "-", "ratio": 0}]}},
+            "needs a `ratio` above 0",
+        ),
+    ],
+)
+def test_errors_name_the_key(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recipe_with(**changes)
+
+
+def test_overrides():
+    overrides = ["data.train.0.json=/data/train.json", "optimizer.learning_rate=1e-3", "model.config.num_queries=7"]
+    recipe = Recipe.load(recipe_with(), overrides)
+    assert recipe.data.train[0].json == "/data/train.json"
+    assert recipe.optimizer.learning_rate == 1e-3
+    assert recipe.model.config == {"num_queries": 7}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps", "must look like key=value"),
+        ("data.train.1.json=a", "'1' must be a number from 0 to 0"),
+        ("max_steps.more=1", "'max_steps' holds a value"),
+        ("max_stepz=1", "Did you mean 'max_steps'"),
+    ],
+)
+def test_override_errors(override, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(recipe_with(), [override])
+
+
+def test_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give a YAML file or one of .*vita_r50_ovis"):
+        Recipe.load(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("system: [")
+    with pytest.raises(ValueError, match="broken.yaml is not valid YAML"):
+        Recipe.load(broken)
+    broken.write_text("- system")
+    with pytest.raises(ValueError, match="must be a mapping of keys to values, got list"):
+        Recipe.load(broken)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load(name):
+    recipe = Recipe.load(name)
+    assert recipe.system == name.split("_")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "milestones", "frames", "frame_range"),
+    [
+        ("vita_r50_ytvis2019", 140_000, [75_000], 5, 20),
+        ("vita_r50_ytvis2021", 187_500, [100_000], 6, 8),
+        ("vita_r50_ovis", 150_000, [50_000, 125_000], 6, 8),
+        ("genvis_r50_ytvis2019_online", 15_000, [10_000], 5, 6),
+        ("genvis_r50_ytvis2019_semi_online", 15_000, [10_000], 15, 12),
+        ("genvis_r50_ytvis2021_online", 90_000, [50_000], 5, 6),
+        ("genvis_r50_ytvis2021_semi_online", 90_000, [50_000], 15, 12),
+        ("genvis_r50_ovis_online", 140_000, [100_000], 5, 6),
+        ("genvis_r50_ovis_semi_online", 140_000, [100_000], 15, 12),
+    ],
+)
+def test_published_hyper_parameters(name, steps, milestones, frames, frame_range):
+    recipe = Recipe.load(name)
+    assert (recipe.max_steps, recipe.schedule.milestones, recipe.batch_size) == (steps, milestones, 8)
+    assert (recipe.data.num_frames, recipe.data.frame_range) == (frames, frame_range)
+    optimizer = recipe.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.max_gradient_norm) == (5e-5, 0.05, 0.01)
+    assert (optimizer.betas, optimizer.epsilon, optimizer.backbone_factor) == ([0.9, 0.999], 1e-8, 0.1)
+    assert recipe.evaluation.top_k == (20 if "ovis" in name else 10)

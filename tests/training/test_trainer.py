@@ -1,0 +1,199 @@
+"""The trainer with a stand-in model: resuming, processes, accumulation, checkpoints, finite checks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.standin import RECIPE, StandInDataset, train_standin
+
+from transformers_cvis.training import Recipe, checkpoints
+from transformers_cvis.training.trainer import TrainingBatches
+
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+def run_standin(output_dir: Path, *overrides: str, processes: int = 1, **environment: str) -> subprocess.Popen:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.Popen(
+        [*launcher, str(STANDIN), str(output_dir), *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(output_dir / "model.safetensors")
+
+
+def assert_same_weights(one: dict, other: dict, **tolerance) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def test_killed_run_continues_bit_for_bit(tmp_path):
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    train_standin(uninterrupted)
+
+    process = run_standin(killed, SLEEP="0.05", )
+    deadline = time.monotonic() + 60
+    while not checkpoints.list_checkpoints(killed / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    steps = [path.name for path in checkpoints.list_checkpoints(killed / "checkpoints")]
+    assert steps and "step-00000012" not in steps
+
+    train_standin(killed)
+    assert_same_weights(weights(uninterrupted), weights(killed))
+    logs = [
+        [json.loads(line) for line in (path / "training_log.jsonl").read_text().splitlines()]
+        for path in (uninterrupted, killed)
+    ]
+    assert [(row["step"], row["loss"]) for row in logs[0]] == [(row["step"], row["loss"]) for row in logs[1]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_step_can_be_resumed(tmp_path, workers):
+    """One step per session, with every generator in use, against one session."""
+    overrides = ["checkpoint_every=1", f"data.num_workers={workers}"]
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    train_standin(whole, [*overrides, "max_steps=4", "schedule.warmup_steps=0"])
+    for steps in range(1, 5):
+        torch.manual_seed(steps)  # a session does not depend on what was drawn before it
+        np.random.seed(steps)
+        train_standin(pieces, [*overrides, f"max_steps={steps}", "schedule.warmup_steps=0"])
+    assert_same_weights(weights(whole), weights(pieces))
+
+
+def test_two_processes_equal_one(tmp_path):
+    train_standin(tmp_path / "one", dropout=0.0)
+    finish(run_standin(tmp_path / "two", processes=2, DROPOUT="0"))
+    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-4, atol=1e-5)
+    log = [json.loads(line) for line in (tmp_path / "two" / "training_log.jsonl").read_text().splitlines()]
+    reference = [json.loads(line) for line in (tmp_path / "one" / "training_log.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in reference], rel=1e-4)
+    names = {path.name for path in (tmp_path / "two" / "checkpoints" / "step-00000012").iterdir()}
+    assert {"random_states_0.json", "random_states_1.json"} <= names
+
+
+def test_accumulation_equals_the_whole_batch(tmp_path):
+    train_standin(tmp_path / "whole", dropout=0.0)
+    train_standin(tmp_path / "parts", ["gradient_accumulation_steps=2"], dropout=0.0)
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_clipped_together(tmp_path):
+    """A gradient norm above the limit moves the weights as the gradient scaled to the limit does."""
+    overrides = ["max_steps=1", "schedule.warmup_steps=0", "optimizer.epsilon=1.0", "optimizer.weight_decay=0"]
+    moved = {}
+    for limit in (0.01, 0.02):
+        output_dir = tmp_path / str(limit)
+        model, _ = train_standin(output_dir, [*overrides, f"optimizer.max_gradient_norm={limit}"], dropout=0.0)
+        state = load_file(output_dir / "checkpoints" / "step-00000001" / "optimizer.safetensors")
+        first_moments = [value for name, value in state.items() if name.endswith("exp_avg")]
+        moved[limit] = torch.cat([moment.flatten() for moment in first_moments]).norm() / 0.1
+    assert moved[0.01] == pytest.approx(0.01, rel=1e-3)
+    assert moved[0.02] == pytest.approx(0.02, rel=1e-3)
+
+
+def test_batches_share_each_step_over_rounds_and_processes():
+    recipe = Recipe.load(Recipe.from_dict(RECIPE), ["batch_size=8", "gradient_accumulation_steps=2", "max_steps=3"])
+    parts = [list(TrainingBatches(recipe, 1, rank, 2)) for rank in range(2)]
+    assert parts[0] == [[8, 9], [12, 13], [16, 17], [20, 21]]
+    assert parts[1] == [[10, 11], [14, 15], [18, 19], [22, 23]]
+    assert len(TrainingBatches(recipe, 1, 0, 2)) == 4
+    with pytest.raises(ValueError, match="8 cannot be shared by 3 processes .* a multiple of 6"):
+        TrainingBatches(recipe, 0, 0, 3)
+
+
+def test_a_loss_that_is_not_finite_names_the_batch(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"loss is not finite at step 5, in the batch of video-16, .*video-19"):
+        train_standin(tmp_path, dataset=StandInDataset(bad_sample=17))
+    steps = [path.name for path in checkpoints.list_checkpoints(tmp_path / "checkpoints")]
+    assert steps == ["step-00000003"]
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    def full_disk(optimizer, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    train_standin(tmp_path, ["max_steps=3"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints/step-00000003").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_optimizer", full_disk)
+        with pytest.raises(OSError, match="No space left on device"):
+            train_standin(tmp_path, ["max_steps=6"])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "checkpoints/step-00000003").iterdir()}
+    train_standin(tmp_path, ["max_steps=6"])
+    assert checkpoints.list_checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000006"
+
+
+def test_what_a_kill_left_behind_is_removed(tmp_path):
+    stale = tmp_path / "checkpoints" / "step-00000003.incomplete"
+    stale.mkdir(parents=True)
+    (stale / "model.safetensors").write_bytes(b"half of it")
+    assert checkpoints.find_checkpoint(tmp_path / "checkpoints", "auto") is None
+    train_standin(tmp_path, ["max_steps=3"])
+    assert not stale.exists()
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    train_standin(tmp_path, ["keep_checkpoints=2", "checkpoint_every=2", "max_steps=7"])
+    names = [path.name for path in checkpoints.list_checkpoints(tmp_path / "checkpoints")]
+    assert names == ["step-00000006", "step-00000007"]
+
+
+def test_finding_checkpoints(tmp_path):
+    train_standin(tmp_path, ["max_steps=3"])
+    directory = tmp_path / "checkpoints"
+    assert checkpoints.find_checkpoint(directory, directory / "step-00000003").name == "step-00000003"
+    with pytest.raises(FileExistsError, match="holds checkpoints of an earlier run"):
+        checkpoints.find_checkpoint(directory, "never")
+    with pytest.raises(FileNotFoundError, match="not a checkpoint: it has no trainer_state.json"):
+        checkpoints.find_checkpoint(directory, tmp_path)
+
+
+def test_evaluation_does_not_change_the_training(tmp_path):
+    def evaluate(model):
+        assert not model.training and not torch.is_grad_enabled()
+        return {"AP": torch.rand(1).item()}
+
+    train_standin(tmp_path / "plain")
+    _, result = train_standin(tmp_path / "evaluated", ["evaluate_every=2"], evaluate=evaluate)
+    assert_same_weights(weights(tmp_path / "plain"), weights(tmp_path / "evaluated"))
+    assert "AP" in result["metrics"]
+    rows = [json.loads(line) for line in (tmp_path / "evaluated" / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "AP" in row] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_log_has_times_and_losses(tmp_path):
+    train_standin(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6, 8, 9, 10, 12]
+    for row in rows:
+        assert row["loss_mask"] == pytest.approx(row["loss"])  # the stand-in's two mask losses add up to its loss
+        assert {"seconds_per_step", "data_seconds_per_step", "eta_seconds", "gradient_norm"} <= row.keys()
+
+
+def test_an_unknown_tracker_is_named(tmp_path):
+    with pytest.raises(ValueError, match="Tracker 'no-such-tracker' is not installed; installed: auto, jsonl"):
+        train_standin(tmp_path, ["trackers=[no-such-tracker]"])

@@ -1,13 +1,7 @@
 """Annotated videos in, training clips out: YouTube-VIS and OVIS files, validation, clip sampling, a generator."""
 
-from .augmentation import (
-    ClipAugmentation,
-    RandomCropPath,
-    evaluation_resize,
-    mask2former_augmentation,
-    vita_augmentation,
-)
-from .clips import ClipDataset, VideoDataset, collate_clips, sample_clip_frames
+from .augmentation import ClipAugmentation, RandomCropPath, evaluation_resize, mask2former_augmentation
+from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, sample_clip_frames
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
 from .validation import Problem, validate_ytvis
 from .ytvis import class_names, find_image_root, load_ytvis
@@ -16,6 +10,7 @@ __all__ = [
     "SHAPES",
     "ClipAugmentation",
     "ClipDataset",
+    "MixedClipDataset",
     "MovingShapesVideo",
     "Problem",
     "RandomCropPath",
@@ -30,5 +25,4 @@ __all__ = [
     "mask2former_augmentation",
     "sample_clip_frames",
     "validate_ytvis",
-    "vita_augmentation",
 ]

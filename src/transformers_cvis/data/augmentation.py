@@ -4,11 +4,18 @@ Sizes and rules are those of the released training code of Mask2Former-VIS (Chen
 (Heo et al., 2022, 2023). Images are resized by Pillow's antialiased bilinear filter, masks by the nearest pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+
+def _nearest(old_size: int, size: int) -> np.ndarray:
+    """The old pixel that Pillow's nearest filter takes for each new one; like Pillow it adds up the positions."""
+    positions = np.full(size, old_size / size)
+    positions[0] /= 2
+    return np.minimum(np.cumsum(positions).astype(np.int64), old_size - 1)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,7 @@ class Resize:
     def masks(self, masks: np.ndarray) -> np.ndarray:
         if masks.shape[1:] == (self.height, self.width):
             return masks
-        rows = ((np.arange(self.height) + 0.5) * (self.old_height / self.height)).astype(np.int64)
-        columns = ((np.arange(self.width) + 0.5) * (self.old_width / self.width)).astype(np.int64)
+        rows, columns = _nearest(self.old_height, self.height), _nearest(self.old_width, self.width)
         return masks[:, rows[:, None], columns]
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
@@ -151,21 +157,24 @@ class RandomCropPath:
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """Random crop path, then resize to a short side drawn per clip, then flip per clip.
+    """Random crop path, then resize to a short side drawn per clip, then flip per clip. The defaults are VITA's and
+    GenVIS's.
 
     Attributes:
         short_sides: pixels; one is drawn per clip.
         max_size: limit of the long side, pixels.
         flip_probability: of mirroring the clip.
-        crop: None leaves the whole frame.
+        crop: None leaves the whole frame; a mapping is taken as the fields of `RandomCropPath`.
     """
 
-    short_sides: tuple[int, ...]
-    max_size: int = 1333
+    short_sides: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)
+    max_size: int = 768
     flip_probability: float = 0.5
-    crop: RandomCropPath | None = None
+    crop: RandomCropPath | None = RandomCropPath()
 
     def __post_init__(self):
+        if isinstance(self.crop, Mapping):
+            object.__setattr__(self, "crop", RandomCropPath(**self.crop))
         _check_probability("flip_probability", self.flip_probability)
         _check_short_sides(self.short_sides)
 
@@ -187,29 +196,16 @@ class ClipAugmentation:
         return [FrameTransform(tuple(frame_steps), resize.height, resize.width) for frame_steps in steps]
 
 
-VITA_CROP = RandomCropPath()
-
-
-def vita_augmentation(
-    short_sides: Sequence[int] = (288, 320, 352, 384, 416, 448, 480, 512),
-    max_size: int = 768,
-    flip_probability: float = 0.5,
-    crop: RandomCropPath | None = VITA_CROP,
-) -> ClipAugmentation:
-    """Training augmentation of VITA and GenVIS: crop path half of the time, eight short sides, flip."""
-    return ClipAugmentation(tuple(short_sides), max_size, flip_probability, crop)
-
-
 def mask2former_augmentation(
     short_sides: Sequence[int] = (360, 480), max_size: int = 1333, flip_probability: float = 0.5
 ) -> ClipAugmentation:
     """Training augmentation of Mask2Former-VIS and MinVIS: two short sides, flip."""
-    return ClipAugmentation(tuple(short_sides), max_size, flip_probability)
+    return ClipAugmentation(tuple(short_sides), max_size, flip_probability, crop=None)
 
 
 def evaluation_resize(short_side: int = 360, max_size: int = 1333) -> ClipAugmentation:
     """The resize at test time; nothing random."""
-    return ClipAugmentation((short_side,), max_size, flip_probability=0.0)
+    return ClipAugmentation((short_side,), max_size, flip_probability=0.0, crop=None)
 
 
 def resize_short_side(height: int, width: int, short_side: int, max_size: int) -> Resize:

@@ -104,6 +104,48 @@ class ClipDataset(Dataset):
         return int(self._epoch_order[1][position])
 
 
+class MixedClipDataset(Dataset):
+    """Samples out of several data sets, each sample's source drawn on its own; a function of (seed, sample number).
+
+    Args:
+        sources: `ClipDataset`s; of each, the samples 0, 1, 2, ... are taken in turn.
+        ratios: relative probability of each source.
+        seed: any non-negative integer.
+
+    Raises:
+        ValueError: not one positive ratio per source.
+    """
+
+    BLOCK = 4096  # sources are drawn for so many samples at once
+
+    def __init__(self, sources: Sequence[ClipDataset], ratios: Sequence[float], seed: int = 0):
+        if not sources or len(ratios) != len(sources) or min(ratios) <= 0:
+            raise ValueError(f"{len(sources)} sources with the ratios {list(ratios)}; give one positive ratio for each.")
+        self.sources = list(sources)
+        self.probabilities = np.array(ratios) / np.sum(ratios)
+        self.seed = seed
+        self._taken = [np.zeros(len(sources), dtype=np.int64)]  # per block: samples of each source before it
+
+    def __len__(self) -> int:
+        """An epoch is as many samples as the sources have together."""
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, number: int) -> dict:
+        if number < 0:
+            raise IndexError(f"Sample numbers start at 0, got {number}.")
+        block, position = divmod(number, self.BLOCK)
+        while len(self._taken) <= block:
+            drawn = self._draw(len(self._taken) - 1)
+            self._taken.append(self._taken[-1] + np.bincount(drawn, minlength=len(self.sources)))
+        drawn = self._draw(block)
+        source = int(drawn[position])
+        return self.sources[source][int(self._taken[block][source] + (drawn[:position] == source).sum())]
+
+    def _draw(self, block: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, 2, block))
+        return rng.choice(len(self.sources), size=self.BLOCK, p=self.probabilities)
+
+
 class VideoDataset(Dataset):
     """Whole videos in their order, each as one clip of all its frames; samples are those of `ClipDataset`.
 

@@ -1,0 +1,35 @@
+"""`AutoModelForVideoInstanceSegmentation`, and the entries of our models in transformers' Auto classes."""
+
+from collections import OrderedDict
+
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .frame_detector import FrameDetector, FrameDetectorConfig
+from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+from .vita import VitaConfig, VitaForVideoInstanceSegmentation
+
+MODELS = {VitaConfig: VitaForVideoInstanceSegmentation, GenVisConfig: GenVisForVideoInstanceSegmentation}
+
+
+class AutoModelForVideoInstanceSegmentation(_BaseAutoModelClass):
+    """The video instance segmentation model that a configuration or a checkpoint names.
+
+    `from_pretrained` takes a folder or a Hub repository, with `revision` if wanted; `from_config` builds untrained models.
+    """
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+def register_models() -> None:
+    """Make `AutoConfig`, `AutoModel` and `AutoModelForVideoInstanceSegmentation` know every model of the package."""
+    AutoConfig.register(FrameDetectorConfig.model_type, FrameDetectorConfig, exist_ok=True)
+    AutoModel.register(FrameDetectorConfig, FrameDetector, exist_ok=True)
+    for config_class, model_class in MODELS.items():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, model_class, exist_ok=True)
+        AutoModelForVideoInstanceSegmentation.register(config_class, model_class, exist_ok=True)
+
+
+__all__ = ["AutoModelForVideoInstanceSegmentation", "register_models"]

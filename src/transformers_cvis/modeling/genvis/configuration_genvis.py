@@ -1,0 +1,43 @@
+"""Configuration of GenVIS."""
+
+from huggingface_hub.dataclasses import strict
+
+from ..configuration_cvis import CvisVideoConfig
+
+
+@strict
+class GenVisConfig(CvisVideoConfig):
+    r"""
+    Configuration of [`GenVisForVideoInstanceSegmentation`]; the defaults are those of online GenVIS on YouTube-VIS with
+    ResNet-50 (Heo et al., "A Generalized Framework for Video Instance Segmentation", CVPR 2023).
+
+    Fields as in `CvisVideoConfig`; here the object encoder attends over all frames of a clip and the detector is frozen.
+
+    Args:
+        clip_length (`int`): frames of one clip: 1 is online, more is semi-online. Training videos are cut into clips of
+            this length; at inference a caller may hand over clips of any length.
+        memory_size (`int`, *optional*): clips that the memory holds, the oldest leaves first. None keeps all of them, as
+            published; a bound keeps memory and time per clip constant on endless video.
+        uvla (`"paper"` or `"released"`): how labels of newborn objects are assigned to queries. The paper's rule never
+            gives away a query that once held an object. The released code frees the query of an object that is not
+            visible in the current clip, after which two objects may share it; choose it to repeat published training.
+    """
+
+    model_type = "genvis"
+
+    freeze_detector: bool = True
+    clip_length: int = 1
+    memory_size: int | None = None
+    uvla: str = "paper"
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        if self.clip_length < 1:
+            raise ValueError(f"`clip_length` must be at least 1 frame, got {self.clip_length}.")
+        if self.memory_size is not None and self.memory_size < 1:
+            raise ValueError(f"`memory_size` must be at least 1 clip, or None for no bound, got {self.memory_size}.")
+        if self.uvla not in ("paper", "released"):
+            raise ValueError(f"`uvla` must be 'paper' or 'released', got {self.uvla!r}.")
+
+
+__all__ = ["GenVisConfig"]

@@ -1,0 +1,257 @@
+"""GenVIS: video queries that travel from clip to clip, with a memory of what each of them was (Heo et al., CVPR 2023).
+
+B videos (times the frame-decoder layers in training), T frames of a clip, F frame queries per frame, Q video queries,
+C channels, M clips in the memory.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import ClipwiseMaskClassificationLoss, VideoTargets
+from ..modeling_video import CvisVideoModel
+from ..outputs import VideoInstanceSegmentationOutput
+from ..video_decoder import DecodedQueries, VideoHead
+from .configuration_genvis import GenVisConfig
+
+
+class _MemoryStorage:
+    """Room for keys and values of more clips than are held; shared by consecutive memories of one video."""
+
+    def __init__(self, entries: Tensor, used: int):
+        self.entries = entries  # (2, B, Q, capacity, C): keys and values
+        self.used = used  # slots written so far, by whichever memory
+
+
+class QueryMemory:
+    """Keys and values that each video query wrote after each past clip; immutable from outside.
+
+    Appending is amortised: a new clip is written into spare room behind the others, and only when that is used up (or
+    another memory has written there) the clips held move to a storage of twice the size. With a bound the oldest clip
+    leaves first and the storage never exceeds twice the bound. Where gradients are needed the clips are concatenated.
+
+    Attributes:
+        keys (`torch.Tensor` of shape `(B, Q, M, C)`): oldest clip first; float32 at least, whatever the model computes in.
+        values (`torch.Tensor` of shape `(B, Q, M, C)`)
+    """
+
+    def __init__(self, storage: _MemoryStorage, start: int, end: int, max_clips: int | None):
+        self._storage, self._start, self._end = storage, start, end
+        self.max_clips = max_clips
+
+    @classmethod
+    def empty_like(cls, video_queries: Tensor, max_clips: int | None = None) -> "QueryMemory":
+        """A memory without clips for video queries of shape (B, Q, C)."""
+        batch_size, num_queries, hidden_dim = video_queries.shape
+        dtype = torch.promote_types(video_queries.dtype, torch.float32)
+        entries = video_queries.new_empty(2, batch_size, num_queries, 0, hidden_dim, dtype=dtype)
+        return cls(_MemoryStorage(entries, used=0), 0, 0, max_clips)
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    @property
+    def keys(self) -> Tensor:
+        return self._storage.entries[0, :, :, self._start : self._end]
+
+    @property
+    def values(self) -> Tensor:
+        return self._storage.entries[1, :, :, self._start : self._end]
+
+    def append(self, key: Tensor, value: Tensor) -> "QueryMemory":
+        """The memory with one more clip; key and value (B, Q, C)."""
+        storage, end = self._storage, self._end
+        kept = len(self) if self.max_clips is None else min(len(self), self.max_clips - 1)
+        start = end - kept
+        entry = torch.stack([key, value]).to(storage.entries.dtype)  # (2, B, Q, C)
+        if entry.requires_grad or storage.entries.requires_grad:
+            entries = torch.cat([storage.entries[:, :, :, start:end], entry.unsqueeze(3)], dim=3)
+            return QueryMemory(_MemoryStorage(entries, used=kept + 1), 0, kept + 1, self.max_clips)
+        if end == storage.entries.shape[3] or storage.used != end:
+            shape = (*storage.entries.shape[:3], 2 * (kept + 1), storage.entries.shape[4])
+            entries = storage.entries.new_empty(shape)
+            entries[:, :, :, :kept] = storage.entries[:, :, :, start:end]
+            storage, start, end = _MemoryStorage(entries, used=kept), 0, kept
+        storage.entries[:, :, :, end] = entry
+        storage.used = end + 1
+        return QueryMemory(storage, start, end + 1, self.max_clips)
+
+
+@dataclass(frozen=True)
+class GenVisState:
+    """What a clip hands to the next one; a state may be used more than once.
+
+    Attributes:
+        video_queries (`torch.Tensor` of shape `(B, Q, C)`): output of the last decoder layer, before the norm.
+        memory (`QueryMemory`): prototypes of the clips so far.
+    """
+
+    video_queries: Tensor
+    memory: QueryMemory
+
+    def append(self, step: "GenVisStep") -> "GenVisState":
+        """The state after one more clip."""
+        return GenVisState(step.decoded.last, self.memory.append(step.memory_key, step.memory_value))
+
+
+class MemoryRead(NamedTuple):
+    read: Tensor  # (B, Q, C)
+    weights: Tensor  # (B, Q, M)
+
+
+class MemoryAttention(nn.Module):
+    """Each video query reads the prototypes that the query of the same index wrote: one head, no scaling.
+
+    The published code reads this way; the paper's "standard cross-attention" differs. Indices never mix, so the product
+    of all queries with all queries is not formed: time and memory are Q x M, not Q x Q x M.
+    """
+
+    def __init__(self, hidden_dim: int):
+        super().__init__()
+        self.query_key_projection = nn.Linear(hidden_dim, hidden_dim)
+        self.query_value_projection = nn.Linear(hidden_dim, hidden_dim)
+        self.memory_key_projection = nn.Linear(hidden_dim, hidden_dim)
+        self.memory_value_projection = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, video_queries: Tensor, memory_keys: Tensor, memory_values: Tensor) -> MemoryRead:
+        """video_queries (B, Q, C), memory (B, Q, M, C) -> what was read, zero from an empty memory"""
+        query = self.query_key_projection(video_queries)
+        # Products without scaling leave the range of float16, and bfloat16 cannot tell large ones apart.
+        with torch.autocast(query.device.type, enabled=False):
+            query = query.to(memory_keys.dtype).unsqueeze(2)  # (B, Q, 1, C)
+            weights = (query @ memory_keys.transpose(2, 3)).softmax(dim=-1)  # (B, Q, 1, M)
+            read = weights @ memory_values
+        return MemoryRead(read.squeeze(2).to(video_queries.dtype), weights.squeeze(2))
+
+
+class GenVisStep(NamedTuple):
+    """What one clip gives."""
+
+    decoded: DecodedQueries
+    encoded_queries: Tensor  # (B, T, F, C)
+    memory_key: Tensor  # (B, Q, C)
+    memory_value: Tensor  # (B, Q, C)
+
+
+class GenVisHead(VideoHead):
+    """The video head of VITA, whose queries start from those of the last clip and from the memory."""
+
+    def __init__(self, config: GenVisConfig):
+        super().__init__(config)
+        self.memory_attention = MemoryAttention(config.detector_config.hidden_dim)
+
+    def forward(
+        self,
+        frame_queries: Tensor,
+        video_queries: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        all_layers: bool = False,
+    ) -> GenVisStep:
+        """One clip: frame_queries (B, T, F, C), video_queries (B, Q, C), memory (B, Q, M, C)."""
+        memory = self.memory_attention
+        encoded_queries = self.encode(frame_queries)
+        read = memory(video_queries, memory_keys, memory_values).read
+        video_queries = video_queries + memory.query_value_projection(video_queries) + read
+        decoded = self.decode(video_queries, encoded_queries, all_layers)
+        prototype = decoded.normalised[-1]
+        return GenVisStep(
+            decoded, encoded_queries, memory.memory_key_projection(prototype), memory.memory_value_projection(prototype)
+        )
+
+
+class GenVisForVideoInstanceSegmentation(CvisVideoModel):
+    """Segments a video clip by clip: online with clips of one frame, semi-online with longer ones."""
+
+    config_class = GenVisConfig
+    video_head_class = GenVisHead
+    criterion_class = ClipwiseMaskClassificationLoss
+    is_online = True
+
+    @staticmethod
+    def criterion_settings(config: GenVisConfig) -> dict[str, Any]:
+        return {"uvla": config.uvla}
+
+    def forward(
+        self,
+        pixel_values_videos: Tensor,
+        pixel_mask: Tensor | None = None,
+        state: GenVisState | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_embeddings: bool = False,
+    ) -> VideoInstanceSegmentationOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): normalised frames, H and W multiples of 32. At
+                inference one clip of any length; with `labels` T / `clip_length` clips.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used at
+                inference, where each video of a batch gives what it gives alone.
+            state (`GenVisState`, *optional*): `state` of the output for the clip before; None for the first clip.
+            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is absent,
+                "masks": (N, T, H, W)}`; gives `loss` and `loss_dict`, summed over the clips, instead of predictions.
+                Gradients flow through the state from clip to clip.
+            output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
+
+        Raises:
+            ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
+        """
+        self.check_inputs(pixel_values_videos, pixel_mask, labels)
+        pixel_values_videos = pixel_values_videos.to(self.dtype)
+        if labels is not None:
+            return self._compute_loss(pixel_values_videos, labels)
+        batch_size = len(pixel_values_videos)
+        state = self._initial_state(batch_size) if state is None else state
+        if len(state.video_queries) != batch_size:
+            raise ValueError(
+                f"`state` belongs to a batch of {len(state.video_queries)} videos, but `pixel_values_videos` holds "
+                f"{batch_size}."
+            )
+        detected = self.detect(pixel_values_videos, pixel_mask)
+        step = self.video_head(detected.frame_queries, state.video_queries, state.memory.keys, state.memory.values)
+        return self.make_output(detected, step.encoded_queries, step.decoded, output_embeddings, state.append(step))
+
+    @torch.no_grad()
+    def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
+        """As `CvisVideoModel.stream`; a clip is read only when its output is asked for."""
+        self._check_stream()
+        state = None
+        for clip in clips:
+            output = self(clip.to(self.device), state=state)
+            state = output.state
+            yield output
+
+    def _initial_state(self, batch_size: int) -> GenVisState:
+        video_queries = self.video_head.initial_queries(batch_size)
+        return GenVisState(video_queries, QueryMemory.empty_like(video_queries, self.config.memory_size))
+
+    def _compute_loss(
+        self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]
+    ) -> VideoInstanceSegmentationOutput:
+        targets = VideoTargets.from_labels(labels, self.config.num_labels)
+        detected, frames = self.detect_for_training(pixel_values_videos)
+        loss_dict, frame_matches = self.frame_losses(detected, targets)
+
+        state = self._initial_state(len(frames.frame_queries))
+        predictions, encoded_queries, video_similarity = [], [], []
+        for clip_queries in frames.frame_queries.split(self.config.clip_length, dim=1):
+            memory = state.memory
+            step = self.video_head(clip_queries, state.video_queries, memory.keys, memory.values, all_layers=True)
+            state = state.append(step)
+            predictions.append(self.layer_predictions(step.decoded))
+            encoded_queries.append(step.encoded_queries)
+            similarity = self.video_head.video_similarity_projection(step.decoded.normalised[-1])
+            video_similarity.append(self.split_layers(similarity))
+        frame_similarity = self.video_head.frame_similarity_projection(torch.cat(encoded_queries, dim=1))
+        video_losses = self.criterion(
+            predictions,
+            frames.mask_features,
+            targets,
+            frame_matches,
+            self.split_layers(frame_similarity),
+            video_similarity,
+        )
+        loss_dict = {**loss_dict, **video_losses}
+        return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)

@@ -1,0 +1,6 @@
+"""VITA: the whole video at once, objects associated through the frame queries of all frames."""
+
+from .configuration_vita import VitaConfig
+from .modeling_vita import VitaForVideoInstanceSegmentation
+
+__all__ = ["VitaConfig", "VitaForVideoInstanceSegmentation"]

@@ -1,0 +1,33 @@
+"""Configuration of VITA."""
+
+from huggingface_hub.dataclasses import strict
+
+from ..configuration_cvis import CvisVideoConfig
+
+
+@strict
+class VitaConfig(CvisVideoConfig):
+    r"""
+    Configuration of [`VitaForVideoInstanceSegmentation`]; the defaults are those of VITA on YouTube-VIS with ResNet-50
+    (Heo et al., "VITA: Video Instance Segmentation via Object Token Association", NeurIPS 2022).
+
+    Fields as in `CvisVideoConfig`; here the object encoder attends in windows of 6 frames and the detector trains.
+
+    Example:
+
+    ```python
+    >>> from transformers_cvis import VitaConfig
+
+    >>> config = VitaConfig(id2label={0: "person", 1: "dog"})
+    >>> config.num_labels
+    2
+
+    ```
+    """
+
+    model_type = "vita"
+
+    encoder_window_size: int = 6
+
+
+__all__ = ["VitaConfig"]

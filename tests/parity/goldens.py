@@ -36,7 +36,7 @@ class Case:
         return 1e-6 if self.meta.get("stored_dtype") == "float32" else 1e-9
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The reference model's weights: a function of the names and shapes in `keys.json` and of `scale` in `meta.json`."""
+        """The reference model's weights: a function of names and shapes in `keys.json` and of `scale` in `meta.json`."""
         weights = {name: _fill(name, tuple(shape)) for name, shape in self.keys.items()}
         for pattern, factor in self.meta.get("scale", {}).items():
             for name in weights:
@@ -64,10 +64,23 @@ def load_case(name: str) -> Case:
     return case
 
 
+class FixedPoints:
+    """Stands in for a criterion's `point_sampler`: every problem and every mask uses the recorded points `(P, 2)`."""
+
+    def __init__(self, matcher_points: torch.Tensor, loss_points: torch.Tensor):
+        self.matcher_points, self.recorded_loss_points = matcher_points, loss_points
+
+    def matching_points(self, num_problems: int, like: torch.Tensor) -> torch.Tensor:
+        return self.matcher_points.to(like).expand(num_problems, -1, -1)
+
+    def loss_points(self, mask_logits: torch.Tensor) -> torch.Tensor:
+        return self.recorded_loss_points.to(mask_logits).expand(*mask_logits.shape[:2], -1, -1)
+
+
 def assert_matches(actual, expected: torch.Tensor, name: str = "", tolerance: float = 1e-9) -> None:
     """`actual` equals `expected` within `tolerance`, absolute plus relative to the largest entry of `expected`."""
     actual = torch.as_tensor(actual).detach()
-    assert tuple(actual.shape) == tuple(expected.shape), f"{name}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
     if not expected.is_floating_point():
         different = int((actual.to(expected.dtype) != expected).sum())
         assert different == 0, f"{name}: {different} of {expected.numel()} entries differ"

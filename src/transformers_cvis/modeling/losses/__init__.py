@@ -1,0 +1,53 @@
+"""Matching and losses of all systems.
+
+Frame level (the frame detector)::
+
+    criterion = MaskClassificationLoss(num_labels)
+    losses, matched_queries = criterion(predictions, mask_features, frame_labels)
+    matched_queries = criterion.match(predictions[-3:], mask_features, frame_labels)  # a frozen detector: no losses
+
+`predictions` is a sequence of `LayerPrediction(class_logits (N, Q, K + 1), mask_embeddings (N, Q, C))`, oldest first,
+`mask_features` is `(N, C, h, w)`, `frame_labels` a list of N `{"class_labels": (n,), "masks": (n, H, W)}`. `losses`
+holds weighted scalars: `loss_ce`, `loss_mask`, `loss_dice` of the last prediction, `loss_ce_0` ... of the earlier ones.
+`matched_queries` is `(predictions, targets)`: the query of each target, targets concatenated image after image.
+
+Video level (VITA: the frames of a sample are one clip)::
+
+    targets = VideoTargets.from_labels(labels, num_labels)                # labels of a model's forward
+    frame_labels = targets.frame_labels()                                 # B * T images, video after video
+    frame_matches = targets.frame_matches(matched_queries[-num_layers:])  # (L, targets, T), -1 where absent
+    criterion = VideoMaskClassificationLoss(num_labels, name="vita")
+    losses = criterion(predictions, mask_features, targets, frame_matches, frame_similarity, video_similarity)
+
+with `predictions` one `LayerPrediction((L, B, Q, K + 1), (L, B, Q, C))` per video decoder layer, `mask_features`
+`(B, T, C, h, w)`, `frame_similarity` `(L, B, T, frame queries, S)` and `video_similarity` `(L, B, Q, S)`, the latter of
+the last layer.
+
+Clip by clip (GenVIS: labels are assigned once per video; the clips of a sample are scored together, after the last)::
+
+    criterion = ClipwiseMaskClassificationLoss(num_labels, name="genvis", uvla="paper")
+    losses = criterion(clip_predictions, mask_features, targets, frame_matches, frame_similarity, video_similarity)
+
+with one list of `LayerPrediction` per clip, clips of equal length, and `video_similarity` one tensor per clip.
+
+Every criterion has a `point_sampler`; replacing it fixes the points.
+"""
+
+from .mask_classification import MaskClassificationLoss
+from .matching import LayerPrediction
+from .points import PointSampler, sample_points, select_uncertain_points
+from .targets import VideoTargets
+from .uvla import unified_video_label_assignment
+from .video import ClipwiseMaskClassificationLoss, VideoMaskClassificationLoss
+
+__all__ = [
+    "ClipwiseMaskClassificationLoss",
+    "LayerPrediction",
+    "MaskClassificationLoss",
+    "PointSampler",
+    "VideoMaskClassificationLoss",
+    "VideoTargets",
+    "sample_points",
+    "select_uncertain_points",
+    "unified_video_label_assignment",
+]

@@ -1,0 +1,202 @@
+"""Mask classification losses of matched queries."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .matching import LayerPrediction, assign, matching_costs, sample_masks
+from .points import PointSampler, sample_points
+from .targets import Targets
+
+
+class MaskClassificationLoss(nn.Module):
+    """Mask2Former's losses of images: matching, then cross entropy of classes, BCE and Dice of masks at points.
+
+    Predictions of all layers are matched and scored together, each for itself. Computed in float32, or float64 when the
+    predictions are float64, whatever autocast says. Dense mask logits exist for matched queries only.
+
+    Args:
+        num_labels: classes without no-object.
+        class_weight, mask_weight, dice_weight: of the matching cost and of the losses.
+        no_object_weight: weight of the no-object class in the cross entropy.
+        num_points, oversample_ratio, importance_sample_ratio: see `PointSampler`.
+
+    Source: Cheng et al., Masked-attention Mask Transformer for Universal Image Segmentation, sections 3.3 and 4.1.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+    ):
+        super().__init__()
+        self.num_labels = num_labels
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.no_object_weight = no_object_weight
+        self.point_sampler = PointSampler(num_points, oversample_ratio, importance_sample_ratio)
+
+    def forward(
+        self, predictions: Sequence[LayerPrediction], mask_features: torch.Tensor, labels: list[dict]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Weighted losses and matches of D predictions of N images.
+
+        Args:
+            predictions: class logits `(N, Q, K + 1)` and mask embeddings `(N, Q, C)` of each layer, oldest first.
+            mask_features: `(N, C, h, w)`.
+            labels: per image `{"class_labels": (n,) long, "masks": (n, H, W)}`, H x W the padded network input.
+
+        Returns:
+            Scalars `loss_ce`, `loss_mask`, `loss_dice` of the last prediction and `loss_ce_0`, ... of the earlier ones;
+            and the matched queries `(D, objects)`, objects concatenated image after image.
+
+        Raises:
+            ValueError: when labels do not fit, an image has more objects than queries, or a cost is not finite.
+        """
+        with torch.autocast(mask_features.device.type, enabled=False):
+            prediction, mask_features = self._problems(predictions, mask_features)
+            targets = Targets.from_frame_labels(labels, self.num_labels, like=mask_features)
+            matched = self._match(prediction, mask_features, targets)
+            num_objects = mask_features.new_tensor([len(targets.class_labels)])
+            values = self._losses(prediction, mask_features, targets, matched, average_over_ranks(num_objects))
+        return name_losses({f"loss_{kind}": value.squeeze(1) for kind, value in values.items()}), matched.squeeze(1)
+
+    @torch.no_grad()
+    def match(
+        self, predictions: Sequence[LayerPrediction], mask_features: torch.Tensor, labels: list[dict]
+    ) -> torch.Tensor:
+        """Only the matched queries `(D, objects)`; arguments and errors as in `forward`."""
+        with torch.autocast(mask_features.device.type, enabled=False):
+            prediction, mask_features = self._problems(predictions, mask_features)
+            targets = Targets.from_frame_labels(labels, self.num_labels, like=mask_features)
+            return self._match(prediction, mask_features, targets).squeeze(1)
+
+    def _problems(self, predictions, mask_features):
+        """Images as problems of one layer group and one frame: `(D, 1, N, Q, .)` and `(N, 1, C, h, w)`."""
+        prediction = LayerPrediction(
+            *(full_precision(torch.stack(part)).unsqueeze(1) for part in zip(*predictions, strict=True))
+        )
+        return prediction, full_precision(mask_features).unsqueeze(1)
+
+    def _costs(self, prediction, mask_features, targets):
+        return matching_costs(
+            prediction,
+            mask_features,
+            targets,
+            self.point_sampler,
+            self.class_weight,
+            self.mask_weight,
+            self.dice_weight,
+        )
+
+    def _match(self, prediction, mask_features, targets) -> torch.Tensor:
+        return torch.from_numpy(assign(self._costs(prediction, mask_features, targets))).to(mask_features.device)
+
+    def _losses(
+        self,
+        prediction: LayerPrediction,
+        mask_features: torch.Tensor,
+        targets: Targets,
+        matched: torch.Tensor,
+        num_objects: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Weighted losses `(D, groups)`.
+
+        Args:
+            prediction: `(D, L, P, Q, .)`.
+            mask_features: `(P, T, C, h, w)`.
+            targets: M objects of the P problems.
+            matched: `(D, L, M)`: the query of each object.
+            num_objects: `(groups,)`: what the mask losses of a group are divided by; problem p is in group p % groups.
+        """
+        num_queries = prediction.class_logits.shape[3]
+        num_groups = len(num_objects)
+        place = targets.problem_index * num_queries + matched  # (D, L, M): index into the P * Q queries
+        ce = self._class_loss(prediction.class_logits, targets.class_labels, place, num_groups)
+        bce, dice = self._mask_losses(prediction.mask_embeddings, mask_features, targets, place)
+        group = targets.problem_index % num_groups
+        total = ce.new_zeros(2, len(ce), num_groups).index_add(2, group, torch.stack([bce, dice]).sum(2)) / num_objects
+        return {"ce": self.class_weight * ce, "mask": self.mask_weight * total[0], "dice": self.dice_weight * total[1]}
+
+    def _class_loss(self, class_logits, class_labels, place, num_groups) -> torch.Tensor:
+        """Cross entropy `(D, groups)`, mean over all queries of a group weighted by class; unmatched: no-object."""
+        # Where objects share a query, the last of them decides.
+        num_problems, num_queries = class_logits.shape[2:4]
+        holder = place.new_full((*place.shape[:2], num_problems * num_queries), -1)
+        objects = torch.arange(place.shape[2], device=place.device).expand_as(place)
+        holder = holder.scatter_reduce(2, place, objects, "amax")
+        classes = torch.cat([class_labels, class_labels.new_tensor([self.num_labels])])[holder]  # (D, L, P * Q)
+        weights = class_logits.new_ones(holder.shape).masked_fill_(holder < 0, self.no_object_weight)
+        log_probabilities = class_logits.flatten(2, 3).log_softmax(dim=-1)
+        losses = -weights * log_probabilities.gather(3, classes.unsqueeze(3)).squeeze(3)
+        per_group = [part.unflatten(2, (-1, num_groups, num_queries)).sum(dim=(1, 2, 4)) for part in (losses, weights)]
+        return per_group[0] / per_group[1]
+
+    def _mask_losses(self, mask_embeddings, mask_features, targets, place) -> tuple[torch.Tensor, torch.Tensor]:
+        """BCE and Dice `(D, L, M)` of each object's query at points of each frame, those of all frames as one set."""
+        num_sets, num_layers, num_objects = place.shape
+        if num_objects == 0:
+            nothing = (mask_embeddings.sum() + mask_features.sum()) * 0  # part of the graph on every rank
+            return (nothing.expand(place.shape),) * 2
+
+        sets = torch.arange(num_sets * num_layers, device=place.device).view(num_sets, num_layers, 1)
+        num_places = mask_embeddings.shape[2] * mask_embeddings.shape[3]
+        rows = (sets * num_places + place).permute(2, 0, 1).flatten()
+        embeddings = mask_embeddings.flatten(0, 3)[rows]  # (M * D * L, C)
+        logits = torch.cat(
+            [
+                embedding.expand(len(features), -1, -1) @ features.flatten(2)  # (T, objects * D * L, h * w)
+                for embedding, features in zip(
+                    embeddings.split([count * num_sets * num_layers for count in targets.counts]),
+                    mask_features.unbind(0),
+                    strict=True,
+                )
+                if len(embedding)
+            ],
+            dim=1,
+        )
+        height, width = mask_features.shape[-2:]
+        logits = logits.view(-1, num_sets * num_layers, height, width)  # (T * M, D * L, h, w)
+        points = self.point_sampler.loss_points(logits.detach())  # (T * M, D * L, points, 2)
+        inside = sample_masks(
+            targets.masks.transpose(0, 1), points.flatten(1, 2).unflatten(0, (-1, num_objects))
+        )  # (T, M, D * L * points)
+        inside = inside.unflatten(2, (num_sets * num_layers, -1))
+        logits = sample_points(logits.flatten(0, 1).unsqueeze(1), points.flatten(0, 1)).view_as(inside)
+
+        bce = nn.functional.binary_cross_entropy_with_logits(logits, inside, reduction="none").mean(dim=(0, 3))
+        probabilities = logits.sigmoid()
+        overlap = (probabilities * inside).sum(dim=(0, 3))
+        dice = 1 - (2 * overlap + 1) / (probabilities.sum(dim=(0, 3)) + inside.sum(dim=(0, 3)) + 1)
+        return tuple(loss.T.unflatten(0, (num_sets, num_layers)) for loss in (bce, dice))
+
+
+def average_over_ranks(counts: torch.Tensor) -> torch.Tensor:
+    """Mean of `counts` over the ranks of distributed training, at least 1."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        counts = counts.clone()
+        torch.distributed.all_reduce(counts)
+        counts = counts / torch.distributed.get_world_size()
+    return counts.clamp(min=1)
+
+
+def name_losses(values: dict[str, torch.Tensor], suffix: str = "") -> dict[str, torch.Tensor]:
+    """One scalar a layer: `(D,)` losses, the last under its name, the earlier ones with `_0`, `_1`, ..."""
+    named = {}
+    for name, value in values.items():
+        *auxiliary, last = value.unbind(0)
+        named[name + suffix] = last
+        named.update({f"{name}_{layer}{suffix}": loss for layer, loss in enumerate(auxiliary)})
+    return named
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,163 @@
+"""Matching of queries to objects: the cost and its optimal assignment."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from .points import sample_points
+from .targets import Targets
+
+# Elements of the largest temporary of a matching cost; problems are taken in groups below it.
+_GROUP_ELEMENTS = 2**25
+
+
+class LayerPrediction(NamedTuple):
+    """What one decoder layer predicts. A mask's logits are the product of its embedding with the mask features.
+
+    Leading axes: `(N,)` images at the frame level, `(L, B)` frame decoder layers and videos at the video level.
+    """
+
+    class_logits: torch.Tensor
+    """`(..., Q, K + 1)`, no-object last."""
+    mask_embeddings: torch.Tensor
+    """`(..., Q, C)`."""
+
+
+@torch.no_grad()
+def matching_costs(
+    prediction: LayerPrediction,
+    mask_features: torch.Tensor,
+    targets: Targets,
+    point_sampler,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> list[np.ndarray]:
+    """Cost of giving an object to a query: weighted sum of -probability of its class, mean BCE and Dice of the masks.
+
+    Masks are compared at random points, the same for all masks of a problem and all its frames; the points of all
+    frames count as one set. Only the mask features are sampled: sampling and the product with the embeddings commute.
+
+    Args:
+        prediction: class logits `(D, L, P, Q, K + 1)` and mask embeddings `(D, L, P, Q, C)` of D layers, P problems.
+        mask_features: `(P, T, C, h, w)`.
+        targets: objects of the P problems.
+        point_sampler: has `matching_points(num_problems, like) -> (num_problems, points, 2)`.
+
+    Returns:
+        For each problem an array `(D, L, Q, objects)` on the host, after one transfer for all.
+
+    Raises:
+        ValueError: when a problem has more objects than queries, or a cost is not finite.
+    """
+    num_queries = prediction.class_logits.shape[-2]
+    if max(targets.counts, default=0) > num_queries:
+        problem = int(np.argmax(targets.counts))
+        raise ValueError(
+            f"Labels {problem} hold {targets.counts[problem]} objects, but the model has only {num_queries} queries "
+            "and gives each object its own. Use a model with more queries (`num_queries`) or drop objects."
+        )
+    shape = prediction.class_logits.shape[:2]
+    costs = [np.zeros((*shape, num_queries, 0))] * len(targets.counts)
+    used = [problem for problem, count in enumerate(targets.counts) if count]
+    if not used:
+        return costs
+
+    points = point_sampler.matching_points(len(used), like=mask_features)  # (used, points, 2)
+    frame_points = points.repeat_interleave(torch.tensor(targets.counts, device=points.device)[used], dim=0)
+    inside = sample_masks(targets.masks, frame_points.unsqueeze(1).expand(-1, targets.masks.shape[1], -1, -1))
+    inside = inside.flatten(1)  # (M, T * points)
+
+    size = max(1, _GROUP_ELEMENTS // (shape.numel() * num_queries * inside.shape[1]))
+    first = np.concatenate([[0], np.cumsum(targets.counts)])
+    blocks = []
+    for start in range(0, len(used), size):
+        group = used[start : start + size]
+        objects = slice(first[group[0]], first[group[-1] + 1])
+        blocks.append(
+            _group_costs(
+                prediction.class_logits[:, :, group],
+                prediction.mask_embeddings[:, :, group],
+                mask_features[group],
+                points[start : start + size],
+                targets.class_labels[objects],
+                inside[objects],
+                [targets.counts[problem] for problem in group],
+                (class_weight, mask_weight, dice_weight),
+            )
+        )
+    flat = torch.cat(blocks).cpu().numpy()  # (M, D, L, Q)
+    if not np.isfinite(flat).all():
+        raise ValueError(_describe_non_finite(prediction, mask_features))
+    for problem in used:
+        costs[problem] = np.moveaxis(flat[first[problem] : first[problem + 1]], 0, -1)
+    return costs
+
+
+def _group_costs(class_logits, mask_embeddings, mask_features, points, class_labels, inside, counts, weights):
+    """Costs `(objects, D, L, Q)` of a group of G problems, all of which have objects."""
+    num_sets, num_layers, num_problems, num_queries = class_logits.shape[:4]
+    num_frames = mask_features.shape[1]
+    sampled = sample_points(
+        mask_features.flatten(0, 1), points.repeat_interleave(num_frames, dim=0)
+    )  # (G * T, C, points)
+    sampled = sampled.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(2)  # (G, C, T * points)
+    embeddings = mask_embeddings.permute(2, 0, 1, 3, 4).flatten(1, 3)  # (G, D * L * Q, C)
+    logits = embeddings @ sampled  # (G, D * L * Q, T * points)
+
+    problem = torch.repeat_interleave(torch.tensor(counts)).to(inside.device)
+    slot = torch.cat([torch.arange(count) for count in counts]).to(inside.device)
+    padded = inside.new_zeros(num_problems, max(counts), inside.shape[1])
+    padded[problem, slot] = inside
+    padded = padded.transpose(1, 2)  # (G, T * points, objects)
+
+    overlap = logits @ padded
+    bce = (nn.functional.softplus(logits).sum(2, keepdim=True) - overlap) / inside.shape[1]
+    probabilities = logits.sigmoid_()
+    dice = 1 - (2 * (probabilities @ padded) + 1) / (
+        probabilities.sum(2, keepdim=True) + padded.sum(1, keepdim=True) + 1
+    )
+    class_weight, mask_weight, dice_weight = weights
+    mask_cost = (mask_weight * bce + dice_weight * dice).unflatten(1, (num_sets, num_layers, num_queries))
+    mask_cost = mask_cost[problem, ..., slot]  # (objects, D, L, Q)
+    class_cost = -class_logits.softmax(dim=-1).permute(2, 4, 0, 1, 3)[problem, class_labels]  # (objects, D, L, Q)
+    return mask_cost + class_weight * class_cost
+
+
+def assign(costs: list[np.ndarray]) -> np.ndarray:
+    """Cheapest query of each object, every query given once; each layer of each problem for itself.
+
+    Args:
+        costs: for each problem `(D, L, Q, objects)` with objects <= Q.
+
+    Returns:
+        `(D, L, M)`: the query of each object, problem after problem.
+    """
+    matches = []
+    for cost in costs:
+        match = np.empty((*cost.shape[:2], cost.shape[3]), dtype=np.int64)
+        for index in np.ndindex(cost.shape[:2]):
+            queries, objects = linear_sum_assignment(cost[index])
+            match[index][objects] = queries
+        matches.append(match)
+    return np.concatenate(matches, axis=2)
+
+
+def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Masks `(M, T, H, W)` of any dtype at `points` `(M, T, P, 2)` as `(M, T, P)` of the dtype of `points`."""
+    sampled = sample_points(masks.flatten(0, 1).unsqueeze(1).to(points.dtype), points.flatten(0, 1))
+    return sampled.squeeze(1).unflatten(0, masks.shape[:2])
+
+
+def _describe_non_finite(prediction: LayerPrediction, mask_features: torch.Tensor) -> str:
+    named = {"class_logits": prediction.class_logits, "mask_embeddings": prediction.mask_embeddings}
+    named["mask_features"] = mask_features
+    broken = [name for name, tensor in named.items() if not tensor.isfinite().all()]
+    what = f"{' and '.join(broken)} hold NaN or infinity" if broken else "the mask logits overflow"
+    return (
+        f"Queries cannot be matched to objects: {what}. The training has diverged or the input is broken: check the "
+        "pixel values, lower the learning rate, or train in bf16 instead of fp16."
+    )

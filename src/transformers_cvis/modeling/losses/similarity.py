@@ -1,0 +1,24 @@
+"""Similarity of frame queries and video queries that belong to the same object."""
+
+import torch
+from torch import nn
+
+
+def similarity_losses(embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """BCE of dot products: entries of one set with the same id are alike, those with different ids are not.
+
+    Args:
+        embeddings: `(..., E, S)`: E entries (matched frame and video queries) of each set.
+        ids: `(..., E)`: object of each entry, -1 where there is none; broadcasts against `embeddings`.
+
+    Returns:
+        Loss sum and number of ordered pairs of each set; pairs of an entry with itself count.
+
+    Source: Heo et al., VITA, section 3.3.
+    """
+    logits = embeddings @ embeddings.transpose(-1, -2)
+    alike = ids.unsqueeze(-1) == ids.unsqueeze(-2)
+    present = ids != -1
+    pairs = (present.unsqueeze(-1) & present.unsqueeze(-2)).to(logits.dtype)
+    losses = nn.functional.softplus(logits) - logits * alike
+    return (losses * pairs).sum(dim=(-1, -2)), pairs.sum(dim=(-1, -2))

@@ -1,0 +1,169 @@
+"""Labels of videos, prepared for matching and losses."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Targets:
+    """Objects to match, concatenated problem after problem (a problem is an image, or a clip of a video).
+
+    M objects, T frames, H x W pixels of the padded network input.
+    """
+
+    class_labels: torch.Tensor
+    """`(M,)` long."""
+    masks: torch.Tensor
+    """`(M, T, H, W)`, nonzero inside."""
+    problem_index: torch.Tensor
+    """`(M,)` long, ascending."""
+    counts: list[int]
+    """Number of objects of each problem."""
+
+    @classmethod
+    def from_frame_labels(cls, labels: list[dict], num_labels: int, like: torch.Tensor) -> "Targets":
+        """Targets of images: `labels` holds `{"class_labels": (n,), "masks": (n, H, W)}` for each.
+
+        Raises:
+            ValueError: when labels and masks of an image do not fit, or a class is not below `num_labels`.
+        """
+        _check_labels(labels, num_labels, mask_dimensions=3)
+        counts = [len(label["class_labels"]) for label in labels]
+        return cls(
+            class_labels=torch.cat([label["class_labels"] for label in labels]).to(like.device),
+            masks=torch.cat([label["masks"] for label in labels]).unsqueeze(1).to(like.device),
+            problem_index=_repeat_index(counts).to(like.device),
+            counts=counts,
+        )
+
+
+class VideoTargets:
+    """Labels of B videos of T frames without the objects that are visible in none of them.
+
+    Attributes:
+        class_labels: `(M,)` long, objects concatenated video after video.
+        ids: `(M, T)` long on the host, counted from the smallest id of each video, -1 where the object is absent.
+        masks: `(M, T, H, W)`, nonzero inside.
+        video_index: `(M,)` long on the host.
+        num_videos, num_frames: B and T.
+    """
+
+    def __init__(self, class_labels, ids, masks, video_index, num_videos):
+        self.class_labels = class_labels
+        self.ids = ids
+        self.masks = masks
+        self.video_index = video_index
+        self.num_videos = num_videos
+        self.num_frames = ids.shape[1]
+        self._frame_targets = self.pairs(ids != -1)  # in the order of `frame_labels`
+
+    @classmethod
+    def from_labels(cls, labels: list[dict], num_labels: int) -> "VideoTargets":
+        """Prepare the labels that a model's forward takes.
+
+        Args:
+            labels: per video `{"class_labels": (n,) long, "ids": (n, T) long, "masks": (n, T, H, W)}`; an id is -1 in
+                frames where the object is absent. H and W are those of the padded network input.
+            num_labels: classes without no-object.
+
+        Raises:
+            ValueError: when the parts of a video's labels do not fit, videos differ in length, or a class is not below
+                `num_labels`.
+        """
+        _check_labels(labels, num_labels, mask_dimensions=4)
+        for number, label in enumerate(labels):
+            if tuple(label["ids"].shape) != tuple(label["masks"].shape[:2]):
+                raise ValueError(
+                    f"Labels of video {number}: `ids` must be (objects, frames) = {tuple(label['masks'].shape[:2])} "
+                    f"as its masks are, got {tuple(label['ids'].shape)}."
+                )
+        lengths = sorted({label["ids"].shape[1] for label in labels})
+        if len(lengths) > 1:
+            raise ValueError(f"The videos of a batch must have one length; their labels have {lengths} frames.")
+
+        counts = [len(label["class_labels"]) for label in labels]
+        ids = torch.cat([label["ids"] for label in labels]).cpu()
+        video_index = _repeat_index(counts)
+        kept = (ids != -1).any(dim=1).nonzero().squeeze(1)
+        ids, video_index = ids[kept], video_index[kept]
+        present = ids != -1
+        largest = torch.iinfo(ids.dtype).max
+        smallest = ids.new_full((len(labels),), largest)
+        smallest.scatter_reduce_(0, video_index, ids.masked_fill(~present, largest).amin(1), "amin")
+        ids = torch.where(present, ids - smallest[video_index].unsqueeze(1), -1)
+
+        class_labels = torch.cat([label["class_labels"] for label in labels])
+        masks = torch.cat([label["masks"] for label in labels])
+        if len(kept) < len(masks):
+            class_labels, masks = class_labels[kept.to(masks.device)], masks[kept.to(masks.device)]
+        return cls(class_labels, ids, masks, video_index, num_videos=len(labels))
+
+    def frame_labels(self) -> list[dict]:
+        """Labels of the B * T frames for the frame detector: in each frame the objects that are visible there."""
+        frames = self.select(*self._frame_targets, num_clips=self.num_frames, device=self.masks.device)
+        return [
+            {"class_labels": class_labels, "masks": masks}
+            for class_labels, masks in zip(
+                frames.class_labels.split(frames.counts), frames.masks.squeeze(1).split(frames.counts), strict=True
+            )
+        ]
+
+    def frame_matches(self, matched_queries: torch.Tensor) -> torch.Tensor:
+        """`matched_queries` `(L, frame targets)` of `frame_labels()` as `(L, M, T)`, -1 where an object is absent."""
+        objects, frames = (index.to(matched_queries.device) for index in self._frame_targets)
+        matches = matched_queries.new_full((matched_queries.shape[0], *self.ids.shape), -1)
+        matches[:, objects, frames] = matched_queries
+        return matches
+
+    def clip_ids(self, num_clips: int) -> torch.Tensor:
+        """`ids` by clip, `(M, clips, W)` on the host.
+
+        Raises:
+            ValueError: when the frames are not a whole number of clips.
+        """
+        if self.num_frames % num_clips:
+            raise ValueError(
+                f"Labels of {self.num_frames} frames cannot be split into {num_clips} clips of equal length: train "
+                "with a number of frames that is a multiple of the clip length."
+            )
+        return self.ids.unflatten(1, (num_clips, -1))
+
+    def pairs(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Objects and clips (or frames) where `chosen` `(M, clips)` is true, by video, then clip, then object; host."""
+        objects, clips = chosen.nonzero().unbind(1)
+        order = (self.video_index[objects] * chosen.shape[1] + clips).argsort(stable=True)
+        return objects[order], clips[order]
+
+    def select(self, objects: torch.Tensor, clips: torch.Tensor, num_clips: int, device: torch.device) -> Targets:
+        """Targets of the `pairs` of objects and clips; problem `video * num_clips + clip` holds those of a clip."""
+        problem_index = self.video_index[objects] * num_clips + clips
+        objects, clips = objects.to(self.masks.device), clips.to(self.masks.device)
+        return Targets(
+            class_labels=self.class_labels[objects].to(device),
+            masks=self.masks.unflatten(1, (num_clips, -1))[objects, clips].to(device),
+            problem_index=problem_index.to(device),
+            counts=torch.bincount(problem_index, minlength=self.num_videos * num_clips).tolist(),
+        )
+
+
+def _check_labels(labels: list[dict], num_labels: int, mask_dimensions: int) -> None:
+    axes = "(objects, frames, height, width)" if mask_dimensions == 4 else "(objects, height, width)"
+    for number, label in enumerate(labels):
+        class_labels, masks = label["class_labels"], label["masks"]
+        if masks.ndim != mask_dimensions or class_labels.ndim != 1 or len(masks) != len(class_labels):
+            raise ValueError(
+                f"Labels {number}: `class_labels` must be (objects,) and `masks` {axes}, got "
+                f"{tuple(class_labels.shape)} and {tuple(masks.shape)}."
+            )
+    if labels:
+        classes = torch.cat([label["class_labels"] for label in labels])
+        if len(classes) and not 0 <= classes.min() <= classes.max() < num_labels:
+            raise ValueError(
+                f"Class labels must be in 0..{num_labels - 1} (num_labels={num_labels}), got "
+                f"{sorted(set(classes.tolist()))}."
+            )
+
+
+def _repeat_index(counts: list[int]) -> torch.Tensor:
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))

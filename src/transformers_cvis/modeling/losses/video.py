@@ -1,0 +1,199 @@
+"""Losses of video queries: a sample as one clip (VITA), or clip by clip with labels that stay (GenVIS)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .mask_classification import MaskClassificationLoss, average_over_ranks, full_precision, name_losses
+from .matching import LayerPrediction
+from .similarity import similarity_losses
+from .targets import VideoTargets
+from .uvla import RULES, unified_video_label_assignment
+
+
+class VideoMaskClassificationLoss(MaskClassificationLoss):
+    """VITA's losses: mask classification of video queries and similarity to the frame queries of the same object.
+
+    The frames of a sample are one clip; the points of a mask in all its frames are compared as one set. The L frame
+    decoder layers are L problems per video with the same targets.
+
+    Args:
+        num_labels: classes without no-object.
+        name: part of the keys of the losses, `loss_{name}_ce` and so on.
+        similarity_weight: weight of the similarity loss.
+        kwargs: weights and points as in `MaskClassificationLoss`.
+
+    Source: Heo et al., VITA: Video Instance Segmentation via Object Token Association, section 3.3.
+    """
+
+    uvla = "paper"  # of no consequence for one clip: every object is new in it
+
+    def __init__(self, num_labels: int, name: str, similarity_weight: float = 0.5, **kwargs):
+        super().__init__(num_labels, **kwargs)
+        self.name = name
+        self.similarity_weight = similarity_weight
+
+    def forward(
+        self,
+        predictions: Sequence[LayerPrediction],
+        mask_features: torch.Tensor,
+        targets: VideoTargets,
+        frame_matches: torch.Tensor,
+        frame_similarity: torch.Tensor,
+        video_similarity: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Weighted losses of B videos.
+
+        Args:
+            predictions: per decoder layer class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)`.
+            mask_features: `(B, T, C, h, w)`.
+            targets: M objects of the B videos.
+            frame_matches: `(L, M, T)`: frame query of each object in each frame, -1 where it is absent.
+            frame_similarity: `(L, B, T, frame queries, S)`: similarity embeddings of the frame queries.
+            video_similarity: `(L, B, Q, S)`: those of the video queries of the last decoder layer.
+
+        Returns:
+            Scalars `loss_{name}_ce`, `_mask`, `_dice`, `_sim` of the last layer, `loss_{name}_ce_0`, ... of the others.
+
+        Raises:
+            ValueError: when a video has more objects than queries, or a matching cost is not finite.
+        """
+        losses = self._clip_losses(
+            [predictions], mask_features, targets, frame_matches, frame_similarity, [video_similarity]
+        )
+        return name_losses({key: value.squeeze(1) for key, value in losses.items()})
+
+    def _clip_losses(self, predictions, mask_features, targets, frame_matches, frame_similarity, video_similarity):
+        """Weighted losses `(D, clips)` by name; the similarity has one row, that of the last layer."""
+        num_clips = len(predictions)
+        clip_ids = targets.clip_ids(num_clips)
+        visible = (clip_ids != -1).any(dim=2)  # (M, clips)
+        with torch.autocast(mask_features.device.type, enabled=False):
+            # Each clip of each video is a problem, video by video: (D, L, B * clips, Q, .) and (B * clips, W, C, h, w).
+            prediction = LayerPrediction(
+                *(
+                    full_precision(
+                        torch.stack([torch.stack([layer[part] for layer in clip]) for clip in predictions], dim=3)
+                    ).flatten(2, 3)
+                    for part in range(2)
+                )
+            )
+            mask_features = full_precision(mask_features).unflatten(1, (num_clips, -1)).flatten(0, 1)
+            device = mask_features.device
+            assignment = self._assign_labels(prediction, mask_features, targets, visible)
+            objects, clips = targets.pairs(visible)
+            num_objects = visible.sum(0).to(mask_features) * prediction.class_logits.shape[1]
+            values = self._losses(
+                prediction,
+                mask_features,
+                targets.select(objects, clips, num_clips, device),
+                assignment[:, :, objects, clips].to(device),
+                average_over_ranks(num_objects),
+            )
+            similarity = self._similarity(
+                targets, clip_ids, assignment[-1].to(device), frame_matches, frame_similarity, video_similarity
+            )
+        losses = {f"loss_{self.name}_{kind}": value for kind, value in values.items()}
+        return {**losses, f"loss_{self.name}_sim": self.similarity_weight * similarity.unsqueeze(0)}
+
+    def _assign_labels(self, prediction, mask_features, targets, visible) -> torch.Tensor:
+        """Query `(D, L, M, clips)` (host) of each object once it has appeared, -1 before."""
+        num_clips = visible.shape[1]
+        newcomers = visible & (visible.cumsum(dim=1) == 1)
+        costs = self._costs(
+            prediction, mask_features, targets.select(*targets.pairs(newcomers), num_clips, mask_features.device)
+        )
+        num_sets, num_layers = prediction.class_logits.shape[:2]
+        assignments = []
+        for video in range(targets.num_videos):
+            clip_costs = [
+                cost.reshape(num_sets * num_layers, *cost.shape[2:])
+                for cost in costs[video * num_clips : (video + 1) * num_clips]
+            ]
+            video_visible = visible[targets.video_index == video].numpy()
+            assignments.append(unified_video_label_assignment(clip_costs, video_visible, self.uvla))
+        history = np.concatenate(assignments, axis=2)  # (clips, D * L, M)
+        return torch.from_numpy(history).permute(1, 2, 0).unflatten(0, (num_sets, num_layers))
+
+    def _similarity(
+        self, targets, clip_ids, matched, frame_matches, frame_similarity, video_similarity
+    ) -> torch.Tensor:
+        """Similarity loss `(clips,)` of matched frame queries and video queries, each clip of each video for itself."""
+        num_layers, num_objects, num_clips = matched.shape
+        device = matched.device
+        video = targets.video_index.to(device)
+        frame_similarity = full_precision(frame_similarity)
+        video_similarity = full_precision(torch.stack(list(video_similarity), dim=2))  # (L, B, clips, Q, S)
+        layer = torch.arange(num_layers, device=device)[:, None, None]
+        frame = torch.arange(targets.num_frames, device=device)
+        clip = torch.arange(num_clips, device=device)
+        frame_entries = frame_similarity[layer, video[:, None], frame, frame_matches.clamp(min=0)]  # (L, M, T, S)
+        video_entries = video_similarity[layer, video[:, None], clip, matched.clamp(min=0)]  # (L, M, clips, S)
+        entries = torch.cat([frame_entries.unflatten(2, (num_clips, -1)), video_entries.unsqueeze(3)], dim=3)
+        ids = torch.cat([clip_ids, clip_ids.amax(dim=2, keepdim=True)], dim=2)  # (M, clips, W + 1)
+
+        counts = torch.bincount(targets.video_index, minlength=targets.num_videos)
+        slot = torch.arange(num_objects) - (counts.cumsum(0) - counts)[targets.video_index]
+        size = (targets.num_videos, int(counts.max()))
+        padded_ids = ids.new_full((*size, *ids.shape[1:]), -1)
+        padded_ids[targets.video_index, slot] = ids
+        padded = entries.new_zeros(num_layers, *size, *entries.shape[2:])
+        padded[:, video, slot.to(device)] = entries
+        losses, pairs = similarity_losses(
+            padded.transpose(2, 3).flatten(3, 4), padded_ids.transpose(1, 2).flatten(2, 3).to(device)
+        )  # (L, B, clips), (B, clips)
+        return losses.sum(dim=(0, 1)) / (num_layers * pairs.sum(dim=0) + 1e-6)
+
+
+class ClipwiseMaskClassificationLoss(VideoMaskClassificationLoss):
+    """GenVIS's losses: those of VITA in each clip, with labels assigned once for the whole video.
+
+    An object is matched in the clip where it first appears and keeps its query, for every decoder layer separately
+    (`unified_video_label_assignment`). In each clip visible objects are supervised; all other queries are no-object.
+
+    Args:
+        uvla: rule of the assignment, `"paper"` or `"released"`.
+        kwargs: as in `VideoMaskClassificationLoss`.
+
+    Raises:
+        ValueError: when `uvla` is neither.
+
+    Source: Heo et al., A Generalized Framework for Video Instance Segmentation, section 3.
+    """
+
+    def __init__(self, num_labels: int, name: str, uvla: str = "paper", **kwargs):
+        super().__init__(num_labels, name, **kwargs)
+        if uvla not in RULES:
+            raise ValueError(f"`uvla` must be one of {', '.join(RULES)}, got {uvla!r}.")
+        self.uvla = uvla
+
+    def forward(
+        self,
+        predictions: Sequence[Sequence[LayerPrediction]],
+        mask_features: torch.Tensor,
+        targets: VideoTargets,
+        frame_matches: torch.Tensor,
+        frame_similarity: torch.Tensor,
+        video_similarity: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Weighted losses of the clips of B videos, which are equal parts of the T frames.
+
+        Args:
+            predictions: per clip what `VideoMaskClassificationLoss` takes.
+            mask_features, targets, frame_matches, frame_similarity: as there, over all T frames.
+            video_similarity: per clip `(L, B, Q, S)`.
+
+        Returns:
+            The scalars of `VideoMaskClassificationLoss` for each clip, with `_clip0`, `_clip1`, ... behind their names.
+
+        Raises:
+            ValueError: as there, and when the frames are not a whole number of clips.
+        """
+        losses = self._clip_losses(
+            predictions, mask_features, targets, frame_matches, frame_similarity, video_similarity
+        )
+        named = {}
+        for clip in range(len(predictions)):
+            named.update(name_losses({key: value[:, clip] for key, value in losses.items()}, suffix=f"_clip{clip}"))
+        return named

@@ -1,12 +1,14 @@
 """Configuration of the frame detector."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import Mask2FormerConfig
+from transformers import Mask2FormerConfig, ResNetConfig
 
 
 @strict
 class FrameDetectorConfig(Mask2FormerConfig):
     r"""A Mask2Former configuration, with the fields below. Mask2Former's own `config.json` files load as they are.
+
+    The backbone is a ResNet-50 unless `backbone_config` says otherwise.
 
     freeze_batch_norm (`bool`, defaults to `True`):
         Keep statistics, scale and shift of the backbone's batch norms fixed, in training too, as released ResNet
@@ -17,6 +19,11 @@ class FrameDetectorConfig(Mask2FormerConfig):
     backbones_supported = ["swin", "resnet"]
 
     freeze_batch_norm: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+        super().__post_init__(**kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -36,7 +36,7 @@ class Case:
         return 1e-6 if self.meta.get("stored_dtype") == "float32" else 1e-9
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The reference model's weights: a function of names and shapes in `keys.json` and of `scale` in `meta.json`."""
+        """The reference model's weights, made of names and shapes in `keys.json` and of `scale` in `meta.json`."""
         weights = {name: _fill(name, tuple(shape)) for name, shape in self.keys.items()}
         for pattern, factor in self.meta.get("scale", {}).items():
             for name in weights:

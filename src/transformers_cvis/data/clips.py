@@ -120,7 +120,7 @@ class MixedClipDataset(Dataset):
 
     def __init__(self, sources: Sequence[ClipDataset], ratios: Sequence[float], seed: int = 0):
         if not sources or len(ratios) != len(sources) or min(ratios) <= 0:
-            raise ValueError(f"{len(sources)} sources with the ratios {list(ratios)}; give one positive ratio for each.")
+            raise ValueError(f"{len(sources)} sources, ratios {list(ratios)}; give one positive ratio for each source.")
         self.sources = list(sources)
         self.probabilities = np.array(ratios) / np.sum(ratios)
         self.seed = seed

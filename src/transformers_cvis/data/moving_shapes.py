@@ -31,18 +31,19 @@ TEXTURE_SIZE = 32  # texels a side, over [-1.2, 1.2]^2
 def _polygon(vertices: Sequence[tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Signed distance (negative inside, even-odd rule) to a closed polygon with `vertices` (num_vertices, 2) as xy."""
     starts = np.asarray(vertices, dtype=np.float64)
-    edges = np.roll(starts, -1, axis=0) - starts
-    edge_lengths = (edges**2).sum(1)
+    ends = np.roll(starts, -1, axis=0)
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         nearest = np.full(x.shape, np.inf)
         inside = np.zeros(x.shape, dtype=bool)
-        for (start_x, start_y), (edge_x, edge_y), length in zip(starts, edges, edge_lengths, strict=True):
+        for (start_x, start_y), (end_x, end_y) in zip(starts, ends, strict=True):
+            edge_x, edge_y = end_x - start_x, end_y - start_y
             from_x, from_y = x - start_x, y - start_y
-            along = np.clip((from_x * edge_x + from_y * edge_y) / length, 0, 1)
+            along = np.clip((from_x * edge_x + from_y * edge_y) / (edge_x**2 + edge_y**2), 0, 1)
             nearest = np.minimum(nearest, (from_x - along * edge_x) ** 2 + (from_y - along * edge_y) ** 2)
             if edge_y:
-                crosses = (from_y >= 0) != (from_y >= edge_y)
+                # compared with the vertices themselves, so that neighbouring edges agree on a point level with one
+                crosses = (y >= start_y) != (y >= end_y)
                 inside ^= crosses & (from_x < from_y * (edge_x / edge_y))
         return np.where(inside, -1, 1) * np.sqrt(nearest)
 

@@ -1,10 +1,14 @@
 """Video in (decode, sample, resize, pad), tracks out (scores, labels, RLE masks, drawing)."""
 
+from .drawing import contact_sheet, draw_tracks, track_colour
 from .masks import decode_segmentation, empty_segmentation, segment_masks
+from .output_files import complete_file
 from .segmentation import ClipSegmentation, VideoSegmentation, segment_stream, segment_video
 from .tracks import Track, TrackAccumulator
 from .video_processor import CvisVideoProcessor
 from .video_reading import VideoFrames, open_video
+from .video_writing import VideoWriter, render_video
+from .ytvis_results import tracks_to_ytvis_json
 
 __all__ = [
     "ClipSegmentation",
@@ -13,10 +17,17 @@ __all__ = [
     "TrackAccumulator",
     "VideoFrames",
     "VideoSegmentation",
+    "VideoWriter",
+    "complete_file",
+    "contact_sheet",
     "decode_segmentation",
+    "draw_tracks",
     "empty_segmentation",
     "open_video",
+    "render_video",
     "segment_masks",
     "segment_stream",
     "segment_video",
+    "track_colour",
+    "tracks_to_ytvis_json",
 ]

@@ -100,7 +100,7 @@ def decode_segmentation(segmentation: dict) -> np.ndarray:
 
 
 def segmentation_boxes(segmentations: list[dict | None]) -> list[tuple[float, float, float, float] | None]:
-    """The tight boxes `(x0, y0, x1, y1)` in pixels, right and bottom exclusive, of compressed RLEs; `None` for `None`."""
+    """The tight boxes `(x0, y0, x1, y1)` of compressed RLEs in pixels, ends exclusive; `None` for `None`."""
     present = [segmentation for segmentation in segmentations if segmentation is not None]
     if not present:
         return [None] * len(segmentations)

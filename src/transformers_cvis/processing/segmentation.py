@@ -1,4 +1,4 @@
-"""The loop over a video: read, prepare, run the model clip by clip, gather tracks. Models are known by `stream` only."""
+"""The loop over a video: read, prepare, run the model clip by clip, gather tracks."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,6 +15,8 @@ from .video_processor import CvisVideoProcessor
 from .video_reading import VideoFrames, open_video
 
 DEFAULT_THRESHOLD = 0.3
+# For models without clips of their own (they see the whole video): how many frames are handled at once.
+_FRAMES_AT_ONCE = 8
 
 
 @dataclass
@@ -41,7 +43,7 @@ class ClipSegmentation:
     Attributes:
         first_frame (`int`): number of the clip's first frame in the video.
         frames (`list[np.ndarray]`): the clip's frames, uint8 RGB `(height, width, 3)`.
-        tracks (`list[Track]`): with one segmentation and box per frame of the clip; scores are those of all clips so far.
+        tracks (`list[Track]`): one segmentation and box per frame of the clip; the scores are of all clips so far.
     """
 
     first_frame: int
@@ -134,7 +136,7 @@ def _accumulator(model, video_processor, frames: VideoFrames, threshold, top_k) 
 def _run(model, video_processor, frames: VideoFrames, clip_length, progress) -> Iterator[tuple[list[np.ndarray], Any]]:
     """Pairs of a clip's frames and the model's output for it."""
     if clip_length is None:
-        clip_length = model.config.clip_length
+        clip_length = getattr(model.config, "clip_length", _FRAMES_AT_ONCE)
     if isinstance(clip_length, bool) or not isinstance(clip_length, int) or clip_length < 1:
         raise ValueError(f"`clip_length` must be a whole number of at least 1, got {clip_length!r}.")
     waiting: deque[list[np.ndarray]] = deque()  # clips that the model has taken and not yet answered

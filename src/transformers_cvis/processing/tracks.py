@@ -115,7 +115,7 @@ class TrackAccumulator:
         return self._select(self._segmentations)
 
     def _see(self, class_queries_logits, masks_queries_logits) -> list[list[dict | None] | None]:
-        """Update scores and qualities; the clip's segmentations per query, `None` for queries that cannot matter yet."""
+        """Update scores and qualities; the clip's segmentations per query, `None` for those that cannot matter."""
         scores = class_queries_logits.detach().cpu()
         scores = (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=-1)[:, :-1]
         if self._class_scores is None:

@@ -127,7 +127,7 @@ def open_video(
     """
     if isinstance(source, VideoFrames):
         if fps is not None or stride != 1 or max_frames is not None:
-            raise ValueError("`fps`, `stride` and `max_frames` of an opened video are fixed: give them to `open_video`.")
+            raise ValueError("An opened video keeps its `fps`, `stride` and `max_frames`: give them to `open_video`.")
         return source
     sampling = {"target_fps": fps, "stride": stride, "max_frames": max_frames}
 
@@ -146,7 +146,7 @@ def open_video(
         name = name or "The array"
         if source.ndim == 3 and source.shape[-1] in (3, 4):
             raise ValueError(
-                f"{name} of shape {tuple(source.shape)} looks like one image: a video is (num_frames, height, width, 3); "
+                f"{name} of shape {tuple(source.shape)} looks like one image; a video has 4 axes (num_frames first): "
                 "use `image[None]` for a video of one frame."
             )
         if source.ndim not in (3, 4):
@@ -197,12 +197,12 @@ def check_float_range(lowest: float, highest: float, name: str) -> None:
         raise ValueError(f"{name} holds NaN or infinite pixels.")
     if lowest < 0 or highest > 1:
         raise ValueError(
-            f"{name} holds float pixels in {lowest:.4g}..{highest:.4g}: floats must be in 0..1 (or give uint8 in 0..255)."
+            f"{name} holds float pixels in {lowest:.4g}..{highest:.4g}: pixels are float in 0..1 or uint8 in 0..255."
         )
 
 
 def channel_axis(shape: tuple[int, ...], name: str = "The frame") -> int:
-    """Which axis of a frame holds its channels: 0 for `(channels, height, width)`, -1 for `(height, width, channels)`."""
+    """The axis of a frame's channels: 0 for `(channels, height, width)`, -1 for `(height, width, channels)`."""
     if len(shape) == 3:
         # Colour before grey: (3, 1, 1) is one RGB pixel, not three grey ones.
         for channels in ((3, 4), (1,)):

@@ -1,0 +1,142 @@
+"""Annotated video out: an encoder behind a context manager, and one pass that draws a segmented video."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from .drawing import contact_sheet, draw_tracks
+from .output_files import complete_file
+from .segmentation import VideoSegmentation
+from .video_reading import open_video
+
+DEFAULT_FPS = 25.0
+# File suffix -> container and the encoders to try in turn.
+_FORMATS = {
+    ".mp4": ("mp4", ("libx264", "mpeg4")),
+    ".mov": ("mov", ("libx264", "mpeg4")),
+    ".mkv": ("matroska", ("libx264", "mpeg4")),
+    ".webm": ("webm", ("libvpx-vp9", "libvpx")),
+}
+
+
+class VideoWriter:
+    """Writes frames to a video file; the file appears when the block ends without an error, and only then.
+
+    ```python
+    with VideoWriter("out.mp4", fps=25) as writer:
+        writer.write(frame)
+    ```
+
+    Args:
+        path: `.mp4`, `.mov` and `.mkv` are H.264 (MPEG-4 where this FFmpeg has no H.264 encoder), `.webm` is VP9.
+        fps (`float`, *optional*): Frames per second; 25 if `None`.
+
+    Raises:
+        ValueError: another suffix, a frame that is not uint8 RGB or of another size than the first, no frame at all.
+        OSError: the file cannot be written; nothing half-written remains.
+    """
+
+    def __init__(self, path: str | os.PathLike, fps: float | None = None):
+        self.path = Path(path)
+        if self.path.suffix.lower() not in _FORMATS:
+            raise ValueError(f"Cannot write a video {str(path)!r}: the name must end in {', '.join(_FORMATS)}.")
+        self.fps = DEFAULT_FPS if fps is None else fps
+        self._container = self._stream = self._size = None
+        self._session = self._write_session()
+
+    def __enter__(self) -> "VideoWriter":
+        self._session.__enter__()
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._session.__exit__(*error)
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add one uint8 RGB frame `(height, width, 3)`; odd sides grow by one repeated line."""
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"Frames must be uint8 (height, width, 3), got {frame.dtype} {frame.shape}.")
+        if self._stream is None:
+            self._open(frame.shape[:2])
+        if frame.shape[:2] != self._size:
+            raise ValueError(f"A frame of size {frame.shape[:2]} does not fit into a video of size {self._size}.")
+        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    @contextmanager
+    def _write_session(self) -> Iterator[None]:
+        with complete_file(self.path) as self._file:
+            try:
+                yield
+                if self._stream is None:
+                    raise ValueError(f"No frame was written to {str(self.path)!r}.")
+                self._container.mux(self._stream.encode())
+            finally:
+                if self._container is not None:
+                    self._container.close()
+
+    def _open(self, size: tuple[int, int]) -> None:
+        container_format, encoders = _FORMATS[self.path.suffix.lower()]
+        encoder = next((name for name in encoders if name in av.codecs_available), None)
+        if encoder is None:
+            raise ValueError(f"This FFmpeg has none of the encoders {', '.join(encoders)}: reinstall `av` from PyPI.")
+        self._size = size
+        # By name, since FFmpeg reports a full disk better than a Python file can through its callbacks.
+        self._container = av.open(self._file.name, mode="w", format=container_format)
+        self._stream = self._container.add_stream(encoder, rate=Fraction(self.fps).limit_denominator(1001 * 30))
+        self._stream.height, self._stream.width = (side + side % 2 for side in size)
+        self._stream.pix_fmt = "yuv420p"
+        if encoder == "libx264":
+            self._stream.options = {"crf": "20", "preset": "veryfast"}
+        elif encoder == "mpeg4":
+            self._stream.options = {"qscale": "4"}
+
+
+def render_video(
+    video: Any,
+    segmentation: VideoSegmentation,
+    video_path: str | os.PathLike | None = None,
+    contact_sheet_path: str | os.PathLike | None = None,
+    *,
+    num_tiles: int = 9,
+    fps: float | None = None,
+    stride: int = 1,
+    max_frames: int | None = None,
+) -> None:
+    """Draw a segmented video, in one pass, into an annotated video and a PNG of evenly spaced frames.
+
+    Args:
+        video: What was segmented (a source that can be read again, so not an iterator).
+        segmentation: What [`segment_video`] returned for it.
+        video_path, contact_sheet_path: Where to write; `None` skips that file.
+        num_tiles (`int`, defaults to 9): frames on the contact sheet.
+        fps, stride, max_frames: as they were given to [`segment_video`].
+    """
+    frames = open_video(video, fps=fps, stride=stride, max_frames=max_frames)
+    wanted = set(np.linspace(0, segmentation.num_frames - 1, num_tiles).round().astype(int).tolist())
+    tiles: dict[int, np.ndarray] = {}
+    with ExitStack() as stack:
+        writer = None
+        if video_path is not None:
+            writer = stack.enter_context(VideoWriter(video_path, segmentation.fps))
+        for index, frame in enumerate(frames):
+            if index == segmentation.num_frames:
+                raise ValueError(f"{frames.name} has more than the {segmentation.num_frames} segmented frames.")
+            if writer is None and index not in wanted:
+                continue
+            frame = draw_tracks(frame, segmentation.tracks, index)
+            if writer is not None:
+                writer.write(frame)
+            if index in wanted:
+                tiles[index] = frame
+    if contact_sheet_path is not None:
+        captions = [
+            f"frame {index}" + (f"  {index / segmentation.fps:.2f} s" if segmentation.fps else "") for index in tiles
+        ]
+        with complete_file(contact_sheet_path) as file:
+            contact_sheet(list(tiles.values()), captions).save(file, format="PNG")

@@ -66,7 +66,7 @@ class MaskClassificationLoss(nn.Module):
             targets = Targets.from_frame_labels(labels, self.num_labels, like=mask_features)
             matched = self._match(prediction, mask_features, targets)
             num_objects = mask_features.new_tensor([len(targets.class_labels)])
-            values = self._losses(prediction, mask_features, targets, matched, average_over_ranks(num_objects))
+            values = self._losses(prediction, mask_features, targets, matched, num_objects)
         return name_losses({f"loss_{kind}": value.squeeze(1) for kind, value in values.items()}), matched.squeeze(1)
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class MaskClassificationLoss(nn.Module):
             mask_features: `(P, T, C, h, w)`.
             targets: M objects of the P problems.
             matched: `(D, L, M)`: the query of each object.
-            num_objects: `(groups,)`: what the mask losses of a group are divided by; problem p is in group p % groups.
+            num_objects: `(groups,)`: objects in this rank's batch; problem p is in group p % groups.
         """
         num_queries = prediction.class_logits.shape[3]
         num_groups = len(num_objects)
@@ -123,7 +123,8 @@ class MaskClassificationLoss(nn.Module):
         ce = self._class_loss(prediction.class_logits, targets.class_labels, place, num_groups)
         bce, dice = self._mask_losses(prediction.mask_embeddings, mask_features, targets, place)
         group = targets.problem_index % num_groups
-        total = ce.new_zeros(2, len(ce), num_groups).index_add(2, group, torch.stack([bce, dice]).sum(2)) / num_objects
+        total = ce.new_zeros(2, len(ce), num_groups).index_add(2, group, torch.stack([bce, dice]).sum(2))
+        total = total / average_over_ranks(num_objects).clamp(min=1)
         return {"ce": self.class_weight * ce, "mask": self.mask_weight * total[0], "dice": self.dice_weight * total[1]}
 
     def _class_loss(self, class_logits, class_labels, place, num_groups) -> torch.Tensor:
@@ -138,7 +139,7 @@ class MaskClassificationLoss(nn.Module):
         log_probabilities = class_logits.flatten(2, 3).log_softmax(dim=-1)
         losses = -weights * log_probabilities.gather(3, classes.unsqueeze(3)).squeeze(3)
         per_group = [part.unflatten(2, (-1, num_groups, num_queries)).sum(dim=(1, 2, 4)) for part in (losses, weights)]
-        return per_group[0] / per_group[1]
+        return per_group[0] / average_over_ranks(per_group[1])
 
     def _mask_losses(self, mask_embeddings, mask_features, targets, place) -> tuple[torch.Tensor, torch.Tensor]:
         """BCE and Dice `(D, L, M)` of each object's query at points of each frame, those of all frames as one set."""
@@ -180,12 +181,15 @@ class MaskClassificationLoss(nn.Module):
 
 
 def average_over_ranks(counts: torch.Tensor) -> torch.Tensor:
-    """Mean of `counts` over the ranks of distributed training, at least 1."""
+    """Mean of `counts` over the ranks of distributed training.
+
+    Losses divided by it give, after the gradients are averaged, the gradient of one process with the whole batch.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         counts = counts.clone()
         torch.distributed.all_reduce(counts)
         counts = counts / torch.distributed.get_world_size()
-    return counts.clamp(min=1)
+    return counts
 
 
 def name_losses(values: dict[str, torch.Tensor], suffix: str = "") -> dict[str, torch.Tensor]:

@@ -114,8 +114,9 @@ def _group_costs(class_logits, mask_embeddings, mask_features, points, class_lab
     padded[problem, slot] = inside
     padded = padded.transpose(1, 2)  # (G, T * points, objects)
 
-    overlap = logits @ padded
-    bce = (nn.functional.softplus(logits).sum(2, keepdim=True) - overlap) / inside.shape[1]
+    # BCE(x, t) = x (1 - t) - log sigmoid(x)
+    outside = logits @ (1 - padded)
+    bce = (outside - nn.functional.logsigmoid(logits).sum(2, keepdim=True)) / inside.shape[1]
     probabilities = logits.sigmoid_()
     dice = 1 - (2 * (probabilities @ padded) + 1) / (
         probabilities.sum(2, keepdim=True) + padded.sum(1, keepdim=True) + 1

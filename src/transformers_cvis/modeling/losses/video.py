@@ -89,7 +89,7 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
                 mask_features,
                 targets.select(objects, clips, num_clips, device),
                 assignment[:, :, objects, clips].to(device),
-                average_over_ranks(num_objects),
+                num_objects,
             )
             similarity = self._similarity(
                 targets, clip_ids, assignment[-1].to(device), frame_matches, frame_similarity, video_similarity
@@ -143,7 +143,7 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
         losses, pairs = similarity_losses(
             padded.transpose(2, 3).flatten(3, 4), padded_ids.transpose(1, 2).flatten(2, 3).to(device)
         )  # (L, B, clips), (B, clips)
-        return losses.sum(dim=(0, 1)) / (num_layers * pairs.sum(dim=0) + 1e-6)
+        return losses.sum(dim=(0, 1)) / (average_over_ranks(num_layers * pairs.sum(dim=0)) + 1e-6)
 
 
 class ClipwiseMaskClassificationLoss(VideoMaskClassificationLoss):

@@ -108,10 +108,9 @@ def test_same_seed_same_video_in_another_process():
         "import hashlib; from transformers_cvis.data.moving_shapes import generate_video as g; v = g(4, (40, 56), 7);"
         "print(hashlib.sha256(v.frames.tobytes() + v.masks.tobytes()).hexdigest(), v.categories)"
     )
-    outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)
-    }
-    assert len(outputs) == 1
+    command = [sys.executable, "-c", code]
+    outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert outputs[0] == outputs[1]
     assert not np.array_equal(generate_video(4, (40, 56), 7).frames, generate_video(4, (40, 56), 8).frames)
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Real
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +124,10 @@ def _structure_problems(content: dict) -> Iterator[Problem]:
             videos[video["id"]] = video
 
     yield from _entry_problems(annotations, "annotations")
-    all_video_ids = {video["id"] for video in _complete(content["videos"], "videos")}
-    category_ids = {category["id"] for category in _complete(content["categories"], "categories")}
+    video_ids, category_ids = _integer_ids(content["videos"]), _integer_ids(content["categories"])
     for annotation in _complete(annotations, "annotations"):
         where = {"video_id": annotation["video_id"], "annotation_id": annotation["id"]}
-        if not _is_integer(annotation["video_id"]) or annotation["video_id"] not in all_video_ids:
+        if not _is_integer(annotation["video_id"]) or annotation["video_id"] not in video_ids:
             yield Problem("there is no video of this id in 'videos'; correct video_id or add the video.", **where)
             continue
         if not _is_integer(annotation["category_id"]) or annotation["category_id"] not in category_ids:
@@ -175,6 +174,10 @@ def _complete(entries: list, section: str) -> Iterator[dict]:
             yield entry
 
 
+def _integer_ids(entries: list) -> set[int]:
+    return {entry["id"] for entry in entries if isinstance(entry, dict) and _is_integer(entry.get("id"))}
+
+
 def _video_problems(video: dict) -> Iterator[Problem]:
     for key in ("width", "height", "length"):
         if not _is_integer(video[key]) or video[key] < 1:
@@ -203,13 +206,13 @@ def _track_problems(annotation: dict, video: dict, where: dict) -> Iterator[Prob
             )
             return
     for frame, (segmentation, box) in enumerate(zip(annotation["segmentations"], annotation["bboxes"], strict=True)):
-        if box and not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+        if box and not (_is_number_list(box) and len(box) == 4):
             yield Problem(f"frame {frame}: the box is {box!r:.60}; give [x, y, width, height] or null.", **where)
         if not segmentation:
             continue
         if isinstance(segmentation, dict):
             yield from _rle_structure_problems(segmentation, video, frame, where)
-        elif not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        elif not isinstance(segmentation, list) or not all(_is_number_list(polygon) for polygon in segmentation):
             yield Problem(
                 f"frame {frame}: the segmentation is {segmentation!r:.60}; give an RLE {{'size', 'counts'}}, a list of "
                 "polygons [[x1, y1, x2, y2, ...], ...], or null.",
@@ -218,8 +221,11 @@ def _track_problems(annotation: dict, video: dict, where: dict) -> Iterator[Prob
 
 
 def _rle_structure_problems(rle: dict, video: dict, frame: int, where: dict) -> Iterator[Problem]:
-    if "size" not in rle or not isinstance(rle.get("counts"), (str, list)):
-        yield Problem(f"frame {frame}: the RLE has no 'size' or no 'counts' (text or list); give both.", **where)
+    counts = rle.get("counts")
+    if "size" not in rle or not isinstance(counts, str) and not _is_number_list(counts):
+        yield Problem(
+            f"frame {frame}: the RLE has no 'size' or no 'counts' (a text or a list of integers); give both.", **where
+        )
         return
     expected = [video["height"], video["width"]]
     if rle["size"] != expected:
@@ -277,7 +283,7 @@ def _frame_problems(segmentation, box, video: dict, frame: int, where: dict) -> 
         return
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            if len(polygon) < 6 or len(polygon) % 2 or not all(_is_number(value) for value in polygon):
+            if len(polygon) < 6 or len(polygon) % 2:
                 yield Problem(
                     f"frame {frame}: a polygon of {len(polygon)} values is dropped; give x and y of at least 3 points.",
                     **where,
@@ -319,7 +325,7 @@ def _run_lengths(counts: str | list) -> np.ndarray | None:
     fourth run on it holds the difference to the run two before.
     """
     if isinstance(counts, list):
-        return np.asarray(counts, dtype=np.int64) if all(_is_integer(count) for count in counts) else None
+        return np.asarray(counts, dtype=np.int64)
     groups = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
     if not groups.size or (groups < 0).any() or (groups > 63).any() or groups[-1] & 0x20:
         return None
@@ -339,8 +345,8 @@ def _is_integer(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
+def _is_number_list(values) -> bool:
+    return isinstance(values, list) and all(isinstance(value, (int, float)) and isfinite(value) for value in values)
 
 
 def _shorten(values: set[int]) -> str:

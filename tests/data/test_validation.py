@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+from transformers_cvis.data import validate_ytvis
+from transformers_cvis.data.validation import _run_lengths
+
+
+def change(section, position, **values):
+    return lambda content: content[section][position].update(values)
+
+
+def remove(section, position, key):
+    return lambda content: content[section][position].pop(key)
+
+
+def frame(key, position, number, value):
+    """Put `value` at frame `number` of the annotation at `position`."""
+
+    def spoil(content):
+        content["annotations"][position][key][number] = value
+
+    return spoil
+
+
+def both(*spoils):
+    def spoil(content):
+        for one in spoils:
+            one(content)
+
+    return spoil
+
+
+STRUCTURE = [
+    (lambda c: c.pop("videos"), "^The top-level key 'videos' is missing or no list; add it"),
+    (lambda c: c.update(categories={}), "^The top-level key 'categories' is missing or no list"),
+    (lambda c: c.update(annotations={"1": 2}), "^'annotations' is a dict; make it a list"),
+    (lambda c: c.update(videos=[], annotations=[]), "^'videos' is empty; add at least one video"),
+    (lambda c: c.update(categories=[], annotations=[]), "^'categories' is empty"),
+    (change("categories", 0, id=1), r"^categories\[1\] uses the category id 1 again; give every category its own id"),
+    (change("categories", 0, name="ape"), "^category 1: the name 'ape' appears twice; merge the two or rename one"),
+    (change("categories", 0, name=5), "^category 3: its name is 5; give a text"),
+    (remove("categories", 1, "name"), r"^categories\[1\] has no 'name'; add it"),
+    (remove("videos", 1, "id"), r"^videos\[1\] has no 'id'; add it"),
+    (remove("videos", 1, "length"), r"^video 2: videos\[1\] has no 'length'; add it"),
+    (change("videos", 1, id=1), r"^video 1: videos\[1\] uses the video id 1 again; give every video its own id"),
+    (change("videos", 1, id="2"), r"^video 2: videos\[1\]: its id is '2', no integer"),
+    (change("videos", 1, width=0), "^video 2: 'width' is 0; give a positive integer"),
+    (change("videos", 1, length=4), "^video 2: 'length' is 4 but there are 3 file_names; make them agree"),
+    (change("videos", 1, file_names="a.jpg"), "^video 2: 'file_names' is no list of texts; give one"),
+    (lambda c: c["annotations"].append(3), r"^annotations\[3\] is a int; an object is expected"),
+    (remove("annotations", 2, "id"), r"^video 2: annotations\[2\] has no 'id'; add it"),
+    (
+        remove("annotations", 2, "segmentations"),
+        r"^video 2, annotation 12: annotations\[2\] has no 'segmentations'; add it",
+    ),
+    (
+        change("annotations", 2, id=10),
+        r"^video 2, annotation 10: annotations\[2\] uses the annotation id 10 again; give every annotation its own id",
+    ),
+    (
+        change("annotations", 2, video_id=9),
+        "^video 9, annotation 12: there is no video of this id in 'videos'; correct video_id or add the video",
+    ),
+    (
+        change("annotations", 2, category_id=2),
+        r"^video 2, annotation 12: category_id 2 is not in 'categories' \(ids \[1, 3\]\); correct it or add",
+    ),
+    (
+        change("annotations", 2, segmentations=[None] * 4),
+        "^video 2, annotation 12: the annotation is longer than its video: 4 segmentations for 3 frames",
+    ),
+    (change("annotations", 2, bboxes=[None]), "^video 2, annotation 12: the annotation is shorter .* 1 bboxes for 3"),
+    (change("annotations", 2, bboxes=None), "^video 2, annotation 12: 'bboxes' is None; give a list with one entry"),
+    (
+        frame("bboxes", 0, 1, [1, 2, 3]),
+        r"^video 1, annotation 10: frame 1: the box is \[1, 2, 3\]; give \[x, y, width, height\] or null",
+    ),
+    (frame("segmentations", 0, 1, "abc"), "^video 1, annotation 10: frame 1: the segmentation is 'abc'; give an RLE"),
+    (frame("segmentations", 0, 1, [[1, 2, "3", 4, 5, 6]]), r"the segmentation is \[\[1, 2, '3', 4, 5, 6"),
+    (frame("segmentations", 0, 1, {"size": [20, 30], "counts": [None]}), "frame 1: the RLE has no 'size' or no"),
+    (frame("segmentations", 0, 1, {"size": [20, 30]}), "frame 1: the RLE has no 'size' or no 'counts'"),
+    (
+        frame("segmentations", 0, 1, {"size": [30, 20], "counts": "PP"}),
+        r"frame 1: the RLE has the size \[30, 20\] but the video is \[20, 30\] \(height, width\) "
+        r"\(height and width are swapped\); encode the mask at the size of the video",
+    ),
+    (
+        frame("segmentations", 0, 1, {"size": [10, 15], "counts": "PP"}),
+        r"the size \[10, 15\] but the video is \[20, 30\] \(height, width\); encode",
+    ),
+]
+
+CONTENT = [
+    (lambda c: c.pop("annotations"), "^There are no annotations: the file can be used for prediction"),
+    (
+        frame("segmentations", 0, 1, {"size": [20, 30], "counts": [5, 10]}),
+        r"^video 1, annotation 10: frame 1: the RLE covers 15 pixels, its size \[20, 30\] asks for 600; encode",
+    ),
+    (frame("segmentations", 0, 1, {"size": [20, 30], "counts": "P"}), "frame 1: the RLE cannot be decoded"),
+    (frame("segmentations", 0, 1, {"size": [20, 30], "counts": "ä!"}), "frame 1: the RLE cannot be decoded"),
+    (
+        frame("segmentations", 0, 1, [[1, 2, 3, 4]]),
+        "^video 1, annotation 10: frame 1: a polygon of 4 values is dropped; give x and y of at least 3 points",
+    ),
+    (frame("segmentations", 0, 1, [[1, 2, 3, 4, 5, 6, 7]]), "frame 1: a polygon of 7 values is dropped"),
+    (
+        frame("bboxes", 0, 1, [10, 4, 9, 7]),
+        r"^video 1, annotation 10: frame 1: the box \[10, 4, 9, 7\] is not the box of the mask, "
+        r"\[4.0, 2.0, 9.0, 7.0\] \(x, y, width, height\); correct it",
+    ),
+    (frame("bboxes", 0, 1, None), "frame 1: there is a segmentation but no box, so the frame is dropped; give both"),
+    (frame("segmentations", 0, 1, None), "frame 1: there is a box but no segmentation"),
+    (
+        frame("segmentations", 0, 1, {"size": [20, 30], "counts": [600]}),
+        "frame 1: the mask is empty but has a box; give null for both",
+    ),
+]
+
+
+def test_correct_file_has_no_problem(tiny_file):
+    assert validate_ytvis(tiny_file.write(), tiny_file.images) == []
+
+
+@pytest.mark.parametrize(("spoil", "message"), STRUCTURE + CONTENT)
+def test_each_problem_is_named(tiny_file, spoil, message):
+    problems = validate_ytvis(tiny_file.write(spoil), tiny_file.images)
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(str(problems[0]))
+
+
+def test_missing_frames(tiny_file):
+    path = tiny_file.write()
+    for number in (1, 2):
+        (tiny_file.images / "v1" / f"{number:05d}.jpg").unlink()
+    (problem,) = validate_ytvis(path, tiny_file.images)
+    assert problem.video_id == 1 and problem.annotation_id is None
+    assert "2 of 4 frames are missing, the first is" in problem.message and "v1/00001.jpg" in problem.message
+    assert validate_ytvis(path) == []
+
+
+def test_several_problems_up_to_the_limit(tiny_file):
+    spoil = both(
+        change("annotations", 0, category_id=8),
+        change("annotations", 1, id=10),
+        frame("bboxes", 2, 0, [0, 0, 1, 1]),
+        frame("bboxes", 2, 1, None),
+    )
+    path = tiny_file.write(spoil)
+    places = [(problem.video_id, problem.annotation_id) for problem in validate_ytvis(path)]
+    assert places == [(1, 10), (1, 10), (2, 12), (2, 12)]
+    assert len(validate_ytvis(path, limit=3)) == 3
+
+
+def test_files_that_are_no_annotation_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="annotation file .* does not exist"):
+        validate_ytvis(tmp_path / "data.json")
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(FileNotFoundError, match="image folder .* does not exist"):
+        validate_ytvis(tmp_path / "data.json", tmp_path / "images")
+    (problem,) = validate_ytvis(tmp_path / "data.json")
+    assert "is not valid json" in problem.message
+    (tmp_path / "data.json").write_text("[]")
+    (problem,) = validate_ytvis(tmp_path / "data.json")
+    assert "holds a list at its top level" in problem.message
+
+
+def test_run_lengths_read_what_pycocotools_wrote():
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.001, 0.05, 0.5, 1.0):
+        mask = np.asfortranarray(rng.random((370, 410)) < density, dtype=np.uint8)
+        flat = mask.ravel("F")
+        changes = np.flatnonzero(np.diff(flat)) + 1
+        runs = np.diff(np.concatenate([[0], changes, [flat.size]]))
+        if flat[0]:
+            runs = np.concatenate([[0], runs])
+        np.testing.assert_array_equal(_run_lengths(mask_utils.encode(mask)["counts"].decode()), runs)
+
+
+def test_generated_and_real_files_are_fine(shapes_dir, clips_folder):
+    assert validate_ytvis(shapes_dir / "train.json", shapes_dir / "JPEGImages") == []
+    for name in ("mini_vis", "mini_vis_permissive"):
+        for split in ("train", "valid"):
+            assert validate_ytvis(clips_folder / name / f"{split}.json", clips_folder / name / "JPEGImages") == []

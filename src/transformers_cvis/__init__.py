@@ -1,3 +1,78 @@
-"""Video instance segmentation that keeps learning, the Hugging Face way."""
+"""Video instance segmentation that keeps learning, the Hugging Face way.
+
+Importing the package registers its models with transformers' Auto classes, its video processor, and the pipeline
+"video-instance-segmentation". What training, data and evaluation need is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .assets import default_model_path, demo_ground_truth_path, demo_video_path
+from .modeling.auto import AutoModelForVideoInstanceSegmentation, register_models
+from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
+from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+from .modeling.hub import push_to_hub
+from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
+from .pipelines import VideoInstanceSegmentationPipeline, register_pipeline
+from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video, segment_stream, segment_video
+
+if TYPE_CHECKING:
+    from .data import load_ytvis, make_moving_shapes, validate_ytvis
+    from .evaluation import evaluate_ytvis, predict_dataset, write_submission
+    from .training import Recipe, train
 
 __version__ = "0.1.0"
+
+register_models()
+register_pipeline()
+
+_LAZY_NAMES = {
+    "Recipe": "training",
+    "evaluate_ytvis": "evaluation",
+    "load_ytvis": "data",
+    "make_moving_shapes": "data",
+    "predict_dataset": "evaluation",
+    "train": "training",
+    "validate_ytvis": "data",
+    "write_submission": "evaluation",
+}
+
+
+def __getattr__(name: str):
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+__all__ = [
+    "AutoModelForVideoInstanceSegmentation",
+    "CvisVideoProcessor",
+    "FrameDetector",
+    "FrameDetectorConfig",
+    "GenVisConfig",
+    "GenVisForVideoInstanceSegmentation",
+    "Recipe",
+    "Track",
+    "VideoInstanceSegmentationPipeline",
+    "VideoSegmentation",
+    "VitaConfig",
+    "VitaForVideoInstanceSegmentation",
+    "default_model_path",
+    "demo_ground_truth_path",
+    "demo_video_path",
+    "evaluate_ytvis",
+    "load_ytvis",
+    "make_moving_shapes",
+    "open_video",
+    "predict_dataset",
+    "push_to_hub",
+    "segment_stream",
+    "segment_video",
+    "train",
+    "validate_ytvis",
+    "write_submission",
+]

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from .points import sample_points
-from .targets import Targets
+from .targets import Targets, repeat_index
 
 # Elements of the largest temporary of a matching cost; problems are taken in groups below it.
 _GROUP_ELEMENTS = 2**25
@@ -51,27 +51,20 @@ def matching_costs(
         For each problem an array `(D, L, Q, objects)` on the host, after one transfer for all.
 
     Raises:
-        ValueError: when a problem has more objects than queries, or a cost is not finite.
+        ValueError: when a cost is not finite.
     """
-    num_queries = prediction.class_logits.shape[-2]
-    if max(targets.counts, default=0) > num_queries:
-        problem = int(np.argmax(targets.counts))
-        raise ValueError(
-            f"Labels {problem} hold {targets.counts[problem]} objects, but the model has only {num_queries} queries "
-            "and gives each object its own. Use a model with more queries (`num_queries`) or drop objects."
-        )
-    shape = prediction.class_logits.shape[:2]
-    costs = [np.zeros((*shape, num_queries, 0))] * len(targets.counts)
+    num_sets, num_layers, _, num_queries = prediction.class_logits.shape[:4]
+    costs = [np.zeros((num_sets, num_layers, num_queries, 0))] * len(targets.counts)
     used = [problem for problem, count in enumerate(targets.counts) if count]
     if not used:
         return costs
 
     points = point_sampler.matching_points(len(used), like=mask_features)  # (used, points, 2)
-    frame_points = points.repeat_interleave(torch.tensor(targets.counts, device=points.device)[used], dim=0)
-    inside = sample_masks(targets.masks, frame_points.unsqueeze(1).expand(-1, targets.masks.shape[1], -1, -1))
+    row = repeat_index([targets.counts[problem] for problem in used]).to(points.device)
+    inside = sample_masks(targets.masks, points[row].unsqueeze(1).expand(-1, targets.masks.shape[1], -1, -1))
     inside = inside.flatten(1)  # (M, T * points)
 
-    size = max(1, _GROUP_ELEMENTS // (shape.numel() * num_queries * inside.shape[1]))
+    size = max(1, _GROUP_ELEMENTS // (num_sets * num_layers * num_queries * inside.shape[1]))
     first = np.concatenate([[0], np.cumsum(targets.counts)])
     blocks = []
     for start in range(0, len(used), size):
@@ -108,7 +101,7 @@ def _group_costs(class_logits, mask_embeddings, mask_features, points, class_lab
     embeddings = mask_embeddings.permute(2, 0, 1, 3, 4).flatten(1, 3)  # (G, D * L * Q, C)
     logits = embeddings @ sampled  # (G, D * L * Q, T * points)
 
-    problem = torch.repeat_interleave(torch.tensor(counts)).to(inside.device)
+    problem = repeat_index(counts).to(inside.device)
     slot = torch.cat([torch.arange(count) for count in counts]).to(inside.device)
     padded = inside.new_zeros(num_problems, max(counts), inside.shape[1])
     padded[problem, slot] = inside
@@ -132,19 +125,31 @@ def assign(costs: list[np.ndarray]) -> np.ndarray:
     """Cheapest query of each object, every query given once; each layer of each problem for itself.
 
     Args:
-        costs: for each problem `(D, L, Q, objects)` with objects <= Q.
+        costs: for each problem (an image) `(D, L, Q, objects)`.
 
     Returns:
         `(D, L, M)`: the query of each object, problem after problem.
+
+    Raises:
+        ValueError: when a problem has more objects than queries.
     """
     matches = []
-    for cost in costs:
+    for problem, cost in enumerate(costs):
+        check_enough_queries(cost.shape[3], cost.shape[2], f"image {problem}")
         match = np.empty((*cost.shape[:2], cost.shape[3]), dtype=np.int64)
         for index in np.ndindex(cost.shape[:2]):
             queries, objects = linear_sum_assignment(cost[index])
             match[index][objects] = queries
         matches.append(match)
     return np.concatenate(matches, axis=2)
+
+
+def check_enough_queries(num_objects: int, num_queries: int, where: str) -> None:
+    if num_objects > num_queries:
+        raise ValueError(
+            f"The labels of {where} hold {num_objects} objects, but the model has only {num_queries} queries and gives "
+            "each object its own. Use a model with more queries (`num_queries`) or drop objects."
+        )
 
 
 def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

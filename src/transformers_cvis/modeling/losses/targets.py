@@ -33,7 +33,7 @@ class Targets:
         return cls(
             class_labels=torch.cat([label["class_labels"] for label in labels]).to(like.device),
             masks=torch.cat([label["masks"] for label in labels]).unsqueeze(1).to(like.device),
-            problem_index=_repeat_index(counts).to(like.device),
+            problem_index=repeat_index(counts).to(like.device),
             counts=counts,
         )
 
@@ -84,7 +84,7 @@ class VideoTargets:
 
         counts = [len(label["class_labels"]) for label in labels]
         ids = torch.cat([label["ids"] for label in labels]).cpu()
-        video_index = _repeat_index(counts)
+        video_index = repeat_index(counts)
         kept = (ids != -1).any(dim=1).nonzero().squeeze(1)
         ids, video_index = ids[kept], video_index[kept]
         present = ids != -1
@@ -165,5 +165,6 @@ def _check_labels(labels: list[dict], num_labels: int, mask_dimensions: int) -> 
             )
 
 
-def _repeat_index(counts: list[int]) -> torch.Tensor:
+def repeat_index(counts: list[int]) -> torch.Tensor:
+    """0 `counts[0]` times, then 1 `counts[1]` times, and so on; on the host."""
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))

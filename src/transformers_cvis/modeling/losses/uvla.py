@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .matching import check_enough_queries
+
 RULES = ("paper", "released")
 
 
@@ -20,10 +22,14 @@ def unified_video_label_assignment(costs: list[np.ndarray], visible: np.ndarray,
     Returns:
         `(clips, S, objects)`: the query of each object after each clip, -1 before its first appearance.
 
+    Raises:
+        ValueError: when there are more objects than queries.
+
     Source: Heo et al., A Generalized Framework for Video Instance Segmentation, section 3.3.
     """
     num_objects, num_clips = visible.shape
     num_sets, num_queries = costs[0].shape[:2]
+    check_enough_queries(num_objects, num_queries, "a video")
     assignment = np.full((num_sets, num_objects), -1)
     history = np.empty((num_clips, num_sets, num_objects), dtype=np.int64)
     seen = np.zeros(num_objects, dtype=bool)

@@ -69,7 +69,7 @@ def segment_masks(
             align_corners=False,
         )[0, 0]
         top, left = top * stride, left * stride
-        window = window[: input_size[0] - top, : input_size[1] - left]
+        window = window[: max(0, input_size[0] - top), : max(0, input_size[1] - left)]
         window_on = window > 0
         pixels_on = int(window_on.sum())
         if pixels_on == 0:

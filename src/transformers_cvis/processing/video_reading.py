@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _GREY_OR_COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _URL_TIMEOUT_SECONDS = 30.0
@@ -166,6 +166,11 @@ def open_video(
     )
 
 
+def is_image_file(path: str | Path) -> bool:
+    """Whether a path has the suffix of an image."""
+    return Path(path).suffix.lower() in _IMAGE_SUFFIXES
+
+
 def to_rgb_frame(frame: Any, name: str = "The frame") -> np.ndarray:
     """One frame of any accepted kind as a uint8 RGB array `(height, width, 3)`; `name` opens the error messages."""
     if isinstance(frame, Image.Image):
@@ -224,9 +229,9 @@ def _open_image_files(paths: list[Path], name: str, sampling: dict) -> VideoFram
 
 
 def _images_in(folder: Path) -> list[Path]:
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = [path for path in folder.iterdir() if is_image_file(path)]
     if not paths:
-        raise ValueError(f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+        raise ValueError(f"The folder {str(folder)!r} holds no image ({', '.join(_IMAGE_SUFFIXES)}).")
     return sorted(paths, key=_natural_order)
 
 

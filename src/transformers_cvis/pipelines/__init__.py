@@ -1,0 +1,5 @@
+"""`pipeline("video-instance-segmentation")`."""
+
+from .video_instance_segmentation import TASK, VideoInstanceSegmentationPipeline, register_pipeline
+
+__all__ = ["TASK", "VideoInstanceSegmentationPipeline", "register_pipeline"]

@@ -75,9 +75,9 @@ def collate(samples: list[dict]) -> tuple[dict, list[str]]:
     return inputs, [sample["name"] for sample in samples]
 
 
-def train_standin(output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None) -> tuple[StandInModel, dict]:
+def train_standin(output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None, resume="auto") -> tuple[StandInModel, dict]:
     recipe = Recipe.load(Recipe.from_dict(RECIPE), overrides)
-    checkpoint = checkpoints.find_checkpoint(output_dir / "checkpoints", "auto")
+    checkpoint = checkpoints.find_checkpoint(output_dir / "checkpoints", resume)
     torch.manual_seed(recipe.seed)
     model = StandInModel(StandInConfig(dropout=dropout))
     if checkpoint is not None:

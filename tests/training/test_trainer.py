@@ -166,10 +166,22 @@ def test_finding_checkpoints(tmp_path):
     train_standin(tmp_path, ["max_steps=3"])
     directory = tmp_path / "checkpoints"
     assert checkpoints.find_checkpoint(directory, directory / "step-00000003").name == "step-00000003"
-    with pytest.raises(FileExistsError, match="holds checkpoints of an earlier run"):
-        checkpoints.find_checkpoint(directory, "never")
+    assert checkpoints.find_checkpoint(directory, "restart") is None
     with pytest.raises(FileNotFoundError, match="not a checkpoint: it has no trainer_state.json"):
         checkpoints.find_checkpoint(directory, tmp_path)
+
+
+def test_an_older_checkpoint_replaces_what_came_after_it(tmp_path):
+    train_standin(tmp_path / "run", ["checkpoint_every=2", "keep_checkpoints=9", "max_steps=6"])
+    first = load_file(tmp_path / "run/model.safetensors")
+    directory = tmp_path / "run" / "checkpoints"
+    train_standin(tmp_path / "run", ["checkpoint_every=3", "keep_checkpoints=9", "max_steps=6"], resume=directory / "step-00000002")
+    assert [path.name for path in checkpoints.list_checkpoints(directory)] == [
+        f"step-0000000{step}" for step in (2, 3, 6)
+    ]
+    assert_same_weights(first, weights(tmp_path / "run"))
+    train_standin(tmp_path / "run", ["max_steps=1"], resume="restart")
+    assert [path.name for path in checkpoints.list_checkpoints(directory)] == ["step-00000001"]
 
 
 def test_evaluation_does_not_change_the_training(tmp_path):

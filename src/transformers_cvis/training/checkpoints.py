@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
+STATE_FILE = "trainer_state.json"
 TEMPORARY_SUFFIX = ".incomplete"
 
 
@@ -40,23 +41,18 @@ def find_checkpoint(directory: Path, resume: str | Path) -> Path | None:
 
     Args:
         directory: where the run's checkpoints are.
-        resume: "auto" takes the last complete checkpoint, if there is one; "never" starts afresh; anything else is the
-            path of a checkpoint.
+        resume: "auto" takes the last complete checkpoint, if there is one; "restart" none; anything else is the path of a
+            checkpoint.
 
     Raises:
-        FileExistsError: "never", and there are checkpoints. FileNotFoundError: `resume` is a path without a checkpoint.
+        FileNotFoundError: `resume` is a path without a checkpoint.
     """
-    checkpoints = list_checkpoints(directory)
-    if resume == "auto":
-        return checkpoints[-1] if checkpoints else None
-    if resume == "never":
-        if checkpoints:
-            raise FileExistsError(
-                f"{directory} holds checkpoints of an earlier run. Continue it with resume='auto', or give another folder."
-            )
+    if resume == "restart":
         return None
-    if not (Path(resume) / "trainer_state.json").is_file():
-        raise FileNotFoundError(f"{resume} is not a checkpoint: it has no trainer_state.json.")
+    if resume == "auto":
+        return next(reversed(list_checkpoints(directory)), None)
+    if not (Path(resume) / STATE_FILE).is_file():
+        raise FileNotFoundError(f"{resume} is not a checkpoint: it has no {STATE_FILE}.")
     return Path(resume)
 
 
@@ -85,9 +81,15 @@ def discard(path: Path) -> None:
 
 def remove_incomplete(directory: Path) -> None:
     """Delete what an interrupted save left behind."""
-    if directory.is_dir():
-        for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_later(directory: Path, step: int) -> None:
+    """Delete the checkpoints after `step`, from where another run now goes its own way."""
+    for path in list_checkpoints(directory):
+        if path.name > checkpoint_path(directory, step).name:
+            discard(path)
 
 
 def write_json(path: Path, values: Any) -> None:

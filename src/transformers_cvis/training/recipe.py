@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from ..data import ClipAugmentation
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -50,7 +53,7 @@ class DataRecipe:
 
     train: one source, or a list of them. valid: the source evaluated on, None for no evaluation.
     num_frames: frames of one training clip. frame_range: they are drawn at most this many frames away from a
-        reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`.
+        reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`; by default that of VITA and GenVIS.
     class_names: classes in label order; None takes the categories of the training json in the order of their ids.
     num_workers: processes that prepare batches ahead; 0 prepares them in the training process.
     """
@@ -59,7 +62,7 @@ class DataRecipe:
     num_frames: int
     frame_range: int
     valid: SourceRecipe | None = None
-    augmentation: dict = field(default_factory=dict)
+    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
     class_names: list[str] | None = None
     num_workers: int = 1
 
@@ -148,16 +151,16 @@ class Recipe:
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Recipe: `{name}` must be at least 1, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"Recipe: `batch_size` ({self.batch_size}) is the total per optimiser step and must be a multiple of "
+                f"`batch_size` ({self.batch_size}) is the total per optimiser step and must be a multiple of "
                 f"`gradient_accumulation_steps` ({self.gradient_accumulation_steps})."
             )
         if self.data.num_frames < 1 or not self.data.train:
-            raise ValueError("Recipe: `data.num_frames` must be at least 1 and `data.train` must name a source.")
+            raise ValueError("`data.num_frames` must be at least 1 and `data.train` must name a source.")
         if any(source.ratio <= 0 for source in self.data.train):
-            raise ValueError("Recipe: every `data.train` source needs a `ratio` above 0; leave out unused sources.")
+            raise ValueError("every `data.train` source needs a `ratio` above 0; leave out unused sources.")
 
     @classmethod
     def load(cls, source: "str | Path | Recipe", overrides: typing.Iterable[str] = ()) -> "Recipe":
@@ -171,7 +174,7 @@ class Recipe:
             FileNotFoundError: neither a file nor a shipped recipe. ValueError: an unknown key (the message gives the
                 nearest valid one), a missing key, or a value of the wrong type.
         """
-        values = dataclasses.asdict(source) if isinstance(source, Recipe) else _read_yaml(source)
+        values = source.to_dict() if isinstance(source, Recipe) else _read_yaml(source)
         for override in overrides:
             _apply_override(values, override)
         return cls.from_dict(values)
@@ -182,7 +185,8 @@ class Recipe:
         return _convert(cls, values, where="")
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """Nested dictionaries of what JSON and YAML can hold."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def shipped_recipes() -> list[str]:
@@ -245,6 +249,10 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
         return _convert(next(argument for argument in arguments if argument is not type(None)), value, where)
     if dataclasses.is_dataclass(expected):
         return _convert_dataclass(expected, value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ValueError(f"Recipe: `{where}` must be a list of the length of {expected}, got {value!r}.")
+        return tuple(_convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
     if origin is list:
         if isinstance(value, dict) and dataclasses.is_dataclass(arguments[0]):
             value = [value]  # a single data source needs no list
@@ -283,4 +291,8 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
         if required and entry.name not in value:
             raise ValueError(f"Recipe: {place} needs the key {entry.name!r}.")
     prefix = f"{where}." if where else ""
-    return expected(**{key: _convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()})
+    arguments = {key: _convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
+    try:
+        return expected(**arguments)
+    except ValueError as error:
+        raise ValueError(f"Recipe: {place}: {error}") from error

@@ -88,7 +88,7 @@ class Trainer:
         self.checkpoint = checkpoint
         self.first_step, self.seconds_before, self.checkpoint_state = 0, 0.0, None
         if checkpoint is not None:
-            self.checkpoint_state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            self.checkpoint_state = json.loads((checkpoint / checkpoints.STATE_FILE).read_text(encoding="utf-8"))
             self.first_step, self.seconds_before = self.checkpoint_state["step"], self.checkpoint_state["seconds"]
 
         self.accelerator = Accelerator(
@@ -144,6 +144,7 @@ class Trainer:
         accelerator.init_trackers("transformers_cvis", config=_flatten(recipe.to_dict()))
         if accelerator.is_main_process:
             checkpoints.remove_incomplete(self.checkpoint_dir)
+            checkpoints.remove_later(self.checkpoint_dir, self.first_step)
         batches = iter(self.loader)
         if self.checkpoint is not None:
             self._load_checkpoint()
@@ -283,7 +284,7 @@ class Trainer:
                     "scaler": scaler,
                     "recipe": self.recipe.to_dict(),
                 }
-                checkpoints.write_json(directory / "trainer_state.json", state)
+                checkpoints.write_json(directory / checkpoints.STATE_FILE, state)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 checkpoints.commit(path, keep=self.recipe.keep_checkpoints)

@@ -1,0 +1,144 @@
+"""From a recipe to a model and to training samples."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoConfig
+
+from ..data import ClipDataset, MixedClipDataset, class_names, collate_clips, load_ytvis
+from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
+from ..modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+from ..modeling.modeling_video import CvisVideoModel
+from ..modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
+from ..processing import CvisVideoProcessor
+from .recipe import EvaluationRecipe, Recipe
+
+logger = logging.getLogger(__name__)
+
+SYSTEMS = {
+    "vita": (VitaConfig, VitaForVideoInstanceSegmentation),
+    "genvis": (GenVisConfig, GenVisForVideoInstanceSegmentation),
+}
+FRAME_DETECTORS = ("mask2former", FrameDetectorConfig.model_type)
+CLASS_HEAD = "class_predictor"
+
+
+def build_model(recipe: Recipe, names: Sequence[str]) -> CvisVideoModel:
+    """The model that a run starts with, on the CPU.
+
+    Args:
+        names: classes in label order.
+
+    From another system's checkpoint (VITA for GenVIS) everything that both have is taken; configuration fields in which
+    the systems differ by default take the new system's default. From a Mask2Former checkpoint the frame detector is taken.
+    Class heads start fresh, with a warning, unless the checkpoint has the same classes in the same order.
+
+    Raises:
+        ValueError: `model.init_from` is not of a kind that can start this system, or weights other than the class heads
+            differ in shape.
+    """
+    config_class, model_class = SYSTEMS[recipe.system]
+    start, revision = recipe.model.init_from, recipe.model.revision
+    id2label = dict(enumerate(names))
+    if start is None:
+        return model_class(config_class(**recipe.model.config, id2label=id2label))
+
+    source = AutoConfig.from_pretrained(start, revision=revision)
+    if source.model_type in FRAME_DETECTORS:
+        settings = {"detector_config": FrameDetectorConfig.from_pretrained(start, revision=revision).to_dict()}
+    elif isinstance(source, tuple(config for config, _ in SYSTEMS.values())):
+        settings = _shared_settings(source, config_class)
+    else:
+        raise ValueError(
+            f"`model.init_from`: {start} is a {source.model_type!r} model; {recipe.system} starts from "
+            f"{', '.join([*SYSTEMS, *FRAME_DETECTORS])}."
+        )
+    config = config_class(**_merge(settings, recipe.model.config), id2label=id2label)
+    loading = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    if source.model_type in FRAME_DETECTORS:
+        model = model_class(config)
+        detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
+        model.detector.load_state_dict(detector.state_dict())
+        logger.warning(f"{start} gives the frame detector; the video head starts from random weights.")
+    else:
+        model, info = model_class.from_pretrained(start, config=config, **loading)
+    _check_loaded(start, info)
+    if [source.id2label[label] for label in sorted(source.id2label)] != list(names):
+        for name, module in model.named_modules():
+            if name.split(".")[-1] == CLASS_HEAD:
+                module.reset_parameters()
+        logger.warning(
+            f"The class heads start fresh: {start} knows {len(source.id2label)} classes "
+            f"({_abbreviated(source.id2label.values())}), this run {len(names)} ({_abbreviated(names)})."
+        )
+    return model
+
+
+def _shared_settings(source: VitaConfig | GenVisConfig, config_class: type) -> dict:
+    """Fields of `source` that `config_class` has too, without those in which the two systems differ by default."""
+    values = source.to_dict()
+    defaults = {field.name: field.default for field in fields(type(source))}
+    shared = {}
+    for field in fields(config_class):
+        if field.name in values and field.default is not MISSING and field.default == defaults.get(field.name):
+            shared[field.name] = values[field.name]
+    for name in ("id2label", "label2id", "architectures", "transformers_version", "dtype"):
+        shared.pop(name, None)
+    return shared
+
+
+def _merge(values: dict, overrides: dict) -> dict:
+    """`values` with `overrides` on top, nested dictionaries key by key."""
+    merged = dict(values)
+    for key, override in overrides.items():
+        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], override) if both else override
+    return merged
+
+
+def _check_loaded(start: str, info: dict) -> None:
+    mismatched = [entry for entry in sorted(info["mismatched_keys"]) if CLASS_HEAD not in entry[0].split(".")]
+    if mismatched:
+        listing = "; ".join(f"{name}: checkpoint {tuple(old)}, model {tuple(new)}" for name, old, new in mismatched)
+        raise ValueError(
+            f"{start} does not fit the model of the recipe. Weights of another shape: {listing}. Remove what "
+            "`model.config` says about sizes to take the checkpoint's."
+        )
+    if info["missing_keys"]:
+        logger.warning(f"Not in {start}, starting from random weights: {', '.join(sorted(info['missing_keys']))}.")
+
+
+def _abbreviated(names: Sequence[str], shown: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def build_processor(recipe: EvaluationRecipe) -> CvisVideoProcessor:
+    """The video processor that goes with a model that is tested as `recipe` says."""
+    return CvisVideoProcessor(size={"shortest_edge": recipe.short_side, "longest_edge": recipe.max_size})
+
+
+def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
+    """Training samples by number, and the class names in label order.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_ytvis`; a further source with a category that is no label is an error.
+    """
+    data = recipe.data
+    names = data.class_names
+    clips = []
+    for source in data.train:
+        table = load_ytvis(source.json, source.images, labels=names)
+        names = names or class_names(table)
+        clips.append(ClipDataset(table, data.num_frames, data.frame_range, data.augmentation, recipe.seed))
+    if len(clips) == 1:
+        return clips[0], names
+    return MixedClipDataset(clips, [source.ratio for source in data.train], recipe.seed), names
+
+
+def collate(samples: list[dict]) -> tuple[dict[str, torch.Tensor | list], list[str]]:
+    """Samples -> keyword arguments of the model, and the videos' ids for messages."""
+    return collate_clips(samples), [f"video {sample['video_id']}" for sample in samples]

@@ -1,0 +1,29 @@
+"""Measuring a model on a data set: by a user, and during training."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from accelerate.state import PartialState
+
+from ..evaluation import evaluate_ytvis, predict_dataset
+from .recipe import EvaluationRecipe, SourceRecipe
+
+
+def evaluate_on_processes(
+    model: torch.nn.Module, processor, source: SourceRecipe, recipe: EvaluationRecipe
+) -> dict[str, float]:
+    """The 12 numbers of `model` on `source`; the videos are shared out over the processes of a distributed run.
+
+    Returns:
+        Numbers by name in the main process, nothing in the others.
+    """
+    state = PartialState()
+    ground_truth = json.loads(Path(source.json).read_text(encoding="utf-8"))
+    share = {**ground_truth, "videos": ground_truth["videos"][state.process_index :: state.num_processes]}
+    results = predict_dataset(
+        model, processor, share, source.images, clip_length=recipe.clip_length, top_k=recipe.top_k
+    )
+    results = gather_object(results)
+    return evaluate_ytvis(ground_truth, results).summary if state.is_main_process else {}

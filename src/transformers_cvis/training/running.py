@@ -1,0 +1,126 @@
+"""A whole training: recipe in, model folder out."""
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import accelerate
+import torch
+import transformers
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+
+from .. import __version__
+from ..modeling.hub import save_model
+from .building import SYSTEMS, build_dataset, build_model, build_processor, collate
+from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
+from .evaluating import evaluate_on_processes
+from .recipe import Recipe
+from .trainer import Trainer
+
+
+def train(
+    recipe: Recipe | str | Path,
+    output_dir: str | Path | None = None,
+    resume: str | Path = "auto",
+    overrides: Iterable[str] = (),
+) -> dict:
+    """Train a model as a recipe says.
+
+    Run it in one process, or in several under `accelerate launch` or `torchrun`; the recipe's batch size is the total.
+
+    Args:
+        recipe: a [`Recipe`], a YAML file, or the name of a recipe that ships with the package.
+        output_dir: receives `checkpoints/`, `training_log.jsonl` and, at the end, the model with its processor, card and
+            `training_summary.json`: a folder for `from_pretrained` and `push_to_hub`. By default the recipe's.
+        resume: "auto" continues from the last checkpoint in `output_dir` if there is one, with the very numbers that an
+            uninterrupted run gives; "restart" deletes them and starts afresh; or the path of a checkpoint to go on from.
+        overrides: changes to the recipe, "key.key=value".
+
+    Returns:
+        The training summary.
+
+    Raises:
+        ValueError, FileNotFoundError: recipe, data or checkpoints are not as they must be.
+        FloatingPointError: a loss is not finite; the message names the videos.
+    """
+    recipe = Recipe.load(recipe, overrides)
+    output_dir = output_dir or recipe.output_dir
+    if output_dir is None:
+        raise ValueError("Give `output_dir`, in the call or in the recipe.")
+    output_dir = Path(output_dir)
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
+
+    checkpoint = find_checkpoint(output_dir / "checkpoints", resume)
+    dataset, names = build_dataset(recipe)
+    set_seed(recipe.seed)
+    if checkpoint is None:
+        model = build_model(recipe, names)
+    else:
+        model = SYSTEMS[recipe.system][1].from_pretrained(checkpoint)
+        tqdm.write(f"Continuing from {checkpoint}.")
+    if recipe.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    processor = build_processor(recipe.evaluation)
+
+    evaluate = None
+    if recipe.data.valid is not None:
+
+        def evaluate(model):
+            return evaluate_on_processes(model, processor, recipe.data.valid, recipe.evaluation)
+
+    trainer = Trainer(recipe, output_dir, model, dataset, collate, evaluate, checkpoint)
+    try:
+        result = trainer.run()
+        summary = summarise(recipe, result, trainer)
+        if trainer.accelerator.is_main_process:
+            _save_model_folder(trainer.unwrapped_model, processor, output_dir, summary)
+        trainer.accelerator.wait_for_everyone()
+    finally:
+        trainer.finish()
+    return summary
+
+
+def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
+    """What `training_summary.json` holds: enough to repeat the training, and what it gave."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    processes = trainer.accelerator.num_processes
+    if trainer.accelerator.device.type == "cuda":
+        hardware = f"{processes} x {torch.cuda.get_device_name()}"
+    else:
+        hardware = f"{os.cpu_count()} CPU cores ({platform.processor() or platform.machine()})"
+    return {
+        **result,
+        "dataset": recipe.data.valid.json if recipe.data.valid else None,
+        "seed": recipe.seed,
+        "command": command,
+        "hardware": hardware,
+        "num_processes": processes,
+        "num_parameters": sum(parameter.numel() for parameter in trainer.unwrapped_model.parameters()),
+        "versions": {
+            "python": platform.python_version(),
+            "transformers_cvis": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+        },
+        "recipe": recipe.to_dict(),
+    }
+
+
+def _save_model_folder(model, processor, output_dir: Path, summary: dict) -> None:
+    """Write everything to a temporary folder, then move the files in, the summary last: it says that all are there."""
+    temporary = output_dir / f"model{TEMPORARY_SUFFIX}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_model(model, processor, temporary, name=output_dir.name, training_summary=summary)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "training_summary.json"):
+            os.replace(path, output_dir / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

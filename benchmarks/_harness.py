@@ -67,7 +67,7 @@ def row(name: str, ours: float, peer: float | None = None, unit: str = "", note:
 def main(description: str, rows: Callable[[bool], Iterable[dict]]) -> None:
     """Parse the command line, run `rows(quick)`, print the table line by line, write `--json`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer or smaller measurements; ends within 50 s on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer measurements; ends within 50 s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
     arguments = parser.parse_args()
 
@@ -114,7 +114,8 @@ def _machine() -> dict:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
     return {
         "processor": processor,

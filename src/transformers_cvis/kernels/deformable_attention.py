@@ -14,7 +14,7 @@ from torch.nn import functional as F
 class MultiScaleDeformableAttention(nn.Module):
     """The sampling core of deformable attention (Zhu et al. 2021, arXiv:2010.04159, eq. 3), without projections.
 
-    Stateless, with the forward signature of the Hub kernel `kernels-community/deformable-detr`, which replaces `forward`
+    Stateless, with the forward signature of the Hub kernel `kernels-community/deformable-detr`, which takes its place
     after [`use_kernels`]. The forward here needs no compiled extension: every (query, head) is a bag of
     levels * points * 4 pixels of the flattened value table, summed with bilinear times attention weights by one
     `embedding_bag`. Runs on any device, in eager mode, under `torch.compile(fullgraph=True)` and `torch.export`.
@@ -37,7 +37,7 @@ class MultiScaleDeformableAttention(nn.Module):
             value_spatial_shapes: `(levels, 2)` long, height and width of every level. Read by the Hub kernel only.
             value_spatial_shapes_list: the same as python integers.
             level_start_index: `(levels,)` long, first row of every level. Read by the Hub kernel only.
-            sampling_locations: `(batch, queries, heads, levels, points, 2)`, x and y, 0..1 from edge to edge of the level.
+            sampling_locations: `(batch, queries, heads, levels, points, 2)`, x and y, 0..1 edge to edge.
             attention_weights: `(batch, queries, heads, levels, points)`.
             im2col_step: batch elements per launch of the Hub kernel; has to divide the batch there.
 
@@ -166,9 +166,7 @@ def _weight_gradient(grad_bags: Tensor, index: Tensor, value: Tensor) -> Tensor:
     ).view(num_bags, bag_size)
 
 
-def _sample_gradients(
-    grad_weight: Tensor, x: _Axis, y: _Axis, attention_weights: Tensor
-) -> tuple[Tensor, Tensor]:
+def _sample_gradients(grad_weight: Tensor, x: _Axis, y: _Axis, attention_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Chain rule through the corner weights: gradients of the sampling locations and of the attention weights."""
     top_left, top_right, bottom_left, bottom_right = grad_weight.view(*x.offset.shape, 4).unbind(-1)  # [B, Q, H*K]
     top = x.first * top_left + x.second * top_right

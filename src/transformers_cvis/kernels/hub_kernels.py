@@ -30,7 +30,7 @@ def use_kernels(model: nn.Module, *, strict: bool = False, mapping: dict | None 
             not in it are left alone. None for `KERNEL_MAPPING`.
 
     Raises:
-        Exception: with `strict=True`, whatever the `kernels` package or the Hub client raised: no kernel for this device
+        Exception: with `strict=True`, what the `kernels` package or the Hub client raised: no kernel for this device
             type, missing repository, untrusted publisher, offline and not cached, no build for this torch.
     """
     mapping = KERNEL_MAPPING if mapping is None else mapping
@@ -68,7 +68,7 @@ def disable_kernels(model: nn.Module) -> None:
 
 
 def kernel_report(model: nn.Module) -> dict[str, str]:
-    """Path of every decorated layer in `model` -> what it runs: "PyTorch", with the reason after a failure, or the kernel."""
+    """Path of every decorated layer -> what it runs: "PyTorch", with the reason after a failure, or the kernel."""
     return {path: getattr(layer, "kernel_path", REFERENCE_PATH) for path, layer in _kernel_layers(model).items()}
 
 

@@ -7,8 +7,10 @@ Importing the package registers its models with transformers' Auto classes, its 
 import importlib
 from typing import TYPE_CHECKING
 
+from transformers import AutoVideoProcessor
+
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path
-from .modeling.auto import AutoModelForVideoInstanceSegmentation, register_models
+from .modeling.auto import MODELS, AutoModelForVideoInstanceSegmentation, register_models
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
@@ -25,6 +27,8 @@ __version__ = "0.1.0"
 
 register_models()
 register_pipeline()
+for _config_class in MODELS:
+    AutoVideoProcessor.register(_config_class, CvisVideoProcessor, exist_ok=True)
 
 _LAZY_NAMES = {
     "Recipe": "training",

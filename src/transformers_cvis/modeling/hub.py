@@ -201,8 +201,8 @@ def model_card(
             paragraph on the training. All of them optional.
     """
     summary = training_summary or {}
-    metrics = {key: value for key, value in summary.get("metrics", {}).items() if isinstance(value, int | float)}
-    dataset = str(summary.get("dataset", "unknown data"))
+    metrics = {key: value for key, value in (summary.get("metrics") or {}).items() if isinstance(value, int | float)}
+    dataset = summary.get("dataset") or "unknown data"
     data = ModelCardData(
         license=license,
         base_model=base_model,
@@ -259,7 +259,7 @@ import transformers_cvis
 from transformers import pipeline
 
 segmenter = pipeline("video-instance-segmentation", model={arguments})
-tracks = segmenter("clip.mp4")
+tracks = segmenter("clip.mp4")["tracks"]
 ```
 
 ```python

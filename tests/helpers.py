@@ -1,0 +1,64 @@
+"""Small things that tests of several rooms need."""
+
+from pathlib import Path
+
+import torch
+
+from transformers_cvis.data.moving_shapes import SHAPES
+from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
+from transformers_cvis.modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+from transformers_cvis.processing import CvisVideoProcessor
+
+
+def tiny_detector_config(**changes) -> FrameDetectorConfig:
+    """A frame detector of a few thousand parameters."""
+    return FrameDetectorConfig(
+        **{
+            "backbone_config": {
+                "model_type": "resnet",
+                "embedding_size": 8,
+                "hidden_sizes": [8, 8, 16, 16],
+                "depths": [1, 1, 1, 1],
+                "layer_type": "basic",
+                "out_features": ["stage1", "stage2", "stage3", "stage4"],
+            },
+            "feature_size": 32,
+            "mask_feature_size": 32,
+            "hidden_dim": 32,
+            "encoder_feedforward_dim": 32,
+            "encoder_layers": 1,
+            "dim_feedforward": 32,
+            "decoder_layers": 3,
+            "num_attention_heads": 2,
+            "num_queries": 6,
+            "train_num_points": 32,
+            **changes,
+        }
+    )
+
+
+def tiny_genvis(seed: int = 0, **changes) -> GenVisForVideoInstanceSegmentation:
+    """A GenVIS with random weights for the categories of moving shapes."""
+    torch.manual_seed(seed)
+    config = GenVisConfig(
+        **{
+            "detector_config": tiny_detector_config().to_dict(),
+            "num_queries": 5,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "num_frame_query_layers": 2,
+            "dim_feedforward": 32,
+            "num_attention_heads": 2,
+            "train_num_points": 32,
+            "id2label": dict(enumerate(SHAPES)),
+            **changes,
+        }
+    )
+    return GenVisForVideoInstanceSegmentation(config).eval()
+
+
+def save_tiny_genvis(folder: Path, seed: int = 0) -> str:
+    """Writes a tiny GenVIS and its video processor into a folder, and returns its name."""
+    tiny_genvis(seed).save_pretrained(folder)
+    CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
+    return str(folder)

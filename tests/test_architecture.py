@@ -1,0 +1,197 @@
+"""What holds for the source tree as a whole: who imports whom, what is never imported, what importing costs."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import transformers_cvis
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = "transformers_cvis"
+SOURCE = REPOSITORY / "src" / PACKAGE
+
+# Each room, and the rooms below it which it may import.
+LOWEST = {"processing", "kernels", "assets"}
+MIDDLE = {"evaluation", "data", "modeling"}
+ALLOWED_IMPORTS = {
+    "cli": {"training", "pipelines", "conversion"} | MIDDLE | LOWEST,
+    "training": MIDDLE | LOWEST,
+    "pipelines": MIDDLE | LOWEST,
+    "conversion": MIDDLE | LOWEST,
+    "evaluation": {"processing"},
+    "data": {"processing"},
+    "modeling": {"kernels"},
+    "processing": set(),
+    "kernels": set(),
+    "assets": set(),
+}
+SYSTEMS = {"vita", "genvis", "minvis", "hvpl", "crisp", "spvis"}
+FORBIDDEN_DEPENDENCIES = {"detectron2", "timm", "cv2"}
+RUN_TIME_DEPENDENCIES = {
+    *("torch", "torchvision", "transformers", "datasets", "huggingface_hub", "accelerate", "safetensors"),
+    *("pycocotools", "kernels", "av", "scipy", "tqdm"),
+    *("numpy", "PIL", "yaml", "packaging"),  # which come with those above
+}
+OPTIONAL_DEPENDENCIES = {"torchcodec"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def source_modules() -> dict[str, Path]:
+    return {module_name(path): path for path in SOURCE.rglob("*.py")}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                if (origin, alias.name) == (PACKAGE, "__version__"):
+                    continue  # the version is known before anything else is imported
+                # `from .. import kernels` imports a module, `from x import Class` does not
+                name = f"{origin}.{alias.name}"
+                yield name if name in source_modules() else origin
+
+
+def room(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else None
+
+
+def test_imports_run_downwards_only():
+    wrong = []
+    for module, path in source_modules().items():
+        if room(module) is None:
+            continue
+        for imported in imports(path):
+            if imported == PACKAGE:
+                wrong.append(f"{module} imports the package itself")
+            target = room(imported)
+            if target not in (None, room(module), *ALLOWED_IMPORTS[room(module)]):
+                wrong.append(f"{module} -> {imported}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_systems_do_not_import_each_other():
+    wrong = []
+    for module, path in source_modules().items():
+        parts = module.split(".")
+        if parts[1:2] == ["modeling"] and len(parts) > 2 and parts[2] in SYSTEMS:
+            others = SYSTEMS - {parts[2]}
+            wrong += [f"{module} -> {name}" for name in imports(path) if set(name.split(".")[2:3]) & others]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_import_in_no_circle():
+    graph = {
+        module: {name for name in imports(path) if name in source_modules() and name != module}
+        for module, path in source_modules().items()
+    }
+    # An __init__ collects the names of its modules; a module which imports a sibling does not depend on it.
+    graph = {
+        module: {name for name in targets if not module.startswith(name + ".")} for module, targets in graph.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"circle: {' -> '.join([*path[path.index(module) :], module])}"
+        if module not in done:
+            for target in graph[module]:
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_dependencies_are_the_declared_ones():
+    known = RUN_TIME_DEPENDENCIES | OPTIONAL_DEPENDENCIES | sys.stdlib_module_names | {PACKAGE}
+    unknown = {
+        f"{module}: {name}"
+        for module, path in source_modules().items()
+        for name in (imported.split(".")[0] for imported in imports(path))
+        if name not in known
+    }
+    assert not unknown
+
+
+def repository_files() -> Iterator[Path]:
+    listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    for name in listing.stdout.decode().splitlines():
+        path = REPOSITORY / name
+        if path.is_file() and path != Path(__file__):
+            yield path
+
+
+def test_no_file_reaches_out_of_the_repository():
+    allowed = REPOSITORY / ".ci" / "run"
+    needles = (b"../shared", b"/work/shared", b"/tmp/SPEC")
+    assert [
+        str(path) for path in repository_files() if path != allowed and any(n in path.read_bytes() for n in needles)
+    ] == []
+
+
+def test_forbidden_dependencies_are_imported_nowhere():
+    wrong = []
+    for path in repository_files():
+        if path.suffix == ".py":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+                wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in FORBIDDEN_DEPENDENCIES]
+    assert not wrong
+
+
+def test_importing_the_package_is_silent_and_leaves_the_heavy_rooms_alone():
+    code = (
+        "import sys, transformers_cvis\n"
+        "heavy = ['training', 'data', 'evaluation', 'conversion', 'cli']\n"
+        "assert not [room for room in heavy if f'transformers_cvis.{room}' in sys.modules]"
+    )
+    run = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    for info in pkgutil.walk_packages(transformers_cvis.__path__, f"{PACKAGE}."):
+        if info.name.split(".")[-1].startswith("__"):
+            continue
+        module = importlib.import_module(info.name)
+        for name in getattr(module, "__all__", ()):
+            yield f"{info.name}.{name}", getattr(module, name)
+    for name in transformers_cvis.__all__:
+        yield f"{PACKAGE}.{name}", getattr(transformers_cvis, name)
+
+
+def test_public_names_exist_and_are_documented():
+    undocumented = [
+        name
+        for name, value in public_objects()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and not inspect.getdoc(value)
+    ]
+    assert not undocumented
+
+
+def test_every_module_says_what_it_is_for():
+    assert [name for name, path in source_modules().items() if not ast.get_docstring(ast.parse(path.read_text()))] == []

@@ -1,0 +1,262 @@
+"""The command line, as a user meets it: what it prints, what it writes, how it fails."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+from helpers import save_tiny_genvis
+from PIL import Image
+
+from transformers_cvis import cli
+from transformers_cvis.data import make_moving_shapes, validate_ytvis
+
+COMMANDS = ("segment", "train", "evaluate", "push", "validate", "make-data", "convert")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    """Two short videos of moving shapes."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return make_moving_shapes(folder, 1, 2, num_frames=4, size=(48, 64), seed=3, write_mp4=True)
+
+
+@pytest.fixture(scope="module")
+def video(shapes) -> str:
+    return str(shapes / "videos" / "valid_00000.mp4")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A GenVIS with random weights."""
+    return save_tiny_genvis(tmp_path_factory.mktemp("model"))
+
+
+def run(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def error_line(capsys) -> str:
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("transformers-cvis: error: ")]
+    assert len(lines) == 1 and "Traceback" not in error, error
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    assert "example:" in text and f"transformers-cvis {command}" in text
+    undescribed = [action.dest for action in parser_of(command)._actions if not action.help]
+    assert not undescribed
+
+
+def parser_of(command):
+    return cli.build_parser()._subparsers._group_actions[0].choices[command]
+
+
+def test_the_program_lists_its_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([])
+    assert exit_info.value.code == 2
+
+
+def test_segment_writes_video_sheet_and_json(video, model, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    assert run("segment", video, "--model", model, "--threshold", 0, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert f"{video}: 5 tracks in 4 frames of 64x48" in captured.out
+    assert captured.out.count("\n  ") == 6 and "score" in captured.out
+
+    assert sorted(path.name for path in out.iterdir()) == ["results.json", "valid_00000.mp4", "valid_00000.png"]
+    with av.open(str(out / "valid_00000.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 4
+    assert Image.open(out / "valid_00000.png").width > 64
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["annotations"]) == 5 and all(0 <= a["score"] <= 1 for a in results["annotations"])
+    assert validate_ytvis(out / "results.json") == []
+
+
+def test_results_which_are_there_are_replaced_only_on_request(video, model, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("precious")
+    arguments = ("segment", video, "--model", model, "--out", tmp_path, "--no-video")
+    assert run(*arguments) == 1
+    assert "results.json exists already: choose another --out, or replace it with --overwrite" in error_line(capsys)
+    assert (tmp_path / "results.json").read_text() == "precious"
+    assert run(*arguments, "--overwrite") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_json_can_be_printed_for_another_program(video, model, tmp_path, capsys):
+    assert run("segment", video, "--model", model, "--out", tmp_path, "--json", "-", "--no-video") == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"videos", "categories", "annotations"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_videos_get_names_of_their_own(video, model, shapes, tmp_path):
+    folder = shapes / "JPEGImages" / "valid_00000"
+    assert run("segment", video, folder, "--model", model, "--out", tmp_path, "--max-frames", 2) == 0
+    videos = json.loads((tmp_path / "results.json").read_text())["videos"]
+    assert [(entry["id"], entry["length"]) for entry in videos] == [(1, 2), (2, 2)]
+    assert {"valid_00000.mp4", "valid_00000-2.mp4"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_video_never_replaces_itself(video, model, tmp_path, capsys):
+    copy = tmp_path / "my.mp4"
+    copy.write_bytes(Path(video).read_bytes())
+    assert run("segment", copy, "--model", model, "--out", tmp_path, "--overwrite") == 1
+    assert "is one of the videos and would be replaced" in error_line(capsys)
+    assert copy.read_bytes() == Path(video).read_bytes()
+
+
+def test_a_video_which_breaks_does_not_stop_the_others(video, model, tmp_path, capsys):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    Image.new("RGB", (64, 48)).save(frames / "0.png")
+    Image.new("RGB", (32, 48)).save(frames / "1.png")
+    assert run("segment", frames, video, "--model", model, "--out", tmp_path / "out", "--no-video") == 1
+    assert "all frames of a video must have one size" in error_line(capsys)
+    videos = json.loads((tmp_path / "out" / "results.json").read_text())["videos"]
+    assert [entry["id"] for entry in videos] == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.mp4"], "There is no file or folder 'absent.mp4'"),
+        ([__file__], "cannot be opened as a video"),
+        (["VIDEO", "--out", "{tmp}/file/out"], "Cannot write into the folder .*file"),
+        (["VIDEO", "--json", "out.mp4"], "must end in .json"),
+        (["VIDEO", "--model", "{tmp}/absent"], "absent"),
+        (["VIDEO", "--model", "tester/absent"], "tester/absent"),
+        (["VIDEO", "--model", "MODEL", "--device", "cuda:0"], "torch sees no GPU"),
+    ],
+)
+def test_segment_fails_in_one_line_before_it_works(arguments, message, video, model, tmp_path, capsys, monkeypatch):
+    if "cuda:0" in arguments:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    words = {"VIDEO": video, "MODEL": model}
+    arguments = [words.get(argument, argument).replace("{tmp}", str(tmp_path)) for argument in arguments]
+    assert run("segment", *arguments) == 1
+    assert re.search(message, error_line(capsys))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--threshold", "1.5", "between 0 and 1"),
+        ("--clip-length", "0", "at least 1"),
+        ("--dtype", "int8", "invalid choice"),
+        ("--stride", "x", "at least 1"),
+    ],
+)
+def test_wrong_usage_has_exit_code_2(option, value, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run("segment", "a.mp4", option, value)
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_mask2former_checkpoint_is_told_from_a_video_model(video, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "mask2former"}')
+    assert run("segment", video, "--model", tmp_path, "--out", tmp_path / "out") == 1
+    assert "a 'mask2former' model, which is no video instance segmentation model" in error_line(capsys)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run("segment", "absent.mp4", "--debug", "--out", tmp_path, "--no-video")
+
+
+def test_evaluate_scores_perfect_results_with_1(shapes, tmp_path, capsys):
+    truth = json.loads((shapes / "valid.json").read_text())
+    results = {**truth, "annotations": [{**annotation, "score": 0.9} for annotation in truth["annotations"]]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    numbers, submission = tmp_path / "numbers.json", tmp_path / "submission.zip"
+    arguments = ("--results", tmp_path / "results.json", "--json", numbers, "--submission", submission)
+    assert run("evaluate", shapes / "valid.json", *arguments) == 0
+    assert json.loads(numbers.read_text())["summary"]["AP"] == pytest.approx(1.0)
+    assert "AP50" in capsys.readouterr().out and submission.exists()
+
+
+def test_evaluate_matches_categories_by_name(shapes, tmp_path, capsys):
+    truth = json.loads((shapes / "valid.json").read_text())
+    ids = {category["id"]: 100 - category["id"] for category in truth["categories"]}
+    annotations = [{**a, "score": 0.9, "category_id": ids[a["category_id"]]} for a in truth["annotations"]]
+    categories = [{"id": ids[category["id"]], "name": category["name"]} for category in truth["categories"]]
+    results = {"videos": truth["videos"], "categories": categories, "annotations": annotations}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    arguments = ("evaluate", shapes / "valid.json", "--results", tmp_path / "results.json")
+    assert run(*arguments, "--json", tmp_path / "numbers.json") == 0
+    assert json.loads((tmp_path / "numbers.json").read_text())["summary"]["AP"] == pytest.approx(1.0)
+
+    categories[0]["name"] = "dinosaur"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert run(*arguments) == 1
+    assert "dinosaur" in error_line(capsys)
+
+
+def test_evaluate_runs_a_model_over_a_data_set(shapes, model, tmp_path):
+    arguments = ("--images", shapes / "JPEGImages", "--model", model, "--json", tmp_path / "numbers.json")
+    assert run("evaluate", shapes / "valid.json", *arguments) == 0
+    assert 0 <= json.loads((tmp_path / "numbers.json").read_text())["summary"]["AP"] <= 1
+
+
+def test_push_and_segment_from_the_hub(loopback_hub, model, video, tmp_path, capsys):
+    assert run("push", model, "tester/shapes", "--revision", "task-1", "--license", "apache-2.0") == 0
+    assert "/commit/" in capsys.readouterr().out
+    files = set(loopback_hub.repos["model", "tester/shapes"].files("task-1"))
+    assert {"README.md", "config.json", "model.safetensors", "video_preprocessor_config.json"} <= files
+    source = ("--model", "tester/shapes", "--revision", "task-1")
+    assert run("segment", video, *source, "--out", tmp_path, "--no-video") == 0
+    assert run("segment", video, *source[:3], "task-9", "--out", tmp_path / "other", "--no-video") == 1
+    assert "task-9" in error_line(capsys)
+
+
+def test_push_wants_a_model(tmp_path, capsys):
+    assert run("push", tmp_path, "tester/shapes") == 1
+    assert "holds no saved model" in error_line(capsys)
+
+
+def test_validate_lists_problems_with_their_ids(shapes, tmp_path, capsys):
+    assert run("validate", shapes / "train.json", "--images", shapes / "JPEGImages") == 0
+    assert "no problem found" in capsys.readouterr().out
+    content = json.loads((shapes / "train.json").read_text())
+    content["annotations"][0]["category_id"] = 999
+    (tmp_path / "broken.json").write_text(json.dumps(content))
+    assert run("validate", tmp_path / "broken.json") == 1
+    assert "annotation 1: category_id 999" in capsys.readouterr().out
+
+
+def test_make_data_writes_a_valid_data_set(tmp_path, capsys):
+    folder = tmp_path / "shapes"
+    sizes = ("--train-videos", 2, "--valid-videos", 1, "--frames", 3, "--size", "32x48")
+    assert run("make-data", "moving-shapes", folder, *sizes) == 0
+    assert validate_ytvis(folder / "train.json", folder / "JPEGImages") == []
+    assert run("make-data", "moving-shapes", folder, *sizes) == 1
+    assert "exists and is not an empty folder" in error_line(capsys)
+
+
+def test_train_names_its_recipes_and_its_mistakes(tmp_path, capsys):
+    assert run("train", "--list") == 0
+    assert "genvis_moving_shapes" in capsys.readouterr().out.split()
+    assert run("train", "absent", "--out", tmp_path) == 1
+    assert "No recipe 'absent'" in error_line(capsys)
+    assert run("train") == 1
+    assert "Name a recipe" in error_line(capsys)
+
+
+def test_the_module_runs_as_a_program():
+    command = [sys.executable, "-m", "transformers_cvis.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.startswith("transformers-cvis 0.1")

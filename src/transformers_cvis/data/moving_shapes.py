@@ -423,15 +423,9 @@ def _write_frames(frames: np.ndarray, folder: Path) -> None:
 
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
-    import av
+    from ..processing import VideoWriter  # opens the video libraries, which only this option needs
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise ValueError(f"write_mp4 needs an even height and width, got size ({height}, {width}).")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    with VideoWriter(path, fps) as writer:
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+            writer.write(frame)

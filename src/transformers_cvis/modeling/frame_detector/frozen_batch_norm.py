@@ -29,28 +29,55 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class FrozenConvolutionBlock(nn.Module):
-    """Convolution, frozen batch norm and activation as one convolution: the norm is folded into its weights."""
+    """Convolution, frozen batch norm and activation as one convolution: the norm is folded into its weights.
+
+    At inference the folded weights are kept until a tensor that they were made of changes.
+    """
 
     def __init__(self, convolution: nn.Conv2d, normalization: FrozenBatchNorm2d, activation: nn.Module | None):
         super().__init__()
         self.convolution = convolution
         self.normalization = normalization
         self.activation = activation
+        self._folded = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         convolution = self.convolution
-        scale, shift = self.normalization.scale_and_shift()
-        weight = (convolution.weight * scale[:, None, None, None]).to(convolution.weight.dtype)
+        weight, bias = self._folded_weights()
         hidden_states = nn.functional.conv2d(
             hidden_states,
             weight,
-            shift.to(weight.dtype),
+            bias,
             convolution.stride,
             convolution.padding,
             convolution.dilation,
             convolution.groups,
         )
         return hidden_states if self.activation is None else self.activation(hidden_states)
+
+    def _folded_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, buffers = self.convolution.weight, self.normalization.buffers()
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and weight.requires_grad):
+            self._folded = None
+            return self._fold()
+        sources = (weight, *buffers)
+        if any(tensor.is_inference() for tensor in sources):  # such tensors do not tell when they change
+            return self._fold()
+        state = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in sources)
+        if self._folded is None or self._folded[0] != state:
+            # A tensor made in inference mode could not take part in a later training step.
+            with torch.inference_mode(False), torch.no_grad():
+                self._folded = (state, *self._fold())
+        return self._folded[1:]
+
+    def _fold(self) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = self.convolution.weight
+        scale, shift = self.normalization.scale_and_shift()
+        folded = (weight * scale[:, None, None, None]).to(weight.dtype)
+        return folded.contiguous(memory_format=torch.channels_last), shift.to(weight.dtype)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_folded": None}
 
 
 def freeze_batch_norms(module: nn.Module) -> None:

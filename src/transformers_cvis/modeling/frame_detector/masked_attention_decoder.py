@@ -9,6 +9,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ...kernels import Linear, linear
 from ..position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 from .pixel_decoder import NUM_LEVELS
@@ -23,7 +24,7 @@ class MaskedCrossAttention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim))
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
 
     def initialize_parameters(self):
         init.xavier_uniform_(self.in_proj_weight)
@@ -36,7 +37,7 @@ class MaskedCrossAttention(nn.Module):
     ) -> torch.Tensor:
         """Shapes: queries `(N, Q, C)`, keys and values `(N, L, C)`, allowed bool `(N, Q, L)`; returns `(N, Q, C)`."""
         projected = [
-            nn.functional.linear(states, weight, bias)
+            linear(states, weight, bias)
             for states, weight, bias in zip(
                 (queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
             )
@@ -51,10 +52,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.q_proj = nn.Linear(embed_dim, embed_dim)
-        self.k_proj = nn.Linear(embed_dim, embed_dim)
-        self.v_proj = nn.Linear(embed_dim, embed_dim)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = Linear(embed_dim, embed_dim)
+        self.k_proj = Linear(embed_dim, embed_dim)
+        self.v_proj = Linear(embed_dim, embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
 
     def initialize_parameters(self):
         # The three projections are rows of one 3C x C matrix in the original, whose Xavier bound they share.
@@ -99,8 +100,8 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
         self.self_attn_layer_norm = nn.LayerNorm(dim)
         self.cross_attn = MaskedCrossAttention(dim, num_heads, config.dropout)
         self.cross_attn_layer_norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, config.dim_feedforward)
-        self.fc2 = nn.Linear(config.dim_feedforward, dim)
+        self.fc1 = Linear(dim, config.dim_feedforward)
+        self.fc2 = Linear(config.dim_feedforward, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
     def initialize_parameters(self):
@@ -131,9 +132,9 @@ class MaskEmbedder(nn.Sequential):
 
     def __init__(self, hidden_dim: int, output_dim: int):
         super().__init__(
-            nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU()),
-            nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU()),
-            nn.Sequential(nn.Linear(hidden_dim, output_dim)),
+            nn.Sequential(Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True)),
+            nn.Sequential(Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True)),
+            nn.Sequential(Linear(hidden_dim, output_dim)),
         )
 
 

@@ -31,6 +31,9 @@ class PixelLevelModule(nn.Module):
             )
         if config.freeze_batch_norm:
             freeze_batch_norms(self.encoder)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = True  # all of them act on a fresh convolution or sum
         self.decoder = PixelDecoder(config, self.encoder.channels)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...kernels import MultiScaleDeformableAttention
+from ...kernels import Linear, MultiScaleDeformableAttention
 from ..position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 
@@ -24,10 +24,10 @@ class DeformableSelfAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.sampling_offsets = nn.Linear(embed_dim, num_heads * NUM_LEVELS * NUM_POINTS * 2)
-        self.attention_weights = nn.Linear(embed_dim, num_heads * NUM_LEVELS * NUM_POINTS)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.sampling_offsets = Linear(embed_dim, num_heads * NUM_LEVELS * NUM_POINTS * 2)
+        self.attention_weights = Linear(embed_dim, num_heads * NUM_LEVELS * NUM_POINTS)
+        self.value_proj = Linear(embed_dim, embed_dim)
+        self.output_proj = Linear(embed_dim, embed_dim)
         self.attention = MultiScaleDeformableAttention()
 
     def initialize_parameters(self):
@@ -82,8 +82,8 @@ class PixelDecoderEncoderLayer(GradientCheckpointingLayer):
         self.dropout = config.dropout
         self.self_attn = DeformableSelfAttention(config.feature_size, config.num_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.feature_size)
-        self.fc1 = nn.Linear(config.feature_size, config.encoder_feedforward_dim)
-        self.fc2 = nn.Linear(config.encoder_feedforward_dim, config.feature_size)
+        self.fc1 = Linear(config.feature_size, config.encoder_feedforward_dim)
+        self.fc2 = Linear(config.encoder_feedforward_dim, config.feature_size)
         self.final_layer_norm = nn.LayerNorm(config.feature_size)
 
     def initialize_parameters(self):
@@ -93,7 +93,7 @@ class PixelDecoderEncoderLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, *geometry) -> torch.Tensor:
         attended = self.self_attn(hidden_states, *geometry)
         hidden_states = self.self_attn_layer_norm(hidden_states + self._drop(attended))
-        expanded = self._drop(nn.functional.relu(self.fc1(hidden_states)))
+        expanded = self._drop(nn.functional.relu(self.fc1(hidden_states), inplace=True))
         return self.final_layer_norm(hidden_states + self._drop(self.fc2(expanded)))
 
     def _drop(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -133,7 +133,7 @@ class PixelDecoder(nn.Module):
             nn.Conv2d(feature_channels[0], dim, kernel_size=1, bias=False), nn.GroupNorm(32, dim)
         )
         self.layer_1 = nn.Sequential(
-            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(32, dim), nn.ReLU()
+            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(32, dim), nn.ReLU(inplace=True)
         )
         self.mask_projection = nn.Conv2d(dim, config.mask_feature_size, kernel_size=1)
 

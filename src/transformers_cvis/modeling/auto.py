@@ -16,7 +16,8 @@ MODELS = {VitaConfig: VitaForVideoInstanceSegmentation, GenVisConfig: GenVisForV
 class AutoModelForVideoInstanceSegmentation(_BaseAutoModelClass):
     """The video instance segmentation model that a configuration or a checkpoint names.
 
-    `from_pretrained` takes a folder or a Hub repository, with `revision` if wanted; `from_config` builds untrained models.
+    `from_pretrained` takes a folder or a Hub repository, with `revision` if wanted; `from_config` builds an untrained
+    model.
     """
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())

@@ -81,8 +81,8 @@ class CvisVideoModel(CvisPreTrainedModel):
         """Segment one video clip by clip.
 
         Args:
-            clips: the video's consecutive clips, each of shape (1, T, 3, H, W); T may differ from clip to clip. They are
-                moved to the device and dtype of the model.
+            clips: the video's consecutive clips, each of shape (1, T, 3, H, W); T may differ from clip to clip. They
+                are moved to the device and dtype of the model.
 
         Yields:
             One output per clip, in order. The class score of a video's query is the maximum over its outputs.
@@ -106,15 +106,15 @@ class CvisVideoModel(CvisPreTrainedModel):
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
         if not pixel_values_videos.is_floating_point():
             raise ValueError(
-                f"`pixel_values_videos` must be normalised floats, got {pixel_values_videos.dtype}; use the model's video "
-                "processor."
+                f"`pixel_values_videos` must be normalised floats, got {pixel_values_videos.dtype}; use the model's "
+                "video processor."
             )
         if num_frames == 0:
             raise ValueError("`pixel_values_videos` has no frames; a clip needs at least 1.")
         if height % SIZE_DIVISOR or width % SIZE_DIVISOR or not height or not width:
             raise ValueError(
-                f"Height and width of `pixel_values_videos` must be multiples of {SIZE_DIVISOR}, got {height} x {width}; the "
-                "model's video processor pads to them."
+                f"Height and width of `pixel_values_videos` must be multiples of {SIZE_DIVISOR}, got {height} x "
+                f"{width}; the model's video processor pads to them."
             )
         if pixel_mask is not None and tuple(pixel_mask.shape) != (batch_size, height, width):
             raise ValueError(
@@ -143,20 +143,21 @@ class CvisVideoModel(CvisPreTrainedModel):
             unknown = [int(c) for c in label["class_labels"].unique() if not 0 <= c < self.config.num_labels]
             if unknown:
                 raise ValueError(
-                    f"`labels[{index}]['class_labels']` holds {unknown}, but the model knows the {self.config.num_labels} "
-                    f"classes 0..{self.config.num_labels - 1} (`config.id2label`)."
+                    f"`labels[{index}]['class_labels']` holds {unknown}, but the model knows the "
+                    f"{self.config.num_labels} classes 0..{self.config.num_labels - 1} (`config.id2label`)."
                 )
             if num_objects > self.config.num_queries:
                 raise ValueError(
-                    f"`labels[{index}]` has {num_objects} objects, but the model has {self.config.num_queries} video queries."
+                    f"`labels[{index}]` has {num_objects} objects, but the model has only {self.config.num_queries} "
+                    "video queries (`config.num_queries`)."
                 )
 
     def detect(self, pixel_values_videos: Tensor, pixel_mask: Tensor | None = None) -> DetectedFrames:
         """Frame queries of the last layer and mask features of a batch of clips, at inference.
 
-        Videos which `pixel_mask` (B, H, W; 1 where the video is) shows to be smaller than the batch run at the size they
-        have alone. The border of their mask features is repeated over the rest, so that upsampling and cropping gives the
-        very masks that the video gives alone.
+        Videos which `pixel_mask` (B, H, W; 1 where the video is) shows to be smaller than the batch run at the size
+        they have alone. The border of their mask features is repeated over the rest, so that upsampling and cropping
+        gives the very masks that the video gives alone.
         """
         height, width = pixel_values_videos.shape[-2:]
         videos_of_size = defaultdict(list)
@@ -207,8 +208,8 @@ class CvisVideoModel(CvisPreTrainedModel):
         """Losses of the frame detector, none when it is frozen, and the matches that the similarity loss needs.
 
         Returns:
-            Weighted losses; and `(L, M, T)`: the frame query of each of M objects in each frame, -1 where it is absent, for
-            the L last layers of the detector.
+            Weighted losses; and `(L, M, T)`: the frame query of each of M objects in each frame, -1 where it is absent,
+            for the L last layers of the detector.
         """
         num_layers = self.config.num_frame_query_layers
         criterion, labels = self.detector.criterion, targets.frame_labels()

@@ -1,7 +1,7 @@
 """The video head: objects of a video from the frame queries of its frames (VITA, Heo et al. 2022, section 3).
 
-An object encoder lets the frame queries of all frames exchange information, an object decoder reads them with a few video
-queries, and each video query yields a class and a mask embedding for the whole video.
+An object encoder lets the frame queries of all frames exchange information, an object decoder reads them with a few
+video queries, and each video query yields a class and a mask embedding for the whole video.
 
 B videos (times the frame-decoder layers in training), T frames, F frame queries per frame, Q video queries, C channels.
 """
@@ -147,8 +147,8 @@ class ObjectEncoder(nn.Module):
     def _shifted_mask(self, valid: Tensor, shift: int, dtype: torch.dtype) -> Tensor:
         """Additive mask (windows, window, window) between the frames of each shifted window.
 
-        Forbidden are padded frames, and in the first window the pairs of one of its first `shift` frames, which come from
-        the end of the video, and one of the rest, which come from its start.
+        Forbidden are padded frames, and in the first window the pairs of one of its first `shift` frames, which come
+        from the end of the video, and one of the rest, which come from its start.
         """
         valid = valid.view(-1, self.window_size)
         allowed = valid[:, :, None] & valid[:, None, :]
@@ -160,7 +160,7 @@ class ObjectEncoder(nn.Module):
 
 
 def _expand_to_tokens(mask: Tensor, rows: int, columns: int) -> Tensor:
-    """A mask between frames as a mask between their tokens, frame by frame: (..., n, m) -> (..., n * rows, m * columns)."""
+    """A mask between frames as one between their tokens: (..., n, m) -> (..., n * rows, m * columns)."""
     return mask.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
 
 

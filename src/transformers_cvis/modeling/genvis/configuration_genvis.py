@@ -11,13 +11,13 @@ class GenVisConfig(CvisVideoConfig):
     Configuration of [`GenVisForVideoInstanceSegmentation`]; the defaults are those of online GenVIS on YouTube-VIS with
     ResNet-50 (Heo et al., "A Generalized Framework for Video Instance Segmentation", CVPR 2023).
 
-    Fields as in `CvisVideoConfig`; here the object encoder attends over all frames of a clip and the detector is frozen.
+    As in `CvisVideoConfig`; here the object encoder attends over all frames of a clip and the detector is frozen.
 
     Args:
         clip_length (`int`): frames of one clip: 1 is online, more is semi-online. Training videos are cut into clips of
             this length; at inference a caller may hand over clips of any length.
-        memory_size (`int`, *optional*): clips that the memory holds, the oldest leaves first. None keeps all of them, as
-            published; a bound keeps memory and time per clip constant on endless video.
+        memory_size (`int`, *optional*): clips that the memory holds, the oldest leaves first. None keeps all of them,
+            as published; a bound keeps memory and time per clip constant on endless video.
         uvla (`"paper"` or `"released"`): how labels of newborn objects are assigned to queries. The paper's rule never
             gives away a query that once held an object. The released code frees the query of an object that is not
             visible in the current clip, after which two objects may share it; choose it to repeat published training.

@@ -34,7 +34,8 @@ class QueryMemory:
     leaves first and the storage never exceeds twice the bound. Where gradients are needed the clips are concatenated.
 
     Attributes:
-        keys (`torch.Tensor` of shape `(B, Q, M, C)`): oldest clip first; float32 at least, whatever the model computes in.
+        keys (`torch.Tensor` of shape `(B, Q, M, C)`): oldest clip first; float32 at least, whatever the model computes
+            in.
         values (`torch.Tensor` of shape `(B, Q, M, C)`)
     """
 
@@ -185,14 +186,14 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): normalised frames, H and W multiples of 32. At
-                inference one clip of any length; with `labels` T / `clip_length` clips.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used at
-                inference, where each video of a batch gives what it gives alone.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): normalised frames, H and W multiples of 32.
+                At inference one clip of any length; with `labels` T / `clip_length` clips.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
+                at inference, where each video of a batch gives what it gives alone.
             state (`GenVisState`, *optional*): `state` of the output for the clip before; None for the first clip.
-            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is absent,
-                "masks": (N, T, H, W)}`; gives `loss` and `loss_dict`, summed over the clips, instead of predictions.
-                Gradients flow through the state from clip to clip.
+            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
+                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict`, summed over the clips, instead of
+                predictions. Gradients flow through the state from clip to clip.
             output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
 
         Raises:

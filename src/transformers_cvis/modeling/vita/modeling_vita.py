@@ -13,7 +13,7 @@ from .configuration_vita import VitaConfig
 
 
 class VitaForVideoInstanceSegmentation(CvisVideoModel):
-    """Segments a whole video at once: its frames go through the detector one by one, their queries through the head together."""
+    """Segments a whole video at once: the detector sees its frames one by one, the head the queries of all of them."""
 
     config_class = VitaConfig
     criterion_class = VideoMaskClassificationLoss
@@ -29,12 +29,13 @@ class VitaForVideoInstanceSegmentation(CvisVideoModel):
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): whole videos, normalised; H and W multiples of 32.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used at
-                inference, where each video of a batch gives what it gives alone.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): whole videos, normalised; H and W multiples
+                of 32.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
+                at inference, where each video of a batch gives what it gives alone.
             state: None; VITA carries nothing from clip to clip.
-            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is absent,
-                "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
+            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
+                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
             output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
 
         Raises:
@@ -54,8 +55,8 @@ class VitaForVideoInstanceSegmentation(CvisVideoModel):
 
     @torch.no_grad()
     def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
-        """As `CvisVideoModel.stream`. All clips are read before the first output; until then the mask features of the video
-        wait in host memory. Every output repeats the class logits of the video."""
+        """As `CvisVideoModel.stream`. All clips are read before the first output; until then the mask features of the
+        video wait in host memory. Every output repeats the class logits of the video."""
         self._check_stream()
         frame_queries, mask_features = [], []
         for clip in clips:

@@ -76,7 +76,8 @@ class TestPreprocess:
         )
 
     def test_call_arguments_override(self, processor):
-        values = processor(random_video(), size_divisor=8, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
+        batch = processor(random_video(), size_divisor=8, do_normalize=False, return_tensors="pt")
+        values = batch["pixel_values_videos"]
         assert values.shape[-2:] == (40, 56) and 0 <= values.min() and values.max() <= 1
         values = processor(random_video(), do_resize=False, do_pad=False, return_tensors="pt")["pixel_values_videos"]
         assert values.shape[-2:] == (45, 70)
@@ -112,7 +113,7 @@ class TestPreprocess:
     @pytest.mark.parametrize(
         "video, message",
         [
-            (np.zeros((2, 4, 4, 3), np.int32), "Video 0 has dtype .*int32: pixels are uint8 in 0..255 or float in 0..1"),
+            (np.zeros((2, 4, 4, 3), np.int32), "Video 0 has dtype .*int32: pixels are uint8 in 0..255 or float"),
             (np.full((2, 4, 4, 3), 7.0), "Video 0 holds float pixels in 7..7"),
             (np.full((2, 4, 4, 3), np.nan), "Video 0 holds NaN"),
         ],

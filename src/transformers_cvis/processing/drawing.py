@@ -33,7 +33,7 @@ def draw_tracks(
         opacity (`float`, defaults to 0.4): how much of the mask's colour covers the object, in 0..1.
         labels (`bool`): also write label and score.
     """
-    visible = [track for track in tracks if track.segmentations[frame_index] is not None]
+    visible = [track for track in tracks if _is_visible(track, frame_index)]
     visible.sort(key=lambda track: track.score)
     frame = frame.copy()
     thickness = max(1, round(min(frame.shape[:2]) / 240))
@@ -85,26 +85,25 @@ def contact_sheet(
     return sheet
 
 
-def _tint(frame, mask, box, track_id, opacity, thickness) -> None:
-    """Blend the mask's colour into `frame` (in place) and draw its inner contour; works in the mask's box only."""
+def _is_visible(track: Track, frame_index: int) -> bool:
+    """Whether the mask has pixels; results read from files may spell absence as a mask that is off everywhere."""
+    segmentation, box = track.segmentations[frame_index], track.boxes[frame_index]
+    return segmentation is not None and box[2] > box[0] and box[3] > box[1]
+
+
+def _tint(frame: np.ndarray, mask: np.ndarray, box, track_id: int, opacity: float, thickness: int) -> None:
+    """Blend the track's colour into `frame`, in place, and draw the mask's inner contour."""
+    height, width = mask.shape
     x0, y0, x1, y1 = (int(edge) for edge in box)
-    inside = mask[y0:y1, x0:x1]
-    region = frame[y0:y1, x0:x1]
+    around = np.s_[
+        max(0, y0 - thickness) : min(height, y1 + thickness), max(0, x0 - thickness) : min(width, x1 + thickness)
+    ]
+    inside, region = mask[around], frame[around]
     colour = np.array(track_colour(track_id), dtype=np.float32)
     region[inside] = np.rint(region[inside] * (1 - opacity) + colour * opacity).astype(np.uint8)
-    # The edge of the frame is no contour of the object: pixels outside count as object there.
-    padded = np.pad(inside, thickness)
-    if y0 == 0:
-        padded[:thickness, thickness:-thickness] = inside[0]
-    if x0 == 0:
-        padded[thickness:-thickness, :thickness] = inside[:, :1]
-    if y1 == frame.shape[0]:
-        padded[-thickness:, thickness:-thickness] = inside[-1]
-    if x1 == frame.shape[1]:
-        padded[thickness:-thickness, -thickness:] = inside[:, -1:]
-    core = ndimage.binary_erosion(padded, iterations=thickness, border_value=1)
-    contour = inside & ~core[thickness:-thickness, thickness:-thickness]
-    region[contour] = colour.astype(np.uint8)
+    # What lies outside the frame counts as object, so that the frame's edge is no contour.
+    core = ndimage.binary_erosion(inside, iterations=thickness, border_value=1)
+    region[inside & ~core] = colour.astype(np.uint8)
 
 
 def _write_labels(frame: np.ndarray, tracks: Sequence[Track], frame_index: int) -> np.ndarray:
@@ -142,10 +141,12 @@ def _fitting_text(track: Track, font, width: int) -> str:
 
 
 def _free_place(box, width: int, height: int, frame_size, taken) -> tuple[int, int]:
-    """Top left corner of a label: above the box if there is room, else inside or below it, else further down."""
+    """Top left corner of a label: above the box if there is room, else inside a large box, else below or anywhere."""
     x0, y0, x1, y1 = (int(edge) for edge in box)
+    above, below, inside = y0 - height, y1, (y0, y1 - height)
+    heights = (above, *inside, below) if y1 - y0 > 3 * height else (above, below, *inside)
     for left in (x0, x1 - width):
-        for top in (y0 - height, y0, y1, y1 - height):
+        for top in heights:
             place = (left, top)
             if _within(place, width, height, frame_size) and not _overlaps(place, width, height, taken):
                 return place

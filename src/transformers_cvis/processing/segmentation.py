@@ -83,6 +83,7 @@ def segment_video(
     Raises:
         ValueError: `clip_length` below 1, or a video that cannot be read (see [`open_video`]).
     """
+    clip_length = _checked_clip_length(model, clip_length)
     frames = open_video(video, fps=fps, stride=stride, max_frames=max_frames)
     accumulator = _accumulator(model, video_processor, frames, threshold, top_k)
     for _, output in _run(model, video_processor, frames, clip_length, progress):
@@ -115,6 +116,7 @@ def segment_stream(
             f"{type(model).__name__} reads the whole video before its first answer, so it cannot stream: "
             "use `segment_video`."
         )
+    clip_length = _checked_clip_length(model, clip_length)
     frames = open_video(video, fps=fps, stride=stride, max_frames=max_frames)
     accumulator = _accumulator(model, video_processor, frames, threshold, top_k)
     return _stream(model, video_processor, frames, clip_length, progress, accumulator)
@@ -127,6 +129,14 @@ def _stream(model, video_processor, frames, clip_length, progress, accumulator) 
         yield ClipSegmentation(first_frame, clip, tracks)
 
 
+def _checked_clip_length(model, clip_length: int | None) -> int:
+    if clip_length is None:
+        clip_length = getattr(model.config, "clip_length", _FRAMES_AT_ONCE)
+    if isinstance(clip_length, bool) or not isinstance(clip_length, int) or clip_length < 1:
+        raise ValueError(f"`clip_length` must be a whole number of at least 1, got {clip_length!r}.")
+    return clip_length
+
+
 def _accumulator(model, video_processor, frames: VideoFrames, threshold, top_k) -> TrackAccumulator:
     return TrackAccumulator(
         frames.size, video_processor.resized_size(*frames.size), model.config.id2label, threshold=threshold, top_k=top_k
@@ -135,10 +145,6 @@ def _accumulator(model, video_processor, frames: VideoFrames, threshold, top_k) 
 
 def _run(model, video_processor, frames: VideoFrames, clip_length, progress) -> Iterator[tuple[list[np.ndarray], Any]]:
     """Pairs of a clip's frames and the model's output for it."""
-    if clip_length is None:
-        clip_length = getattr(model.config, "clip_length", _FRAMES_AT_ONCE)
-    if isinstance(clip_length, bool) or not isinstance(clip_length, int) or clip_length < 1:
-        raise ValueError(f"`clip_length` must be a whole number of at least 1, got {clip_length!r}.")
     waiting: deque[list[np.ndarray]] = deque()  # clips that the model has taken and not yet answered
 
     def prepared_clips() -> Iterator[torch.Tensor]:

@@ -1,0 +1,39 @@
+import json
+
+import numpy as np
+import pytest
+
+from transformers_cvis.processing import Track, decode_segmentation, empty_segmentation, tracks_to_ytvis_json
+
+RLE = {"size": [4, 6], "counts": "05S1"}
+
+
+def track(label="dog", label_id=1, segmentations=(None, RLE)):
+    return Track(0.5, label_id, label, 3, list(segmentations), [None, (0, 0, 1, 1)])
+
+
+def test_results():
+    (result,) = json.loads(json.dumps(tracks_to_ytvis_json([track()], video_id=7, size=(4, 6))))
+    assert {**result, "segmentations": None} == {
+        "video_id": 7,
+        "category_id": 2,
+        "score": 0.5,
+        "segmentations": None,
+    }
+    assert result["segmentations"] == [empty_segmentation((4, 6)), RLE]
+    assert not np.any(decode_segmentation(result["segmentations"][0]))
+
+
+def test_category_names_give_the_ids():
+    (result,) = tracks_to_ytvis_json([track()], 7, (4, 6), category_ids={"cat": 11, "dog": 26})
+    assert result["category_id"] == 26
+
+
+def test_unknown_label():
+    with pytest.raises(ValueError, match="The label 'dog' is not a category of the data set, .* are cat, cow"):
+        tracks_to_ytvis_json([track()], 7, (4, 6), category_ids={"cow": 1, "cat": 2})
+
+
+def test_masks_of_another_size():
+    with pytest.raises(ValueError, match=r"has masks of \(4, 6\) in a video of \(6, 4\)"):
+        tracks_to_ytvis_json([track()], 7, (6, 4))

@@ -10,7 +10,7 @@ from torch import nn
 from .points import sample_points
 from .targets import Targets, repeat_index
 
-# Elements of the largest temporary of a matching cost; problems are taken in groups below it.
+# Elements of the largest temporary of a matching cost and of masks turned to floats; larger ones are made in groups.
 _GROUP_ELEMENTS = 2**25
 
 
@@ -154,8 +154,10 @@ def check_enough_queries(num_objects: int, num_queries: int, where: str) -> None
 
 def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Masks `(M, T, H, W)` of any dtype at `points` `(M, T, P, 2)` as `(M, T, P)` of the dtype of `points`."""
-    sampled = sample_points(masks.flatten(0, 1).unsqueeze(1).to(points.dtype), points.flatten(0, 1))
-    return sampled.squeeze(1).unflatten(0, masks.shape[:2])
+    size = max(1, _GROUP_ELEMENTS // masks[0, 0].numel())
+    groups = zip(masks.flatten(0, 1).split(size), points.flatten(0, 1).split(size), strict=True)
+    sampled = [sample_points(group.unsqueeze(1).to(points.dtype), at).squeeze(1) for group, at in groups]
+    return torch.cat(sampled).unflatten(0, masks.shape[:2])
 
 
 def _describe_non_finite(prediction: LayerPrediction, mask_features: torch.Tensor) -> str:

@@ -93,8 +93,8 @@ class VideoTargets:
         smallest.scatter_reduce_(0, video_index, ids.masked_fill(~present, largest).amin(1), "amin")
         ids = torch.where(present, ids - smallest[video_index].unsqueeze(1), -1)
 
-        class_labels = torch.cat([label["class_labels"] for label in labels])
         masks = torch.cat([label["masks"] for label in labels])
+        class_labels = torch.cat([label["class_labels"] for label in labels]).to(masks.device)
         if len(kept) < len(masks):
             class_labels, masks = class_labels[kept.to(masks.device)], masks[kept.to(masks.device)]
         return cls(class_labels, ids, masks, video_index, num_videos=len(labels))

@@ -1,0 +1,16 @@
+"""Video AP and AR on pycocotools, predictions of a model over a data set, zips for the test servers."""
+
+from .ground_truth import GroundTruth, check_results, read_results
+from .prediction import predict_dataset
+from .submission import write_submission
+from .video_ap import EvaluationResult, evaluate_ytvis
+
+__all__ = [
+    "EvaluationResult",
+    "GroundTruth",
+    "check_results",
+    "evaluate_ytvis",
+    "predict_dataset",
+    "read_results",
+    "write_submission",
+]

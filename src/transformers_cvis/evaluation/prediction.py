@@ -1,0 +1,79 @@
+"""A model run over all videos of a data set."""
+
+import os
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..processing import segment_video, tracks_to_ytvis_json
+from .ground_truth import GroundTruth
+
+
+def predict_dataset(
+    model,
+    video_processor,
+    ground_truth: GroundTruth | dict | str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    clip_length: int | None = None,
+    threshold: float | None = None,
+    top_k: int | None = 10,
+    progress: bool = False,
+) -> list[dict]:
+    """Segment every video of a YouTube-VIS json; labels become the data set's category ids by name.
+
+    Args:
+        model: A video instance segmentation model (anything that [`segment_video`] takes).
+        video_processor: The processor saved with the model.
+        ground_truth: The json, annotations not needed, or its path.
+        image_root: Folder that the videos' `file_names` are relative to.
+        clip_length: Frames per clip; the model's own by default.
+        threshold: Least score of a track; None keeps the `top_k` best (class, query) pairs, as benchmarks do.
+        top_k: Most tracks of a video.
+        progress: Show a progress bar over the videos.
+
+    Returns:
+        Tracks `{"video_id", "category_id", "score", "segmentations"}` for [`evaluate_ytvis`] and [`write_submission`].
+
+    Raises:
+        FileNotFoundError: a frame is missing.
+        ValueError: the model has a label that is no category of the data set, or frames are not of the json's size.
+    """
+    ground_truth = GroundTruth.read(ground_truth)
+    category_ids = {name: category_id for category_id, name in ground_truth.categories.items()}
+    labels = sorted(model.config.id2label.values())
+    if unknown := [label for label in labels if label not in category_ids]:
+        raise ValueError(
+            f"The model's labels {', '.join(map(repr, unknown))} are not categories of the data set, which has "
+            f"{', '.join(map(repr, sorted(category_ids)))}. Classes are matched by name: evaluate on the data set "
+            "that the model was trained for, or rename `model.config.id2label`."
+        )
+    results = []
+    for video_id, video in tqdm(ground_truth.videos.items(), desc="videos", unit="video", disable=not progress):
+        frames = _frames(video, Path(image_root).expanduser())
+        segmentation = segment_video(
+            model, video_processor, frames, clip_length=clip_length, threshold=threshold, top_k=top_k
+        )
+        size = ground_truth.size(video_id)
+        if tuple(segmentation.size) != size:
+            raise ValueError(
+                f"The frames of video {video_id} are {tuple(segmentation.size)} (height, width), "
+                f"but its json says {size}."
+            )
+        results += tracks_to_ytvis_json(segmentation.tracks, video_id, size, category_ids)
+    return results
+
+
+def _frames(video: dict, image_root: Path) -> list[Path]:
+    frames = [image_root / name for name in video.get("file_names") or []]
+    if len(frames) != video["length"]:
+        raise ValueError(
+            f"Video {video['id']} names {len(frames)} files in 'file_names' but has length {video['length']}."
+        )
+    for frame in frames:
+        if not frame.is_file():
+            raise FileNotFoundError(
+                f"Frame {str(frame)!r} of video {video['id']} is missing. Is {str(image_root)!r} the folder that the "
+                "json's 'file_names' are relative to?"
+            )
+    return frames

@@ -1,0 +1,231 @@
+"""YouTube-VIS average precision and recall, computed by pycocotools' COCOeval.
+
+To COCOeval a video is an image and a track is an annotation. Only two things differ: the IoU of two tracks is the sum
+of intersections over the sum of unions of all frames (Yang et al. 2019, arXiv:1905.04804, eq. 1), for crowds too, and
+the area of a track is the mean of its non-zero frame areas.
+"""
+
+import contextlib
+import io
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from pycocotools import mask as mask_utils
+from pycocotools.cocoeval import COCOeval
+
+from .ground_truth import GroundTruth, check_results, compressed_masks, read_results
+
+AREA_RANGES = {"all": [0, 1e10], "small": [0, 128**2], "medium": [128**2, 256**2], "large": [256**2, 1e10]}
+MAX_DETECTIONS = [1, 10, 100]  # per video and category
+# name -> (array of COCOeval, IoU threshold or None for all, area range, detections)
+STATISTICS = {
+    "AP": ("precision", None, "all", 100),
+    "AP50": ("precision", 0.5, "all", 100),
+    "AP75": ("precision", 0.75, "all", 100),
+    "AP_small": ("precision", None, "small", 100),
+    "AP_medium": ("precision", None, "medium", 100),
+    "AP_large": ("precision", None, "large", 100),
+    "AR1": ("recall", None, "all", 1),
+    "AR10": ("recall", None, "all", 10),
+    "AR100": ("recall", None, "all", 100),
+    "AR_small": ("recall", None, "small", 100),
+    "AR_medium": ("recall", None, "medium", 100),
+    "AR_large": ("recall", None, "large", 100),
+}
+
+
+@dataclass
+class EvaluationResult:
+    """Video AP and AR in 0..1; -1 where the ground truth has nothing to find.
+
+    Attributes:
+        summary (`dict[str, float]`): the 12 numbers of YouTube-VIS: AP, AP50, AP75, AP_small, AP_medium, AP_large, AR1,
+            AR10, AR100, AR_small, AR_medium, AR_large.
+        per_category (`dict[int, dict[str, float]]`): the same 12 by category id.
+        categories (`dict[int, str]`): name by category id.
+        precision (`np.ndarray` of shape `(10, 101, categories, 4, 3)`): IoU thresholds, recall thresholds, categories
+            by rising id, area ranges, detection limits; as COCOeval has it.
+        recall (`np.ndarray` of shape `(10, categories, 4, 3)`): likewise.
+        ious (`dict[tuple[int, int], np.ndarray]`): per (video id, category id) with both sides, tracks by falling score
+            (100 at most) times annotations in file order.
+    """
+
+    summary: dict[str, float]
+    per_category: dict[int, dict[str, float]]
+    categories: dict[int, str]
+    precision: np.ndarray = field(repr=False)
+    recall: np.ndarray = field(repr=False)
+    ious: dict[tuple[int, int], np.ndarray] = field(repr=False)
+
+    def summarize(self, category_ids: Iterable[int]) -> dict[str, float]:
+        """The 12 numbers over some categories, for example those of one task; read from the arrays of the one run."""
+        rows = [sorted(self.categories).index(category_id) for category_id in category_ids]
+        return _statistics(self.precision[:, :, rows], self.recall[:, rows])
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in [*self.categories.values(), "category"])
+        lines = [f"{name:<{width}}  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'AR10':>6}" for name in ["category"]]
+        rows = [(self.categories[number], values) for number, values in self.per_category.items()]
+        for name, values in [*rows, ("mean", self.summary)]:
+            numbers = (
+                f"{values[key]:6.3f}" if values[key] > -1 else f"{'-':>6}" for key in ("AP", "AP50", "AP75", "AR10")
+            )
+            lines.append(f"{name:<{width}}  {'  '.join(numbers)}")
+        return "\n".join([*lines, "", *(f"{name:<10} {value:.4f}" for name, value in self.summary.items())])
+
+
+def evaluate_ytvis(
+    ground_truth: GroundTruth | dict | str | os.PathLike, results: list[dict] | dict | str | os.PathLike
+) -> EvaluationResult:
+    """Video AP and AR of results against a ground truth in YouTube-VIS (or OVIS) format.
+
+    Masks are read one video at a time; nothing is decoded to pixels.
+
+    Args:
+        ground_truth: The json, or its path. `areas` of an annotation are used where given.
+        results: A list of tracks `{"video_id", "category_id", "score", "segmentations"}` with one RLE (or None) per
+            frame; or an object with these as `annotations` and the `categories` that the ids mean; or a path.
+
+    Raises:
+        FileNotFoundError: a path leads nowhere.
+        ValueError: the ground truth has no annotations; ids are missing, used twice or unknown; category names differ;
+            a track has another number of frames, or masks of another size, than its video. The message names it.
+    """
+    ground_truth = GroundTruth.read(ground_truth)
+    ground_truth.check_annotations()
+    results = read_results(results, ground_truth)
+    check_results(results, ground_truth)
+
+    evaluation = _VideoEvaluation(ground_truth, results)
+    with contextlib.redirect_stdout(io.StringIO()):  # COCOeval prints its progress
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    category_ids = sorted(ground_truth.categories)
+    return EvaluationResult(
+        summary=_statistics(precision, recall),
+        per_category={
+            category_id: _statistics(precision[:, :, [row]], recall[:, [row]])
+            for row, category_id in enumerate(category_ids)
+        },
+        categories=ground_truth.categories,
+        precision=precision,
+        recall=recall,
+        ious={pair: ious for pair, ious in evaluation.ious.items() if len(ious) and ious.size},
+    )
+
+
+class _VideoEvaluation(COCOeval):
+    """COCOeval whose images are videos: tracks in, IoU matrices and areas of tracks injected."""
+
+    def __init__(self, ground_truth: GroundTruth, results: list[dict]) -> None:
+        super().__init__(iouType="segm")
+        self.params.imgIds = sorted(ground_truth.videos)
+        self.params.catIds = sorted(ground_truth.categories)
+        self.params.areaRng = list(AREA_RANGES.values())
+        self.params.areaRngLbl = list(AREA_RANGES)
+        self.params.maxDets = list(MAX_DETECTIONS)
+        self._ground_truth = ground_truth
+        self._results = results
+        self._track_ious: dict[tuple[int, int], np.ndarray] = {}
+
+    def _prepare(self) -> None:
+        """Fill what COCOeval matches on: per (video, category) the tracks' ids, areas and scores."""
+        annotations, tracks = defaultdict(list), defaultdict(list)
+        for annotation in self._ground_truth.annotations:
+            annotations[annotation["video_id"]].append(annotation)
+        for position, track in enumerate(self._results):
+            tracks[track["video_id"]].append((position, track))
+        for video_id in self.params.imgIds:
+            self._prepare_video(video_id, annotations.pop(video_id, []), tracks.pop(video_id, []))
+
+    def _prepare_video(self, video_id: int, annotations: list[dict], tracks: list[tuple[int, dict]]) -> None:
+        size = self._ground_truth.size(video_id)
+        truths = _Tracks(
+            [
+                compressed_masks(annotation, size, f"Ground truth: annotation {annotation['id']}")
+                for annotation in annotations
+            ]
+        )
+        found = _Tracks([compressed_masks(track, size, f"Results: track {position}") for position, track in tracks])
+        of_category = defaultdict(lambda: ([], []))  # category id -> rows in found, rows in truths
+        # COCOeval takes id 0 for "no match", so both sides get ids of their own that start at 1.
+        for row, (annotation, area) in enumerate(zip(annotations, truths.mean_areas(), strict=True)):
+            if "areas" in annotation:
+                area = _mean_area(annotation["areas"])
+            crowd = int(annotation.get("iscrowd", 0))
+            entry = {"id": row + 1, "area": area, "iscrowd": crowd, "ignore": crowd}
+            self._gts[video_id, annotation["category_id"]].append(entry)
+            of_category[annotation["category_id"]][1].append(row)
+        for row, ((_, track), area) in enumerate(zip(tracks, found.mean_areas(), strict=True)):
+            self._dts[video_id, track["category_id"]].append({"id": row + 1, "area": area, "score": track["score"]})
+            of_category[track["category_id"]][0].append(row)
+        for category_id, (found_rows, truth_rows) in of_category.items():
+            if found_rows and truth_rows:
+                best = np.argsort([-tracks[row][1]["score"] for row in found_rows], kind="stable")[: MAX_DETECTIONS[-1]]
+                rows = [found_rows[position] for position in best]
+                self._track_ious[video_id, category_id] = _track_ious(found, rows, truths, truth_rows)
+
+    def computeIoU(self, imgId: int, catId: int):  # noqa: N802, N803  (COCOeval's name and arguments)
+        return self._track_ious.get((imgId, catId), [])
+
+
+class _Tracks:
+    """The masks of some tracks of one video and their areas `(tracks, frames)` in pixels."""
+
+    def __init__(self, masks: list[list[dict]]) -> None:
+        self.masks = masks
+        flat = [mask for track in masks for mask in track]
+        # One call takes 255 masks at most: pycocotools counts them in a byte.
+        areas = [mask_utils.area(flat[start : start + 255]) for start in range(0, len(flat), 255)]
+        self.areas = np.concatenate(areas).astype(np.float64).reshape(len(masks), -1) if areas else np.zeros((0, 0))
+
+    def mean_areas(self) -> list[float]:
+        """Per track the mean of the non-zero frame areas, 0 without any."""
+        visible = np.count_nonzero(self.areas, axis=1)
+        return (self.areas.sum(axis=1) / np.maximum(visible, 1)).tolist()
+
+
+def _track_ious(found: _Tracks, found_rows: list[int], truths: _Tracks, truth_rows: list[int]) -> np.ndarray:
+    """IoU over all frames of each pair, `(found, truths)`.
+
+    pycocotools gives the ratio i / u of a frame's masks in one call for all pairs. With both areas known the whole
+    number i follows exactly: i = ratio * (a + b) / (1 + ratio).
+    """
+    found_areas, truth_areas = found.areas[found_rows], truths.areas[truth_rows]
+    intersections = np.zeros((len(found_rows), len(truth_rows)))
+    for frame in np.flatnonzero(found_areas.any(axis=0) & truth_areas.any(axis=0)):
+        rows, columns = np.flatnonzero(found_areas[:, frame]), np.flatnonzero(truth_areas[:, frame])
+        ratio = mask_utils.iou(
+            [found.masks[found_rows[row]][frame] for row in rows],
+            [truths.masks[truth_rows[column]][frame] for column in columns],
+            [0] * len(columns),
+        )
+        areas = found_areas[rows, frame][:, None] + truth_areas[columns, frame]
+        intersections[np.ix_(rows, columns)] += np.rint(ratio * areas / (1 + ratio))
+    unions = found_areas.sum(axis=1)[:, None] + truth_areas.sum(axis=1) - intersections
+    return intersections / np.maximum(unions, 1)
+
+
+def _mean_area(areas: Iterable[float | None]) -> float:
+    visible = [area for area in areas if area]
+    return sum(visible) / len(visible) if visible else 0.0
+
+
+def _statistics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """The 12 numbers: means over what the ground truth has, -1 where that is nothing."""
+    thresholds = np.linspace(0.5, 0.95, 10)
+    areas = list(AREA_RANGES)
+    statistics = {}
+    for name, (array, threshold, area, detections) in STATISTICS.items():
+        values = (precision if array == "precision" else recall)[
+            ..., areas.index(area), MAX_DETECTIONS.index(detections)
+        ]
+        if threshold is not None:
+            values = values[np.isclose(thresholds, threshold)]
+        values = values[values > -1]
+        statistics[name] = float(values.mean()) if values.size else -1.0
+    return statistics

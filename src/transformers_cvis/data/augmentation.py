@@ -36,7 +36,7 @@ class Resize:
         if masks.shape[1:] == (self.height, self.width):
             return masks
         rows, columns = _nearest(self.old_height, self.height), _nearest(self.old_width, self.width)
-        return masks[:, rows[:, None], columns]
+        return masks[:, :, columns][:, rows]  # columns first: decoded RLEs lie column by column
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
         horizontal, vertical = self.width / self.old_width, self.height / self.old_height

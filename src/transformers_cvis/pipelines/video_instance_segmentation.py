@@ -115,10 +115,12 @@ class _One:
 
 
 class _EmbeddedModel(dict):
-    """The registry's default entry, `{"model": (folder, revision)}`; the folder is looked up when it is wanted."""
+    """The registry's default entry, `{"model": (folder, revision)}`; the folder is looked up, and named, when wanted."""
 
     def __getitem__(self, key: str) -> tuple[str, str]:
-        return str(default_model_path()), super().__getitem__(key)
+        folder = str(default_model_path())
+        logger.warning("No model was given: using the embedded GenVIS, which knows moving shapes only.")
+        return folder, super().__getitem__(key)
 
 
 def register_pipeline() -> None:

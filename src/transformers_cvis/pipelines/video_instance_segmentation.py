@@ -115,7 +115,7 @@ class _One:
 
 
 class _EmbeddedModel(dict):
-    """The registry's default entry, `{"model": (folder, revision)}`; the folder is looked up, and named, when wanted."""
+    """The registry's default entry, `{"model": (folder, revision)}`; the folder is looked up when it is wanted."""
 
     def __getitem__(self, key: str) -> tuple[str, str]:
         folder = str(default_model_path())

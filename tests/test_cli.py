@@ -190,21 +190,23 @@ def test_evaluate_scores_perfect_results_with_1(shapes, tmp_path, capsys):
     assert "AP50" in capsys.readouterr().out and submission.exists()
 
 
-def test_evaluate_matches_categories_by_name(shapes, tmp_path, capsys):
+def test_evaluate_refuses_results_of_other_categories(shapes, tmp_path, capsys):
     truth = json.loads((shapes / "valid.json").read_text())
-    ids = {category["id"]: 100 - category["id"] for category in truth["categories"]}
-    annotations = [{**a, "score": 0.9, "category_id": ids[a["category_id"]]} for a in truth["annotations"]]
-    categories = [{"id": ids[category["id"]], "name": category["name"]} for category in truth["categories"]]
-    results = {"videos": truth["videos"], "categories": categories, "annotations": annotations}
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    arguments = ("evaluate", shapes / "valid.json", "--results", tmp_path / "results.json")
-    assert run(*arguments, "--json", tmp_path / "numbers.json") == 0
-    assert json.loads((tmp_path / "numbers.json").read_text())["summary"]["AP"] == pytest.approx(1.0)
+    truth["categories"][0]["name"] = "dinosaur"
+    (tmp_path / "results.json").write_text(json.dumps({**truth, "annotations": []}))
+    assert run("evaluate", shapes / "valid.json", "--results", tmp_path / "results.json") == 1
+    assert "Category 1 is 'dinosaur' in the results" in error_line(capsys)
 
-    categories[0]["name"] = "dinosaur"
-    (tmp_path / "results.json").write_text(json.dumps(results))
+
+def test_a_test_split_gives_a_submission_and_no_numbers(shapes, tmp_path, capsys):
+    truth = json.loads((shapes / "valid.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps([{**a, "score": 0.9} for a in truth.pop("annotations")]))
+    (tmp_path / "test.json").write_text(json.dumps(truth))
+    arguments = ("evaluate", tmp_path / "test.json", "--results", tmp_path / "results.json")
     assert run(*arguments) == 1
-    assert "dinosaur" in error_line(capsys)
+    assert "The ground truth has no annotations" in error_line(capsys)
+    assert run(*arguments, "--submission", tmp_path / "results.zip") == 0
+    assert "no annotations to measure against" in capsys.readouterr().out and (tmp_path / "results.zip").exists()
 
 
 def test_evaluate_runs_a_model_over_a_data_set(shapes, model, tmp_path):

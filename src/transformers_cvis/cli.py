@@ -430,12 +430,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
         writable_folder(str(path.parent))
     check_new_files(outputs, options.overwrite)
 
-    from .evaluation import evaluate_ytvis, predict_dataset, write_submission
+    from .evaluation import GroundTruth, evaluate_ytvis, predict_dataset, write_submission
 
-    ground_truth = read_json(options.ground_truth)
-    if options.results is not None:
-        results = results_list(read_json(options.results), ground_truth, options.results)
-    else:
+    ground_truth = GroundTruth.read(options.ground_truth)
+    labelled = bool(ground_truth.annotations)
+    if labelled or options.submission is None:
+        ground_truth.check_annotations()
+    results = options.results
+    if results is None:
         model, video_processor = load_model(options)
         results = predict_dataset(
             model,
@@ -448,45 +450,15 @@ def run_evaluate(options: argparse.Namespace) -> int:
         )
     if options.submission is not None:
         write_submission(results, ground_truth, options.submission)
+        if not labelled:
+            print(f"{options.submission} is written; {options.ground_truth} has no annotations to measure against.")
+            return 0
     evaluation = evaluate_ytvis(ground_truth, results)
     print(evaluation)
     if options.json is not None:
-        write_json({"summary": evaluation.summary, "per_category": evaluation.per_category}, Path(options.json))
+        per_category = {evaluation.categories[number]: values for number, values in evaluation.per_category.items()}
+        write_json({"summary": evaluation.summary, "per_category": per_category}, Path(options.json).expanduser())
     return 0
-
-
-def read_json(path: str):
-    try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CommandError(f"{path} is not valid JSON: {error}") from error
-
-
-def results_list(content, ground_truth: dict, name: str) -> list[dict]:
-    """Results as the evaluator takes them; those of `segment` carry categories, which are matched by name."""
-    if isinstance(content, list):
-        return content
-    if not isinstance(content, dict) or not {"annotations", "categories"} <= content.keys():
-        raise CommandError(
-            f"{name} holds no results: neither a list of tracks nor a json of `transformers-cvis segment`."
-        )
-    known = {category["name"]: category["id"] for category in ground_truth["categories"]}
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    used = {names[annotation["category_id"]] for annotation in content["annotations"]}
-    if unknown := sorted(used - known.keys()):
-        raise CommandError(
-            f"{name} has tracks of categories that the ground truth does not have: {', '.join(unknown)}. "
-            f"It has {', '.join(sorted(known))}."
-        )
-    return [
-        {
-            "video_id": annotation["video_id"],
-            "category_id": known[names[annotation["category_id"]]],
-            "score": annotation["score"],
-            "segmentations": annotation["segmentations"],
-        }
-        for annotation in content["annotations"]
-    ]
 
 
 # push

@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .. import kernels
+from .hub import HubMixin
 
 
-class CvisPreTrainedModel(PreTrainedModel):
+class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     """Base class of the frame detector and of every video model.
 
     Initialisation: Linear layers as PyTorch does, convolutions Kaiming-uniform (a=1, fan-in) with zero bias,

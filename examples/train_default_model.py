@@ -79,7 +79,8 @@ def train_model(arguments: argparse.Namespace, model_folder: Path) -> None:
         card = Path(folder) / "README.md"  # this model is not on the Hub: it is loaded by its path
         card.write_text(card.read_text().replace(f'"{MODEL_NAME}"', "transformers_cvis.default_model_path()"))
         shutil.rmtree(model_folder, ignore_errors=True)
-        shutil.copytree(folder, model_folder)
+        shutil.copytree(folder, model_folder, copy_function=shutil.copyfile)
+        model_folder.chmod(0o755)  # temporary folders are private, packaged ones are not
 
 
 def make_demo(arguments: argparse.Namespace, model_folder: Path) -> None:

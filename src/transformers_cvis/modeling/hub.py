@@ -201,7 +201,8 @@ def model_card(
             paragraph on the training. All of them optional.
     """
     summary = training_summary or {}
-    metrics = {key: value for key, value in (summary.get("metrics") or {}).items() if isinstance(value, int | float)}
+    metrics = summary.get("metrics") or {}
+    metrics = {key: value for key, value in metrics.items() if value != -1}  # COCO's mark for "nothing to find"
     dataset = summary.get("dataset") or "unknown data"
     data = ModelCardData(
         license=license,

@@ -157,15 +157,15 @@ def _positive_range(on: np.ndarray, length: int) -> tuple[int, int]:
 def _run_lengths(window: np.ndarray, top: int, left: int, size: tuple[int, int]) -> list[int] | None:
     """COCO run lengths (column by column, off first) of a frame of `size` whose pixels are off outside the window."""
     height, width = window.shape
-    columns = np.zeros((width, height + 2), dtype=np.int8)
+    columns = np.zeros((width, height + 2), dtype=bool)  # off above and below, so that no run leaves its column
     columns[:, 1:-1] = window.T
-    steps = np.diff(columns, axis=1)
-    column, row = np.nonzero(steps == 1)
-    if len(column) == 0:
+    columns = columns.ravel()
+    changes = np.flatnonzero(columns[1:] != columns[:-1])
+    if len(changes) == 0:
         return None
-    starts = (column + left) * size[0] + row + top
-    column, row = np.nonzero(steps == -1)
-    ends = (column + left) * size[0] + row + top
+    column, row = np.divmod(changes, height + 2)
+    edges = (column + left) * size[0] + row + top
+    starts, ends = edges[::2], edges[1::2]
     # A run that reaches the bottom of the frame goes on at the top of the next column.
     apart = starts[1:] != ends[:-1]
     starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]

@@ -23,8 +23,8 @@ from transformers_cvis.processing import render_video
 
 MODEL_NAME = "genvis-moving-shapes"
 REPOSITORY = Path(__file__).parent.parent
-DEMO_SEED = 20_000  # far from the seeds of the training data
-DEMO_FRAMES = 48
+# Far from the seeds of the training data; a video in which shapes overlap, leave and come back.
+DEMO = {"num_frames": 48, "size": (192, 320), "num_objects": (5, 5), "seed": 20_001}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -88,9 +88,7 @@ def make_demo(arguments: argparse.Namespace, model_folder: Path) -> None:
     demo = arguments.assets / "demo"
     demo.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        data = make_moving_shapes(
-            Path(folder) / "demo", 0, 1, num_frames=DEMO_FRAMES, size=(192, 320), seed=DEMO_SEED, write_mp4=True
-        )
+        data = make_moving_shapes(Path(folder) / "demo", 0, 1, write_mp4=True, **DEMO)
         shutil.copy(data / "videos" / "valid_00000.mp4", demo / "moving_shapes.mp4")
         shutil.copy(data / "valid.json", demo / "moving_shapes.json")
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(model_folder).eval()

@@ -1,6 +1,6 @@
 """A model and a data set that are small and random enough to test the trainer itself; also a program that trains them.
 
-python standin.py OUTPUT_DIR [key=value ...]    trains with recipe overrides; SLEEP seconds per sample from the environment
+python standin.py OUTPUT_DIR [key=value ...]    recipe overrides; the environment may set DROPOUT, SLEEP (s per sample)
 """
 
 import os
@@ -71,11 +71,16 @@ class StandInDataset(Dataset):
 
 
 def collate(samples: list[dict]) -> tuple[dict, list[str]]:
-    inputs = {key: torch.stack([sample[name] for sample in samples]) for key, name in [("inputs", "inputs"), ("labels", "label")]}
+    inputs = {
+        key: torch.stack([sample[name] for sample in samples])
+        for key, name in [("inputs", "inputs"), ("labels", "label")]
+    }
     return inputs, [sample["name"] for sample in samples]
 
 
-def train_standin(output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None, resume="auto") -> tuple[StandInModel, dict]:
+def train_standin(
+    output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None, resume="auto"
+) -> tuple[StandInModel, dict]:
     recipe = Recipe.load(Recipe.from_dict(RECIPE), overrides)
     checkpoint = checkpoints.find_checkpoint(output_dir / "checkpoints", resume)
     torch.manual_seed(recipe.seed)

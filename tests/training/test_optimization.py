@@ -20,7 +20,9 @@ class Detector(nn.Module):
         super().__init__()
         self.pixel_level_module = nn.ModuleDict(
             {
-                "encoder": nn.ModuleDict({"convolution": nn.Conv2d(3, 4, 1), "norm": nn.LayerNorm(4), "attention": WindowAttention()}),
+                "encoder": nn.ModuleDict(
+                    {"convolution": nn.Conv2d(3, 4, 1), "norm": nn.LayerNorm(4), "attention": WindowAttention()}
+                ),
                 "decoder": nn.ModuleDict({"projection": nn.Conv2d(4, 4, 1), "group_norm": nn.GroupNorm(2, 4)}),
             }
         )

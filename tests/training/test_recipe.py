@@ -29,7 +29,10 @@ def test_one_source_needs_no_list():
     ("changes", "message"),
     [
         ({"batchsize": 4}, "unknown key 'batchsize' at the top level. Did you mean 'batch_size'"),
-        ({"optimizer": {"learning_rat": 1.0}}, "unknown key 'learning_rat' at `optimizer`. Did you mean 'learning_rate'"),
+        (
+            {"optimizer": {"learning_rat": 1.0}},
+            "unknown key 'learning_rat' at `optimizer`. Did you mean 'learning_rate'",
+        ),
         ({"optimizer": {}}, "`optimizer` needs the key 'learning_rate'"),
         ({"max_steps": "many"}, "`max_steps` must be of type int, got 'many'"),
         ({"max_steps": True}, "`max_steps` must be of type int, got True"),

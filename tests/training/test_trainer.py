@@ -1,10 +1,7 @@
 """The trainer with a stand-in model: resuming, processes, accumulation, checkpoints, finite checks."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,29 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from training.launching import finish, launch
 from training.standin import RECIPE, StandInDataset, train_standin
 
 from transformers_cvis.training import Recipe, checkpoints
 from transformers_cvis.training.trainer import TrainingBatches
 
 STANDIN = Path(__file__).with_name("standin.py")
-
-
-def run_standin(output_dir: Path, *overrides: str, processes: int = 1, **environment: str) -> subprocess.Popen:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.Popen(
-        [*launcher, str(STANDIN), str(output_dir), *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
 
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:
@@ -51,8 +32,8 @@ def test_killed_run_continues_bit_for_bit(tmp_path):
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     train_standin(uninterrupted)
 
-    process = run_standin(killed, SLEEP="0.05", )
-    deadline = time.monotonic() + 60
+    (process,) = launch(STANDIN, killed, SLEEP="0.05")
+    deadline = time.monotonic() + 120
     while not checkpoints.list_checkpoints(killed / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -82,9 +63,10 @@ def test_every_step_can_be_resumed(tmp_path, workers):
     assert_same_weights(weights(whole), weights(pieces))
 
 
+@pytest.mark.slow  # test_running has the same with a real model
 def test_two_processes_equal_one(tmp_path):
     train_standin(tmp_path / "one", dropout=0.0)
-    finish(run_standin(tmp_path / "two", processes=2, DROPOUT="0"))
+    finish(launch(STANDIN, tmp_path / "two", processes=2, DROPOUT="0"))
     assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-4, atol=1e-5)
     log = [json.loads(line) for line in (tmp_path / "two" / "training_log.jsonl").read_text().splitlines()]
     reference = [json.loads(line) for line in (tmp_path / "one" / "training_log.jsonl").read_text().splitlines()]
@@ -175,7 +157,11 @@ def test_an_older_checkpoint_replaces_what_came_after_it(tmp_path):
     train_standin(tmp_path / "run", ["checkpoint_every=2", "keep_checkpoints=9", "max_steps=6"])
     first = load_file(tmp_path / "run/model.safetensors")
     directory = tmp_path / "run" / "checkpoints"
-    train_standin(tmp_path / "run", ["checkpoint_every=3", "keep_checkpoints=9", "max_steps=6"], resume=directory / "step-00000002")
+    train_standin(
+        tmp_path / "run",
+        ["checkpoint_every=3", "keep_checkpoints=9", "max_steps=6"],
+        resume=directory / "step-00000002",
+    )
     assert [path.name for path in checkpoints.list_checkpoints(directory)] == [
         f"step-0000000{step}" for step in (2, 3, 6)
     ]

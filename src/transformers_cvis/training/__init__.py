@@ -1,6 +1,7 @@
-"""Training: recipes, the trainer on Accelerate, checkpoints that resume bit for bit, evaluation of a model."""
+"""Training: recipes, the trainer on Accelerate, checkpoints that resume bit for bit."""
 
 from .recipe import Recipe, shipped_recipes
+from .running import train
 from .trainer import Trainer
 
-__all__ = ["Recipe", "Trainer", "shipped_recipes"]
+__all__ = ["Recipe", "Trainer", "shipped_recipes", "train"]

@@ -32,9 +32,10 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> CvisVideoModel:
     Args:
         names: classes in label order.
 
-    From another system's checkpoint (VITA for GenVIS) everything that both have is taken; configuration fields in which
-    the systems differ by default take the new system's default. From a Mask2Former checkpoint the frame detector is taken.
-    Class heads start fresh, with a warning, unless the checkpoint has the same classes in the same order.
+    From another system's checkpoint (VITA for GenVIS) everything that both have is taken; configuration fields in
+    which the systems differ by default take the new system's default. From a Mask2Former checkpoint the frame
+    detector is taken. Class heads start fresh, with a warning, unless the checkpoint has the same classes in the same
+    order.
 
     Raises:
         ValueError: `model.init_from` is not of a kind that can start this system, or weights other than the class heads
@@ -107,8 +108,6 @@ def _check_loaded(start: str, info: dict) -> None:
             f"{start} does not fit the model of the recipe. Weights of another shape: {listing}. Remove what "
             "`model.config` says about sizes to take the checkpoint's."
         )
-    if info["missing_keys"]:
-        logger.warning(f"Not in {start}, starting from random weights: {', '.join(sorted(info['missing_keys']))}.")
 
 
 def _abbreviated(names: Sequence[str], shown: int = 3) -> str:

@@ -41,8 +41,8 @@ def find_checkpoint(directory: Path, resume: str | Path) -> Path | None:
 
     Args:
         directory: where the run's checkpoints are.
-        resume: "auto" takes the last complete checkpoint, if there is one; "restart" none; anything else is the path of a
-            checkpoint.
+        resume: "auto" takes the last complete checkpoint, if there is one; "restart" none; anything else is the path
+            of a checkpoint.
 
     Raises:
         FileNotFoundError: `resume` is a path without a checkpoint.

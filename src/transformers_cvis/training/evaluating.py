@@ -1,11 +1,11 @@
-"""Measuring a model on a data set: by a user, and during training."""
+"""Measuring a model during training."""
 
 import json
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from accelerate.state import PartialState
+from accelerate.utils import gather_object
 
 from ..evaluation import evaluate_ytvis, predict_dataset
 from .recipe import EvaluationRecipe, SourceRecipe
@@ -21,9 +21,18 @@ def evaluate_on_processes(
     """
     state = PartialState()
     ground_truth = json.loads(Path(source.json).read_text(encoding="utf-8"))
-    share = {**ground_truth, "videos": ground_truth["videos"][state.process_index :: state.num_processes]}
+    share = {
+        "videos": ground_truth["videos"][state.process_index :: state.num_processes],
+        "categories": ground_truth["categories"],
+    }
     results = predict_dataset(
-        model, processor, share, source.images, clip_length=recipe.clip_length, top_k=recipe.top_k
+        model,
+        processor,
+        share,
+        source.images,
+        clip_length=recipe.clip_length,
+        top_k=recipe.top_k,
+        progress=state.is_local_main_process,
     )
     results = gather_object(results)
     return evaluate_ytvis(ground_truth, results).summary if state.is_main_process else {}

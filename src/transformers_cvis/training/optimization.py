@@ -21,9 +21,9 @@ BACKBONE_MODULE = "pixel_level_module.encoder"
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict]:
     """Parameter groups for AdamW as Mask2Former, VITA and GenVIS train.
 
-    The backbone (below `pixel_level_module.encoder`) learns at `backbone_factor` times the rate; norm layers, `nn.Embedding`
-    weights and Swin's position tables are not decayed, everything else is, biases included. Frozen parameters
-    are in no group, so neither decay nor momentum moves them.
+    The backbone (below `pixel_level_module.encoder`) learns at `backbone_factor` times the rate; norm layers,
+    `nn.Embedding` weights and Swin's position tables are not decayed, everything else is, biases included. Frozen
+    parameters are in no group, so neither decay nor momentum moves them.
 
     Returns:
         At most four groups: `{"params", "parameter_names", "lr", "weight_decay"}`, in a fixed order.

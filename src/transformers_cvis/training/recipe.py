@@ -53,7 +53,8 @@ class DataRecipe:
 
     train: one source, or a list of them. valid: the source evaluated on, None for no evaluation.
     num_frames: frames of one training clip. frame_range: they are drawn at most this many frames away from a
-        reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`; by default that of VITA and GenVIS.
+        reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`, whose defaults are those of
+        VITA and GenVIS.
     class_names: classes in label order; None takes the categories of the training json in the order of their ids.
     num_workers: processes that prepare batches ahead; 0 prepares them in the training process.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 import accelerate
 import torch
 import transformers
+from accelerate.state import PartialState
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
@@ -35,10 +36,11 @@ def train(
 
     Args:
         recipe: a [`Recipe`], a YAML file, or the name of a recipe that ships with the package.
-        output_dir: receives `checkpoints/`, `training_log.jsonl` and, at the end, the model with its processor, card and
-            `training_summary.json`: a folder for `from_pretrained` and `push_to_hub`. By default the recipe's.
-        resume: "auto" continues from the last checkpoint in `output_dir` if there is one, with the very numbers that an
-            uninterrupted run gives; "restart" deletes them and starts afresh; or the path of a checkpoint to go on from.
+        output_dir: receives `checkpoints/`, `training_log.jsonl` and, at the end, the model with its processor, card
+            and `training_summary.json`: a folder for `from_pretrained` and `push_to_hub`. By default the recipe's.
+        resume: "auto" continues from the last checkpoint in `output_dir` if there is one, with the very numbers that
+            an uninterrupted run gives; "restart" deletes them and starts afresh; or the path of a checkpoint to go on
+            from.
         overrides: changes to the recipe, "key.key=value".
 
     Returns:
@@ -56,6 +58,8 @@ def train(
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
 
+    PartialState(cpu=recipe.device == "cpu")  # joins the other processes of a distributed run
+
     checkpoint = find_checkpoint(output_dir / "checkpoints", resume)
     dataset, names = build_dataset(recipe)
     set_seed(recipe.seed)
@@ -63,7 +67,8 @@ def train(
         model = build_model(recipe, names)
     else:
         model = SYSTEMS[recipe.system][1].from_pretrained(checkpoint)
-        tqdm.write(f"Continuing from {checkpoint}.")
+        if PartialState().is_main_process:
+            tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     processor = build_processor(recipe.evaluation)

@@ -1,8 +1,8 @@
 """The training loop: one model, one data set, AdamW, on Accelerate."""
 
 import json
-import os
 import re
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -29,16 +29,16 @@ LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_cl
 class TrainingBatches:
     """Sample numbers of the batches of one process, from optimiser step `first_step` on.
 
-    Step `s` of the run takes samples `s * batch_size` to `(s + 1) * batch_size - 1`; each accumulation round splits its part
-    over the processes. Where a run is follows from the step alone.
+    Step `s` of the run takes samples `s * batch_size` to `(s + 1) * batch_size - 1`; each accumulation round splits
+    its part over the processes. Where a run is follows from the step alone.
     """
 
     def __init__(self, recipe: Recipe, first_step: int, rank: int, num_processes: int):
         rounds = recipe.gradient_accumulation_steps
         if recipe.batch_size % (rounds * num_processes):
             raise ValueError(
-                f"`batch_size` is the total per optimiser step: {recipe.batch_size} cannot be shared by {num_processes} "
-                f"processes with {rounds} accumulation steps each. Make it a multiple of {rounds * num_processes}."
+                f"`batch_size` is the total per optimiser step: {recipe.batch_size} cannot be shared by "
+                f"{num_processes} processes with {rounds} accumulation steps each. Make it a multiple of {rounds * num_processes}."
             )
         self.recipe, self.first_step, self.rank, self.num_processes = recipe, first_step, rank, num_processes
         self.micro_batch_size = recipe.batch_size // (rounds * num_processes)
@@ -57,10 +57,11 @@ class TrainingBatches:
 class Trainer:
     """Trains `model` as `recipe` says, with checkpoints in `output_dir/checkpoints`.
 
-    The same recipe gives the same weights (up to rounding) on one process and on several: the batch size is the total,
-    the losses are normalised over all processes, and gradients are averaged. Two things are per process by nature: the
-    statistics of batch norm layers that are not frozen, and the random numbers of the losses' sampled points. With
-    gradient accumulation the micro-batches' losses are averaged, each normalised by its own objects.
+    The same recipe gives the same weights (up to rounding) on one process and on several: the batch size is the
+    total, the losses are normalised over all processes, and gradients are averaged. Three things are per process by
+    nature: the statistics of batch norm layers that are not frozen, the padding of clips to the largest of their
+    batch, and the random points of the mask losses. With gradient accumulation the micro-batches' losses are averaged,
+    each normalised by its own objects.
 
     Args:
         model: returns an output with `loss` and `loss_dict` when called with a batch.
@@ -156,6 +157,7 @@ class Trainer:
             initial=self.first_step,
             desc=f"train {recipe.system}",
             unit="step",
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line twice a second
             disable=not accelerator.is_local_main_process,
         )
         metrics, evaluated_step = {}, None
@@ -181,7 +183,9 @@ class Trainer:
                 values["eta_seconds"] = values["seconds_per_step"] * (recipe.max_steps - done)
                 values["learning_rate"] = recipe.optimizer.learning_rate * factor
                 accelerator.log(values, step=done)
-                progress.set_postfix(loss=f"{values['loss']:.3f}", data=f"{values['data_seconds_per_step']:.2f}s")
+                progress.set_postfix(
+                    {"loss": f"{values['loss']:.3f}", "data": f"{values['data_seconds_per_step']:.2f}s"}, refresh=False
+                )
                 window_start, data_seconds, window_steps = now, 0.0, 0
             if save:
                 self._save_checkpoint(done)
@@ -237,8 +241,8 @@ class Trainer:
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in by_name.items())
                 raise FloatingPointError(
                     f"The {what} is not finite at step {step}, in the batch of {', '.join(names)} (losses: {values}). "
-                    "Check these videos with `transformers-cvis validate`; if they are sound, lower the learning rate, or "
-                    "set `mixed_precision: no`. No checkpoint of these weights was written."
+                    "Check these videos with `transformers-cvis validate`; if they are sound, lower the learning rate, "
+                    "or set `mixed_precision: no`. No checkpoint of these weights was written."
                 )
         sums, counts = defaultdict(float), defaultdict(set)
         for index, (_, _, loss, by_name) in enumerate(self.unchecked_losses):

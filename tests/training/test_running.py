@@ -1,0 +1,170 @@
+"""Whole trainings of tiny real models: learning, stages, resuming, processes."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.launching import finish, launch
+from training.tiny_run import tiny_recipe, with_fixed_points
+from transformers import AutoVideoProcessor
+
+from transformers_cvis import AutoModelForVideoInstanceSegmentation
+from transformers_cvis.data import SHAPES, make_moving_shapes
+from transformers_cvis.training import Recipe, checkpoints, running, train
+from transformers_cvis.training.building import build_dataset, build_model
+
+TINY_RUN = Path(__file__).with_name("tiny_run.py")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    return make_moving_shapes(folder, num_train_videos=4, num_valid_videos=2, num_frames=6, size=(64, 96), seed=3)
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(output_dir / "model.safetensors")
+
+
+def rows(output_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+
+
+def test_from_scratch_to_an_evaluated_model(shapes, tmp_path):
+    """A training lowers its loss, is evaluated, and leaves a folder that loads."""
+    valid = {"json": str(shapes / "valid.json"), "images": str(shapes / "JPEGImages")}
+    recipe = tiny_recipe(shapes, max_steps=60, checkpoint_every=0, log_every=10)
+    recipe = Recipe.from_dict({**recipe.to_dict(), "data": {**recipe.to_dict()["data"], "valid": valid}})
+    summary = train(recipe, tmp_path / "vita")
+    losses = [row["loss"] for row in rows(tmp_path / "vita") if "loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+
+    model = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "vita")
+    processor = AutoVideoProcessor.from_pretrained(tmp_path / "vita")
+    assert list(model.config.id2label.values()) == list(SHAPES)
+    assert processor.resized_size(128, 128) == (64, 64)
+    saved = json.loads((tmp_path / "vita" / "training_summary.json").read_text())
+    assert saved == json.loads(json.dumps(summary))
+    assert (saved["steps"], saved["seed"], saved["dataset"]) == (60, 0, valid["json"])
+    assert set(saved["metrics"]) >= {"AP", "AP50", "AP75", "AR1", "AR10"}
+    assert Recipe.from_dict(saved["recipe"]) == recipe
+    assert not list((tmp_path / "vita").glob("*.incomplete"))
+
+
+def test_genvis_starts_from_vita(shapes, tmp_path, caplog):
+    train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
+    source = weights(tmp_path / "vita")
+    stage = {"init_from": str(tmp_path / "vita"), "config": {"clip_length": 2}}
+    recipe = tiny_recipe(shapes, "genvis", model=stage, max_steps=2)
+    recipe.data.num_frames = 4
+
+    model = build_model(recipe, list(SHAPES))
+    state = model.state_dict()
+    fresh = {name for name in state if name not in source}
+    assert fresh and all(".memory_attention." in name for name in fresh)
+    assert "class heads" not in caplog.text
+    for name in source:
+        torch.testing.assert_close(state[name], source[name], rtol=0, atol=0)
+    assert (model.config.encoder_window_size, model.config.freeze_detector) == (0, True)
+    assert (model.config.num_queries, model.config.clip_length) == (6, 2)
+
+    train(recipe, tmp_path / "genvis")
+    trained = weights(tmp_path / "genvis")
+    assert all(torch.equal(trained[name], source[name]) for name in source if name.startswith("detector."))
+    assert not torch.equal(trained["video_head.class_predictor.weight"], source["video_head.class_predictor.weight"])
+
+
+def test_class_heads_of_other_classes_start_fresh(shapes, tmp_path, caplog):
+    train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
+    source = weights(tmp_path / "vita")
+    recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path / "vita")})
+    for names in (["cat", "dog"], list(reversed(SHAPES))):  # another number, and another order
+        caplog.clear()
+        state = build_model(recipe, names).state_dict()
+        assert f"knows {len(SHAPES)} classes" in caplog.text and f"this run {len(names)} ({names[0]}" in caplog.text
+        for name, value in source.items():
+            same = state[name].shape == value.shape and torch.equal(state[name], value)
+            assert same == ("class_predictor" not in name)
+        assert state["video_head.class_predictor.weight"].shape[0] == len(names) + 1
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(shapes, tmp_path):
+    train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
+    recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path / "vita"), "config": {"dim_feedforward": 64}})
+    with pytest.raises(ValueError, match=r"does not fit .* checkpoint \(32.*model \(64"):
+        build_model(recipe, list(SHAPES))
+
+
+def test_another_kind_of_model_is_refused(shapes, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path)})
+    with pytest.raises(ValueError, match="is a 'bert' model; vita starts from vita, genvis, mask2former"):
+        build_model(recipe, list(SHAPES))
+
+
+def test_a_mask2former_checkpoint_starts_the_detector(shapes, tmp_path, caplog):
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    settings = tiny_recipe(shapes).model.config
+    config = Mask2FormerConfig(**settings["detector_config"], num_labels=7)
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
+    head = {name: value for name, value in settings.items() if name != "detector_config"}
+    model = build_model(tiny_recipe(shapes, model={"init_from": str(tmp_path), "config": head}), list(SHAPES))
+    state = model.state_dict()
+    for name, value in load_file(tmp_path / "model.safetensors").items():
+        if "class_predictor" not in name and "criterion" not in name:
+            torch.testing.assert_close(state[f"detector.{name}"], value, rtol=0, atol=0)
+    assert "gives the frame detector; the video head starts from random weights" in caplog.text
+
+
+def test_several_sources_are_mixed_by_ratio(shapes, tmp_path):
+    recipe = tiny_recipe(shapes)
+    second = make_moving_shapes(
+        tmp_path / "more", num_train_videos=2, num_valid_videos=1, num_frames=2, size=(64, 96), seed=4
+    )
+    source = {"json": str(second / "train.json"), "images": str(second / "JPEGImages"), "ratio": 3.0}
+    data = {**recipe.to_dict()["data"], "train": [recipe.to_dict()["data"]["train"][0], source]}
+    dataset, names = build_dataset(Recipe.from_dict({**recipe.to_dict(), "data": data}))
+    assert names == list(SHAPES)
+    lengths = [max(dataset[number]["frame_indices"]) for number in range(40)]
+    assert 20 <= sum(length <= 1 for length in lengths) <= 40  # three of four samples come from the short videos
+
+
+def test_killed_training_continues_bit_for_bit(shapes, tmp_path):
+    """VITA with random points in its losses, two loader workers, killed without warning after the first checkpoint."""
+    overrides = ["data.num_workers=2", "max_steps=8", "data.augmentation.short_sides=[48, 64]"]
+    train(tiny_recipe(shapes), tmp_path / "whole", overrides=overrides)
+    (process,) = launch(TINY_RUN, shapes, "vita", tmp_path / "killed", *overrides)
+    deadline = time.monotonic() + 120
+    while not checkpoints.list_checkpoints(tmp_path / "killed/checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed/model.safetensors").exists()
+
+    summary = train(tiny_recipe(shapes), tmp_path / "killed", overrides=overrides)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [row["loss"] for row in rows(tmp_path / "whole")] == [row["loss"] for row in rows(tmp_path / "killed")]
+    assert summary["steps"] == 8
+
+
+@pytest.mark.parametrize("system", ["vita", pytest.param("genvis", marks=pytest.mark.slow)])
+def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path, monkeypatch, system):
+    """The videos of a batch hold different numbers of objects, so normalisers per process would differ."""
+    overrides = ["max_steps=4", "batch_size=2", "optimizer.epsilon=1e-3"]
+    processes = launch(TINY_RUN, shapes, system, tmp_path / "two", *overrides, processes=2, FIXED_POINTS="1")
+    monkeypatch.setattr(running, "build_model", with_fixed_points(running.build_model))
+    train(tiny_recipe(shapes, system), tmp_path / "one", overrides=overrides)
+    finish(processes)
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        for name in one:
+            if name.startswith("loss") or name == "gradient_norm":
+                assert two[name] == pytest.approx(one[name], rel=1e-3), name
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5), name

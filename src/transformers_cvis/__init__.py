@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from transformers import AutoVideoProcessor
 
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path
-from .modeling.auto import MODELS, AutoModelForVideoInstanceSegmentation, register_models
+from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
+from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
 from .pipelines import VideoInstanceSegmentationPipeline, register_pipeline
 from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video, segment_stream, segment_video
@@ -27,7 +28,7 @@ __version__ = "0.1.0"
 
 register_models()
 register_pipeline()
-for _config_class in MODELS:
+for _config_class in (*MODELS, *IMAGE_MODELS):
     AutoVideoProcessor.register(_config_class, CvisVideoProcessor, exist_ok=True)
 
 _LAZY_NAMES = {
@@ -59,6 +60,8 @@ __all__ = [
     "FrameDetectorConfig",
     "GenVisConfig",
     "GenVisForVideoInstanceSegmentation",
+    "MinVisConfig",
+    "MinVisForVideoInstanceSegmentation",
     "Recipe",
     "Track",
     "VideoInstanceSegmentationPipeline",

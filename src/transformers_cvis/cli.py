@@ -127,7 +127,7 @@ def load_model(options: argparse.Namespace):
     from transformers.utils import logging
 
     from .assets import default_model_path
-    from .modeling.auto import MODELS, AutoModelForVideoInstanceSegmentation
+    from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation
 
     logging.disable_progress_bar()  # ours says what is going on
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -138,7 +138,7 @@ def load_model(options: argparse.Namespace):
         name = str(default_model_path())
         print("No --model given: using the embedded GenVIS, which knows moving shapes only.", file=sys.stderr)
     config = AutoConfig.from_pretrained(name, revision=options.revision)
-    if type(config) not in MODELS:
+    if type(config) not in (*MODELS, *IMAGE_MODELS):
         raise CommandError(
             f"{name} is a {config.model_type!r} model, which is no video instance segmentation model. A recipe with "
             "`model.init_from` can train one from a Mask2Former checkpoint (`transformers-cvis train --help`)."

@@ -2,22 +2,29 @@
 
 from collections import OrderedDict
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, Mask2FormerConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .frame_detector import FrameDetector, FrameDetectorConfig
 from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
-MODELS = {VitaConfig: VitaForVideoInstanceSegmentation, GenVisConfig: GenVisForVideoInstanceSegmentation}
+MODELS = {
+    VitaConfig: VitaForVideoInstanceSegmentation,
+    GenVisConfig: GenVisForVideoInstanceSegmentation,
+    MinVisConfig: MinVisForVideoInstanceSegmentation,
+}
+# Image models of transformers, and what their checkpoints become here.
+IMAGE_MODELS = {Mask2FormerConfig: MinVisForVideoInstanceSegmentation}
 
 
 class AutoModelForVideoInstanceSegmentation(_BaseAutoModelClass):
     """The video instance segmentation model that a configuration or a checkpoint names.
 
     `from_pretrained` takes a folder or a Hub repository, with `revision` if wanted; `from_config` builds an untrained
-    model.
+    model. A Mask2Former checkpoint becomes a MinVIS.
     """
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
@@ -31,6 +38,9 @@ def register_models() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
         AutoModelForVideoInstanceSegmentation.register(config_class, model_class, exist_ok=True)
+    for config_class, model_class in IMAGE_MODELS.items():
+        # `AutoModel` keeps giving transformers' own model for them.
+        AutoModelForVideoInstanceSegmentation._model_mapping.register(config_class, model_class, exist_ok=True)
 
 
 __all__ = ["AutoModelForVideoInstanceSegmentation", "register_models"]

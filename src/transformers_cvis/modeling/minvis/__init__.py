@@ -1,0 +1,6 @@
+"""MinVIS: a frame detector whose queries are matched from frame to frame; needs no training on video."""
+
+from .configuration_minvis import MinVisConfig
+from .modeling_minvis import MinVisForVideoInstanceSegmentation, MinVisState, match_frame_queries
+
+__all__ = ["MinVisConfig", "MinVisForVideoInstanceSegmentation", "MinVisState", "match_frame_queries"]

@@ -1,0 +1,176 @@
+"""MinVIS: the frame detector alone, its queries matched from frame to frame (Huang et al., NeurIPS 2022).
+
+B videos, T frames of a clip, Q queries, C channels, K classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from transformers import Mask2FormerConfig
+
+from ..frame_detector.modeling_frame_detector import FrameDetector
+from ..losses import VideoTargets
+from ..outputs import VideoInstanceSegmentationOutput
+from ..video_inputs import VideoModelMixin
+from .configuration_minvis import MinVisConfig
+
+
+@dataclass(frozen=True)
+class MinVisState:
+    """What a clip hands to the next one; a state may be used more than once.
+
+    Attributes:
+        frame_queries (`torch.Tensor` of shape `(B, Q, C)`): queries of the last frame, in the order of the tracks.
+    """
+
+    frame_queries: Tensor
+
+
+@torch.no_grad()
+def match_frame_queries(frame_queries: Tensor, previous: Tensor | None = None) -> Tensor:
+    """Which query of each frame continues which track.
+
+    Each frame is matched to the frame before it, as reordered already: the assignment of least total
+    1 - cosine similarity (MinVIS, section 3.3). Reordering only permutes the rows of a cost matrix, so the matrices of
+    all frames are made at once on the device and reach the host in one transfer.
+
+    Args:
+        frame_queries: `(B, T, Q, C)`.
+        previous: `(B, Q, C)`, queries of the frame before in the order of the tracks; None where the video begins, then
+            the first frame makes the order.
+
+    Returns:
+        `(B, T, Q)` long: the query of the frame that takes each place of the order.
+
+    Raises:
+        ValueError: when a similarity is not finite.
+    """
+    directions = _directions(frame_queries)
+    first = directions[:, 0] if previous is None else _directions(previous)
+    before = torch.cat([first[:, None], directions[:, :-1]], dim=1)
+    costs = (1 - before @ directions.transpose(2, 3)).cpu().numpy()  # (B, T, Q of the frame before, Q)
+    if not np.isfinite(costs).all():
+        raise ValueError(
+            "Frame queries cannot be matched: they hold NaN or infinity. Check the weights and the pixel values, or "
+            "run in bfloat16 or float32 instead of float16."
+        )
+    orders = np.empty(costs.shape[:3], dtype=np.int64)
+    for video, video_costs in enumerate(costs):
+        order = np.arange(costs.shape[3])
+        for frame, cost in enumerate(video_costs):
+            if frame or previous is not None:
+                _, order = linear_sum_assignment(cost[order])
+            orders[video, frame] = order
+    return torch.from_numpy(orders).to(frame_queries.device)
+
+
+def _directions(queries: Tensor) -> Tensor:
+    """Queries of length 1, in float32 at least."""
+    return F.normalize(queries.to(torch.promote_types(queries.dtype, torch.float32)), dim=-1)
+
+
+class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
+    """Segments frames one by one and tracks objects by the similarity of their queries, in videos of any length.
+
+    It is the frame detector and nothing else: `from_pretrained` takes any Mask2Former checkpoint of the Hub or of a
+    folder, and tracks its classes (`config.id2label`) without training on video. What its queries stand for is
+    tracked: objects with an instance checkpoint, with a panoptic one regions of "stuff" too, with a semantic one a
+    whole class at a time (the files of a checkpoint do not tell these apart).
+    """
+
+    config_class = MinVisConfig
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    is_online = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As in transformers; Mask2Former checkpoints load as they are.
+
+        Raises:
+            ValueError: when the checkpoint is not Mask2Former's, or holds a weight of another shape, for example for
+                other classes than those asked for.
+        """
+        if type(config) is Mask2FormerConfig:
+            config = cls.config_class.from_frame_detector(config)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        if type(config) is Mask2FormerConfig:
+            config = cls.config_class.from_frame_detector(config)
+        return super()._from_config(config, **kwargs)
+
+    def forward(
+        self,
+        pixel_values_videos: Tensor,
+        pixel_mask: Tensor | None = None,
+        state: MinVisState | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_embeddings: bool = False,
+    ) -> VideoInstanceSegmentationOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): a clip of any length, normalised; H and W
+                multiples of 32.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
+                at inference, where each video of a batch gives what it gives alone.
+            state (`MinVisState`, *optional*): `state` of the output for the clip before; None for the first clip.
+            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
+                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions. Every frame is an
+                image of its own, with the objects visible there; published training has T = 1.
+            output_embeddings (`bool`): also return the queries, in the order of the tracks, and mask features.
+
+        Returns:
+            `class_queries_logits` are the mean over the frames of the clip.
+
+        Raises:
+            ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
+        """
+        self.check_inputs(pixel_values_videos, pixel_mask, labels)
+        pixel_values_videos = pixel_values_videos.to(self.dtype)
+        if labels is not None:
+            frame_labels = VideoTargets.from_labels(labels, self.config.num_labels).frame_labels()
+            detected = super().forward(pixel_values_videos.flatten(0, 1), labels=frame_labels)
+            return VideoInstanceSegmentationOutput(loss=detected.loss, loss_dict=detected.loss_dict)
+        if state is not None and len(state.frame_queries) != len(pixel_values_videos):
+            raise ValueError(
+                f"`state` belongs to a batch of {len(state.frame_queries)} videos, but `pixel_values_videos` holds "
+                f"{len(pixel_values_videos)}."
+            )
+
+        frame_queries, mask_features = self.detect(pixel_values_videos, pixel_mask)
+        order = match_frame_queries(frame_queries, None if state is None else state.frame_queries)
+        frame_queries = frame_queries.take_along_dim(order.unsqueeze(3), dim=2)  # (B, T, Q, C)
+        mask_embeddings = self.model.transformer_module.decoder.mask_predictor.mask_embedder(frame_queries)
+        masks = mask_embeddings @ mask_features.flatten(3)  # (B, T, Q, h * w)
+        output = VideoInstanceSegmentationOutput(
+            class_queries_logits=self.class_predictor(frame_queries).mean(dim=1),
+            masks_queries_logits=masks.transpose(1, 2).unflatten(3, mask_features.shape[3:]),
+            state=MinVisState(frame_queries[:, -1].clone()),  # not a view that holds on to the whole clip
+        )
+        if output_embeddings:
+            output.frame_queries = frame_queries[None]
+            output.mask_features = mask_features
+        return output
+
+    def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        detected = super().forward(frames)
+        return detected.frame_queries[-1], detected.mask_features
+
+    def compile_clip_step(self, **kwargs) -> None:
+        """`torch.compile` the parts of the network in place, each as one graph; matching stays on the host.
+
+        Args:
+            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
+        """
+        kwargs = {"fullgraph": True, **kwargs}
+        self.model.pixel_level_module.compile(**kwargs)
+        self.model.transformer_module.compile(**kwargs)
+
+
+__all__ = ["MinVisForVideoInstanceSegmentation", "MinVisState", "match_frame_queries"]

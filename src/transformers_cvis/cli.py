@@ -124,12 +124,10 @@ def load_model(options: argparse.Namespace):
     """Model in evaluation mode on its device, and its video processor."""
     import torch
     from transformers import AutoConfig, AutoVideoProcessor
-    from transformers.utils import logging
 
     from .assets import default_model_path
     from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation
 
-    logging.disable_progress_bar()  # ours says what is going on
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CommandError(f"--device {options.device}: torch sees no GPU here. Use --device cpu.")
@@ -492,14 +490,12 @@ def add_push(commands) -> None:
 
 def run_push(options: argparse.Namespace) -> int:
     from transformers import AutoVideoProcessor
-    from transformers.utils import logging
 
     from .modeling.auto import AutoModelForVideoInstanceSegmentation
     from .modeling.hub import push_to_hub, read_training_summary
 
     if not (Path(options.folder) / "config.json").is_file():
         raise CommandError(f"{options.folder} holds no saved model: there is no config.json in it.")
-    logging.disable_progress_bar()
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(options.folder)
     commit = push_to_hub(
         model,

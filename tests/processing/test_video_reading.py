@@ -281,3 +281,39 @@ class TestBadInput:
     def test_sampling_of_an_opened_video(self, numbered_frames):
         with pytest.raises(ValueError, match="An opened video keeps its"):
             open_video(open_video(numbered_frames(2)), stride=2)
+
+
+class TestTorchcodec:
+    """It decodes files where it is installed. (It needs FFmpeg's libraries, so it is no dependency of the package.)"""
+
+    def test_reads_files_but_not_urls(self, tmp_path, write_video, numbered_frames, monkeypatch):
+        frames = numbered_frames(6)
+        opened = []
+
+        class Decoder:
+            def __init__(self, source, dimension_order):
+                assert dimension_order == "NHWC"
+                opened.append(source)
+
+            def __len__(self):
+                return len(frames)
+
+            def get_frame_at(self, index):
+                return types.SimpleNamespace(data=torch.from_numpy(frames[index]), pts_seconds=5 + index / 10)
+
+        path = write_video(tmp_path / "a.mp4", frames)
+        monkeypatch.setattr("transformers_cvis.processing.video_reading.VideoDecoder", Decoder)
+        assert np.array_equal(list(open_video(path, fps=5)), frames[::2])
+        assert opened == [str(path)]
+        with pytest.raises(ValueError, match="cannot be opened as a video"):
+            open_video("http://127.0.0.1:9/a.mp4")
+        assert opened == [str(path)]
+
+    def test_equals_pyav(self, tmp_path, write_video, numbered_frames, monkeypatch):
+        pytest.importorskip("torchcodec.decoders", reason="torchcodec is not installed", exc_type=Exception)
+        for rotation in (0, 90):
+            path = write_video(tmp_path / f"{rotation}.mp4", numbered_frames(6), rotation=rotation)
+            ours = list(open_video(path))
+            with monkeypatch.context() as patch:
+                patch.setattr("transformers_cvis.processing.video_reading.VideoDecoder", None)
+                assert np.array_equal(ours, list(open_video(path)))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .tracks import Track, TrackAccumulator
+from .tracks import DEFAULT_SCORE_RULE, Track, TrackAccumulator
 from .video_processor import CvisVideoProcessor
 from .video_reading import VideoFrames, open_video
 
@@ -139,7 +139,12 @@ def _checked_clip_length(model, clip_length: int | None) -> int:
 
 def _accumulator(model, video_processor, frames: VideoFrames, threshold, top_k) -> TrackAccumulator:
     return TrackAccumulator(
-        frames.size, video_processor.resized_size(*frames.size), model.config.id2label, threshold=threshold, top_k=top_k
+        frames.size,
+        video_processor.resized_size(*frames.size),
+        model.config.id2label,
+        threshold=threshold,
+        top_k=top_k,
+        score_rule=getattr(model.config, "score_rule", DEFAULT_SCORE_RULE),
     )
 
 

@@ -7,13 +7,16 @@ import torch
 
 from .masks import ClipMasks, segment_masks, segmentation_boxes
 
+SCORE_RULES = ("max_times_quality", "mean_logits")
+DEFAULT_SCORE_RULE = SCORE_RULES[0]
+
 
 @dataclass(repr=False)
 class Track:
     """One object of a video.
 
     Attributes:
-        score (`float`): class probability times mask quality, in 0..1.
+        score (`float`): how sure the model is, in 0..1; see `score_rule` of [`TrackAccumulator`].
         label_id (`int`): class index, as in the model's `id2label`.
         label (`str`): class name.
         query_id (`int`): which query of the model follows the object; the same for all clips of a video.
@@ -45,15 +48,21 @@ class Track:
 class TrackAccumulator:
     """Gathers the outputs of a video's clips and selects its tracks; between clips it keeps run lengths, no pixels.
 
-    The class probabilities of a query are its largest over the clips, without the no-object class. Its mask quality is
-    the mean probability of the pixels that are on, over all frames, at network-input resolution without padding
-    (`sum(p * [p > 0.5]) / (sum([p > 0.5]) + 1e-6)`), and the score of a (query, label) pair is their product.
+    Class probabilities leave out the no-object class. The score of a (query, label) pair follows the `score_rule`, which
+    a model declares as `config.score_rule` if it differs from the first:
+
+    - `"max_times_quality"` (VITA, GenVIS): the largest class probability over the clips times the mask quality, the
+      mean probability of the pixels that are on, over all frames, at network-input resolution without padding
+      (`sum(p * [p > 0.5]) / (sum([p > 0.5]) + 1e-6)`).
+    - `"mean_logits"` (MinVIS): the class probability of the logits averaged over the frames.
+
+    Which pairs become tracks:
 
     - Without a threshold, as videos are evaluated: the `top_k` pairs of largest class probability, whatever their
       masks; a query may appear with several labels.
     - With a `threshold`, as tracks are shown: each query with its best label, where the score reaches the threshold.
-      A query is recorded from the first clip in which its class probability reaches the threshold; before, it stands
-      for no object, so its masks are not even computed.
+      A query is recorded from the first clip in which its class probability, in the clip or in the video so far,
+      reaches the threshold; before, it stands for no object, so its masks are not even computed.
 
     Args:
         original_size (`tuple[int, int]`): height and width of the video's frames, in pixels.
@@ -61,6 +70,7 @@ class TrackAccumulator:
         id2label (`dict[int, str]`, *optional*): names of the classes; by default their numbers.
         threshold (`float`, *optional*): least score of a track, in 0..1.
         top_k (`int`, *optional*): most tracks of the video.
+        score_rule (`str`): one of those above.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class TrackAccumulator:
         id2label: dict[int, str] | None = None,
         threshold: float | None = None,
         top_k: int | None = None,
+        score_rule: str = DEFAULT_SCORE_RULE,
     ):
         if threshold is None and top_k is None:
             raise ValueError("Give a `threshold`, `top_k` or both: otherwise every query would become a track.")
@@ -77,13 +88,17 @@ class TrackAccumulator:
             raise ValueError(f"`threshold` is a score in 0..1, got {threshold}.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        if score_rule not in SCORE_RULES:
+            raise ValueError(f"`score_rule` is one of {', '.join(SCORE_RULES)}; got {score_rule!r}.")
         self.original_size = original_size
         self.input_size = input_size
         self.id2label = id2label
         self.threshold = threshold
         self.top_k = top_k
+        self.score_rule = score_rule
         self.num_frames = 0
-        self._class_scores: torch.Tensor | None = None  # (num_queries, num_labels), largest so far
+        self._class_scores: torch.Tensor | None = None  # (num_queries, num_labels), of all clips so far
+        self._logits_sum: torch.Tensor | None = None  # (num_queries, num_labels + 1), over the frames so far
         self._probability_sum = np.zeros(0)  # (num_queries,)
         self._pixel_count = np.zeros(0)  # (num_queries,)
         self._segmentations: list[list[dict | None]] = []  # [query][frame]
@@ -116,27 +131,34 @@ class TrackAccumulator:
 
     def _see(self, class_queries_logits, masks_queries_logits) -> list[list[dict | None] | None]:
         """Update scores and qualities; the clip's segmentations per query, `None` for those that cannot matter."""
-        scores = class_queries_logits.detach().cpu()
-        scores = (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=-1)[:, :-1]
+        logits = class_queries_logits.detach().cpu()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        scores = logits.softmax(dim=-1)[:, :-1]
         if self._class_scores is None:
             self._class_scores = scores
+            self._logits_sum = torch.zeros_like(logits)
             self._probability_sum = np.zeros(len(scores))
             self._pixel_count = np.zeros(len(scores))
             if self.id2label is not None and len(self.id2label) != scores.shape[1]:
                 raise ValueError(
                     f"The outputs have {scores.shape[1]} classes, but `id2label` names {len(self.id2label)}."
                 )
-        self._class_scores = torch.maximum(self._class_scores, scores)
+        num_frames = masks_queries_logits.shape[1]
+        self.num_frames += num_frames
+        if self.score_rule == "mean_logits":
+            self._logits_sum += num_frames * logits
+            self._class_scores = (self._logits_sum / self.num_frames).softmax(dim=-1)[:, :-1]
+        else:
+            self._class_scores = torch.maximum(self._class_scores, scores)
 
         queries = torch.arange(len(scores))
         if self.threshold is not None:
-            queries = (self._class_scores.amax(dim=1) >= self.threshold).nonzero()[:, 0]
+            queries = (torch.maximum(self._class_scores, scores).amax(dim=1) >= self.threshold).nonzero()[:, 0]
         masks: ClipMasks = segment_masks(
             masks_queries_logits[queries.to(masks_queries_logits.device)], self.input_size, self.original_size
         )
         self._probability_sum[queries.numpy()] += masks.probability_sum
         self._pixel_count[queries.numpy()] += masks.pixel_count
-        self.num_frames += masks_queries_logits.shape[1]
         segmentations: list[list[dict | None] | None] = [None] * len(scores)
         for query, recorded in zip(queries.tolist(), masks.segmentations, strict=True):
             segmentations[query] = recorded
@@ -145,7 +167,9 @@ class TrackAccumulator:
     def _select(self, segmentations: list[list[dict | None]]) -> list[Track]:
         class_scores = self._class_scores
         num_labels = class_scores.shape[1]
-        quality = self._probability_sum / (self._pixel_count + 1e-6)  # (num_queries,)
+        quality = np.ones(len(class_scores))  # (num_queries,)
+        if self.score_rule == "max_times_quality":
+            quality = self._probability_sum / (self._pixel_count + 1e-6)
         if self.threshold is not None:
             best = class_scores.argmax(dim=1)
             pairs = torch.arange(len(class_scores)) * num_labels + best

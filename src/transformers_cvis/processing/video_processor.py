@@ -18,8 +18,11 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .tracks import Track, TrackAccumulator
+from .tracks import DEFAULT_SCORE_RULE, Track, TrackAccumulator
 from .video_reading import channel_axis, check_float_range, open_video
+
+# What the network expects of its pixels, whatever their source.
+_SETTINGS_OF_IMAGES = ("do_normalize", "do_rescale", "image_mean", "image_std", "rescale_factor")
 
 
 class CvisVideosKwargs(VideosKwargs, total=False):
@@ -62,6 +65,17 @@ class CvisVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs: Unpack[CvisVideosKwargs]):
         super().__init__(**kwargs)
 
+    @classmethod
+    def get_video_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """As in transformers; of an image model, which has a `preprocessor_config.json` only, mean and std are taken.
+
+        Its sizes are made for single images, often large ones; videos take the default size of this class.
+        """
+        settings, kwargs = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "video_processor_type" not in settings:
+            settings = {name: settings[name] for name in _SETTINGS_OF_IMAGES if settings.get(name) is not None}
+        return settings, kwargs
+
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network input, without padding, of a video of `height` x `width` pixels."""
         return _resized_size(height, width, self.size) if self.do_resize else (height, width)
@@ -95,6 +109,7 @@ class CvisVideoProcessor(BaseVideoProcessor):
         top_k: int | None = 10,
         id2label: dict[int, str] | None = None,
         input_sizes: Sequence[tuple[int, int]] | None = None,
+        score_rule: str = DEFAULT_SCORE_RULE,
     ) -> list[list[Track]]:
         """Tracks of each video of a batch, from one output or from the outputs of its consecutive clips.
 
@@ -107,6 +122,8 @@ class CvisVideoProcessor(BaseVideoProcessor):
             id2label (`dict[int, str]`, *optional*): The model's `config.id2label`, for the tracks' label names.
             input_sizes: Height and width of each network input without padding; by default what this processor
                 makes of `target_sizes`.
+            score_rule (`str`): How tracks are scored (see [`TrackAccumulator`]); the model's `config.score_rule` if it
+                has one.
         """
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         batch_size = len(outputs[0].class_queries_logits)
@@ -117,7 +134,12 @@ class CvisVideoProcessor(BaseVideoProcessor):
         videos = []
         for index in range(batch_size):
             accumulator = TrackAccumulator(
-                tuple(target_sizes[index]), tuple(input_sizes[index]), id2label, threshold=threshold, top_k=top_k
+                tuple(target_sizes[index]),
+                tuple(input_sizes[index]),
+                id2label,
+                threshold=threshold,
+                top_k=top_k,
+                score_rule=score_rule,
             )
             for output in outputs:
                 accumulator.update(output.class_queries_logits[index], output.masks_queries_logits[index])

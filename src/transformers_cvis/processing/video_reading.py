@@ -4,6 +4,8 @@ import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,11 @@ import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+
+try:
+    from torchcodec.decoders import VideoDecoder
+except Exception:  # not installed, or it finds no FFmpeg libraries (which is no ImportError): PyAV brings its own
+    VideoDecoder = None
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _GREY_OR_COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -123,7 +130,8 @@ def open_video(
         ValueError: the source is not a video, holds no frame, or its frames are of different sizes, of another dtype
             or out of range (the last three while iterating).
 
-    A file that ends before its header says warns with the number of frames that could be read.
+    A file that ends before its header says warns with the number of frames that could be read. Files are decoded by
+    torchcodec where it is installed, else, as URLs always, by PyAV.
     """
     if isinstance(source, VideoFrames):
         if fps is not None or stride != 1 or max_frames is not None:
@@ -248,18 +256,27 @@ def _read_image(path: Path) -> Image.Image:
         raise ValueError(f"{str(path)!r} is not an image that can be read ({error}).") from error
 
 
+@dataclass
+class _Header:
+    """What a video file says about itself; `None` where it says nothing."""
+
+    num_frames: int | None
+    fps: float | None
+    seconds: float | None
+
+
 def _open_video_file(source: str, name: str, sampling: dict) -> VideoFrames:
     with _open_container(source, name) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
-        num_frames = stream.frames or None
-    return VideoFrames(
-        name,
-        lambda: _decode_video_file(source, name, num_frames),
-        float(rate) if rate else None,
-        num_frames,
-        **sampling,
-    )
+        header = _Header(
+            num_frames=stream.frames or None,
+            fps=float(rate) if rate else None,
+            seconds=float(stream.duration * stream.time_base) if stream.duration else None,
+        )
+    decode = _decode_with_pyav if VideoDecoder is None or _URL.match(source) else _decode_with_torchcodec
+    read = partial(_read_video_file, decode, source, name, header)
+    return VideoFrames(name, read, header.fps, header.num_frames, **sampling)
 
 
 def _open_container(source: str, name: str):
@@ -275,29 +292,45 @@ def _open_container(source: str, name: str):
     return container
 
 
-def _decode_video_file(source: str, name: str, num_frames: int | None) -> Iterator[tuple[float | None, np.ndarray]]:
-    count, reason = 0, "the file ends early"
+def _read_video_file(decode, source: str, name: str, header: _Header) -> Iterator[tuple[float, np.ndarray]]:
+    """Pairs of seconds since the first frame and frame; warns if the file does not hold what its header says."""
+    count, seconds, start, problem = 0, 0.0, None, None
+    frame_seconds = 1 / header.fps if header.fps else 0.0
+    try:
+        for time, frame in decode(source, name):
+            time = count * frame_seconds if time is None else time
+            start = time if start is None else start
+            seconds = time - start
+            yield seconds, frame
+            count += 1
+    except (av.error.FFmpegError, RuntimeError) as error:
+        problem = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    # Frames may be missing on purpose (cut off by the container's edit list), but then the duration is shorter, too.
+    if header.num_frames and count < header.num_frames:
+        if header.seconds is None or seconds + 3 * frame_seconds < header.seconds:
+            problem = problem or "the file ends early"
+    if problem is not None and count:
+        warnings.warn(
+            f"{name} is truncated or damaged: {count} of {header.num_frames or 'an unknown number of'} frames could be "
+            f"read ({problem}); only those are used.",
+            stacklevel=2,
+        )
+
+
+def _decode_with_pyav(source: str, name: str) -> Iterator[tuple[float | None, np.ndarray]]:
     with _open_container(source, name) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        rate = stream.average_rate or stream.guessed_rate
-        start = None
-        try:
-            for frame in container.decode(stream):
-                seconds = frame.time
-                if seconds is None:
-                    seconds = count / float(rate) if rate else 0.0
-                start = seconds if start is None else start
-                yield seconds - start, _upright(frame)
-                count += 1
-        except av.error.FFmpegError as error:
-            reason, num_frames = error.strerror, num_frames or count + 1
-    if count and num_frames is not None and count < num_frames:
-        warnings.warn(
-            f"{name} is truncated or damaged: {count} of {num_frames} frames could be read ({reason}); "
-            "only those are used.",
-            stacklevel=2,
-        )
+        for frame in container.decode(stream):
+            yield frame.time, _upright(frame)
+
+
+def _decode_with_torchcodec(source: str, name: str) -> Iterator[tuple[float | None, np.ndarray]]:
+    """As [`_decode_with_pyav`]; torchcodec applies the rotation itself."""
+    decoder = VideoDecoder(source, dimension_order="NHWC")
+    for index in range(len(decoder)):
+        frame = decoder.get_frame_at(index)
+        yield frame.pts_seconds, frame.data.numpy()
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

@@ -48,8 +48,8 @@ class Track:
 class TrackAccumulator:
     """Gathers the outputs of a video's clips and selects its tracks; between clips it keeps run lengths, no pixels.
 
-    Class probabilities leave out the no-object class. The score of a (query, label) pair follows the `score_rule`, which
-    a model declares as `config.score_rule` if it differs from the first:
+    Class probabilities leave out the no-object class. The score of a (query, label) pair follows the `score_rule`,
+    which a model declares as `config.score_rule` if it is not the first of these:
 
     - `"max_times_quality"` (VITA, GenVIS): the largest class probability over the clips times the mask quality, the
       mean probability of the pixels that are on, over all frames, at network-input resolution without padding

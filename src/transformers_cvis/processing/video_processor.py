@@ -218,9 +218,7 @@ class CvisVideoProcessor(BaseVideoProcessor):
         videos = [_pad(video, padded_size) for video in videos]
         if len({len(video) for video in videos}) == 1:
             videos = torch.stack(videos)
-        return BatchFeature(
-            data={"pixel_values_videos": videos, "pixel_mask": pixel_mask}, tensor_type=return_tensors
-        )
+        return BatchFeature(data={"pixel_values_videos": videos, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
 
     def _resize_and_normalize(
         self,
@@ -266,4 +264,3 @@ def _round_up(size: Sequence[int], divisor: int) -> tuple[int, int]:
 
 def _pad(video: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return nn.functional.pad(video, (0, size[1] - video.shape[-1], 0, size[0] - video.shape[-2]))
-

@@ -43,6 +43,11 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
         if hasattr(module, "initialize_parameters"):
             module.initialize_parameters()
 
+    def _initialize_weights(self, module: nn.Module, *args):
+        # For models outside of transformers the library skips a module without tensors of its own, and with it
+        # `initialize_parameters()` of a layer made of other layers. Ours never touch loaded tensors, so none is skipped.
+        super()._initialize_weights(module)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """As in transformers, and weights of other sizes than the model's are named, each with both sizes.

@@ -46,7 +46,6 @@ class CvisVideoModel(CvisPreTrainedModel):
         super().__init__(config)
         config.share_labels()
         self.detector = FrameDetector(config.detector_config)
-        self.detector.requires_grad_(not config.freeze_detector)
         self.video_head = self.video_head_class(config)
         self.criterion = self.criterion_class(
             config.num_labels,
@@ -62,6 +61,17 @@ class CvisVideoModel(CvisPreTrainedModel):
             **self.criterion_settings(config),
         )
         self.post_init()
+        self._freeze()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        # Loaded parameters replace those of the new model, and all of them would train.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
+        return loaded
+
+    def _freeze(self) -> None:
+        self.detector.requires_grad_(not self.config.freeze_detector)
 
     @staticmethod
     def criterion_settings(config: CvisVideoConfig) -> dict[str, Any]:
@@ -76,6 +86,18 @@ class CvisVideoModel(CvisPreTrainedModel):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def compile_clip_step(self, **kwargs) -> None:
+        """`torch.compile` the detector and the video head in place, each as one graph.
+
+        The memory of GenVIS grows from clip to clip: it is compiled for 0, 1 and any other number of clips.
+
+        Args:
+            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
+        """
+        kwargs = {"fullgraph": True, **kwargs}
+        self.detector.compile(**kwargs)
+        self.video_head.compile(**kwargs)
 
     def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
         """Segment one video clip by clip.

@@ -21,18 +21,18 @@ from .frame_detector.masked_attention_decoder import MaskEmbedder, attend
 FORBIDDEN = -1000.0
 
 
-class VideoPrediction(NamedTuple):
-    """What the heads give for the video queries of one decoder layer."""
-
-    class_logits: Tensor  # (B, Q, K + 1), no-object last
-    mask_embeddings: Tensor  # (B, Q, mask channels)
-
-
 class DecodedQueries(NamedTuple):
     """Output of the object decoder."""
 
     normalised: Tensor  # (layers, B, Q, C) after the decoder's norm; the last layer only unless all were asked for
     last: Tensor  # (B, Q, C) of the last layer, before the norm
+
+
+class VideoStep(NamedTuple):
+    """What the head makes of the frames of one clip."""
+
+    encoded_queries: Tensor  # (B, T, F, C)
+    decoded: DecodedQueries
 
 
 class VideoAttention(nn.Module):
@@ -269,9 +269,10 @@ class VideoHead(nn.Module):
             all_layers,
         )
 
-    def predict(self, decoded_queries: Tensor) -> VideoPrediction:
-        """Normalised queries of one decoder layer (B, Q, C) -> classes and mask embeddings"""
-        return VideoPrediction(self.class_predictor(decoded_queries), self.mask_embedder(decoded_queries))
+    def forward(self, frame_queries: Tensor, video_queries: Tensor, all_layers: bool = False) -> VideoStep:
+        """frame_queries (B, T, F, C) of one clip or video, video_queries (B, Q, C) to start from"""
+        encoded_queries = self.encode(frame_queries)
+        return VideoStep(encoded_queries, self.decode(video_queries, encoded_queries, all_layers))
 
 
 def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..losses import VideoMaskClassificationLoss, VideoTargets
 from ..modeling_video import CvisVideoModel, DetectedFrames
 from ..outputs import VideoInstanceSegmentationOutput
-from ..video_decoder import DecodedQueries
+from ..video_decoder import VideoStep
 from .configuration_vita import VitaConfig
 
 
@@ -50,8 +50,7 @@ class VitaForVideoInstanceSegmentation(CvisVideoModel):
         if labels is not None:
             return self._compute_loss(pixel_values_videos, labels)
         detected = self.detect(pixel_values_videos, pixel_mask)
-        encoded_queries, decoded = self._associate(detected.frame_queries)
-        return self.make_output(detected, encoded_queries, decoded, output_embeddings)
+        return self.make_output(detected, *self._associate(detected.frame_queries), output_embeddings)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
@@ -74,11 +73,9 @@ class VitaForVideoInstanceSegmentation(CvisVideoModel):
             yield self.make_output(part, encoded_queries[:, start:end], decoded, output_embeddings=False)
             start = end
 
-    def _associate(self, frame_queries: Tensor, all_layers: bool = False) -> tuple[Tensor, DecodedQueries]:
-        """Frame queries (B, T, F, C) of whole videos -> encoded (B, T, F, C), and the video queries which read them."""
-        encoded_queries = self.video_head.encode(frame_queries)
-        initial_queries = self.video_head.initial_queries(len(frame_queries))
-        return encoded_queries, self.video_head.decode(initial_queries, encoded_queries, all_layers)
+    def _associate(self, frame_queries: Tensor, all_layers: bool = False) -> VideoStep:
+        """Frame queries (B, T, F, C) of whole videos, read by the learned video queries."""
+        return self.video_head(frame_queries, self.video_head.initial_queries(len(frame_queries)), all_layers)
 
     def _compute_loss(
         self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]

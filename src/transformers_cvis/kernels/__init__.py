@@ -2,14 +2,21 @@
 
 from .deformable_attention import MultiScaleDeformableAttention
 from .hub_kernels import KERNEL_MAPPING, disable_kernels, kernel_report, use_kernels
-from .linear import Linear, linear
+from .linear import Linear, PointwiseConvolution, linear, pointwise_convolution
+from .tree_scan import SpanningTrees, TreeScan, grid_edge_costs, minimum_spanning_trees
 
 __all__ = [
     "KERNEL_MAPPING",
     "Linear",
     "MultiScaleDeformableAttention",
+    "PointwiseConvolution",
+    "SpanningTrees",
+    "TreeScan",
     "disable_kernels",
+    "grid_edge_costs",
     "kernel_report",
     "linear",
+    "minimum_spanning_trees",
+    "pointwise_convolution",
     "use_kernels",
 ]

@@ -1,4 +1,4 @@
-"""Linear layers that use oneDNN on CPU."""
+"""Linear layers and pointwise convolutions that use oneDNN on CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,27 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _onednn_can(input, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return F.linear(input, weight, bias)
+
+
+def pointwise_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution with a 1x1 kernel and stride 1: input `(N, in, height, width)`, weight `(out, in, 1, 1)`.
+
+    By the rule of [`Linear`] a product over pixels where the channels of `input` lie innermost, which PyTorch would
+    leave to its BLAS library on a single thread; else `nn.functional.conv2d`.
+    """
+    if input.is_contiguous(memory_format=torch.channels_last) and _onednn_can(input, weight, bias):
+        return linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(input, weight, bias)
+
+
+class PointwiseConvolution(nn.Conv2d):
+    """`nn.Conv2d` with a 1x1 kernel that runs as [`pointwise_convolution`]."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return pointwise_convolution(input, self.weight, self.bias)
 
 
 _HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from ...kernels import pointwise_convolution
+
 
 class FrozenBatchNorm2d(nn.Module):
     """A batch norm that applies the statistics it was loaded with, in training too; nothing in it trains.
@@ -39,20 +41,17 @@ class FrozenConvolutionBlock(nn.Module):
         self.convolution = convolution
         self.normalization = normalization
         self.activation = activation
+        self.settings = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+        self.is_pointwise = convolution.kernel_size == (1, 1) and self.settings == ((1, 1), (0, 0), (1, 1), 1)
         self._folded = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        convolution = self.convolution
         weight, bias = self._folded_weights()
-        hidden_states = nn.functional.conv2d(
-            hidden_states,
-            weight,
-            bias,
-            convolution.stride,
-            convolution.padding,
-            convolution.dilation,
-            convolution.groups,
-        )
+        if self.is_pointwise:
+            hidden_states = pointwise_convolution(hidden_states, weight, bias)
+        else:
+            stride, padding, dilation, groups = self.settings
+            hidden_states = nn.functional.conv2d(hidden_states, weight, bias, stride, padding, dilation, groups)
         return hidden_states if self.activation is None else self.activation(hidden_states)
 
     def _folded_weights(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...kernels import Linear, linear
+from ...kernels import Linear, PointwiseConvolution, linear
 from ..position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 from .pixel_decoder import NUM_LEVELS
@@ -197,10 +197,7 @@ class TransformerModule(nn.Module):
         self.queries_features = nn.Embedding(config.num_queries, dim)
         project = config.feature_size != dim or config.enforce_input_projection
         self.input_projections = nn.ModuleList(
-            [
-                nn.Conv2d(config.feature_size, dim, kernel_size=1) if project else nn.Identity()
-                for _ in range(NUM_LEVELS)
-            ]
+            [PointwiseConvolution(config.feature_size, dim) if project else nn.Identity() for _ in range(NUM_LEVELS)]
         )
         self.decoder = MaskedAttentionDecoder(config)
         self.level_embed = nn.Embedding(NUM_LEVELS, dim)

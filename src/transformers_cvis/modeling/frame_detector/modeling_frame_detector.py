@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoBackbone
 
+from ...kernels import pointwise_convolution
 from ..losses import LayerPrediction, MaskClassificationLoss
 from ..modeling_cvis import CvisPreTrainedModel
 from ..outputs import FrameDetectorOutput
@@ -37,10 +38,12 @@ class PixelLevelModule(nn.Module):
         self.decoder = PixelDecoder(config, self.encoder.channels)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        # Convolutions over many channels run about twice as fast with the channels innermost.
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        feature_maps = self.encoder(pixel_values).feature_maps
-        return self.decoder([level.contiguous(memory_format=torch.channels_last) for level in feature_maps])
+        return self.decoder(self.extract_features(pixel_values))
+
+    def extract_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Backbone maps of strides 4, 8, 16, 32, channels innermost in memory: so convolutions are fastest."""
+        maps = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last)).feature_maps
+        return [feature_map.contiguous(memory_format=torch.channels_last) for feature_map in maps]
 
 
 class FrameDetectorModel(nn.Module):
@@ -98,6 +101,17 @@ class FrameDetector(CvisPreTrainedModel):
         """
         self._check_inputs(pixel_values, num_query_layers)
         levels, fpn_features = self.model.pixel_level_module(pixel_values.to(self.dtype))
+        return self.predict(levels, fpn_features, labels, num_query_layers, output_predictions)
+
+    def predict(
+        self,
+        levels: list[torch.Tensor],
+        fpn_features: torch.Tensor,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        num_query_layers: int = 1,
+        output_predictions: bool = False,
+    ) -> FrameDetectorOutput:
+        """What follows the pixel decoder, whose outputs `levels` and `fpn_features` are; arguments as in `forward`."""
         project_masks = self.model.pixel_level_module.decoder.mask_projection
         queries, mask_embeddings = self.model.transformer_module(
             levels, [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
@@ -146,7 +160,7 @@ def shrunk_mask_features(fpn_features: torch.Tensor, projection: nn.Conv2d, size
     once per level replaces shrinking the mask logits of every query after every layer.
     """
     shrunk = nn.functional.interpolate(fpn_features.detach(), size=size, mode="bilinear", align_corners=False)
-    return nn.functional.conv2d(shrunk, projection.weight.detach(), projection.bias.detach())
+    return pointwise_convolution(shrunk, projection.weight.detach(), projection.bias.detach())
 
 
 __all__ = ["FrameDetector"]

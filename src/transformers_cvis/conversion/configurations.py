@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
 
 from ..modeling.frame_detector import FrameDetectorConfig
 from ..modeling.frame_detector.pixel_decoder import NUM_LEVELS, NUM_POINTS
+from ..modeling.minvis import MinVisConfig
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -81,3 +82,16 @@ def infer_frame_detector_config(state_dict: dict[str, torch.Tensor]) -> FrameDet
         num_queries=rows(f"{predictor}query_embed.weight"),
         num_labels=rows(f"{predictor}class_embed.weight") - 1,
     )
+
+
+def infer_minvis_config(state_dict: dict[str, torch.Tensor], **settings) -> MinVisConfig:
+    """The configuration of a MinVIS checkpoint, which is that of its frame detector.
+
+    Args:
+        state_dict: released names to tensors.
+        settings: fields that shapes do not tell, for example `id2label`.
+
+    Raises:
+        ValueError: when a tensor that a size is read from is missing.
+    """
+    return MinVisConfig.from_frame_detector(infer_frame_detector_config(state_dict), **settings)

@@ -179,5 +179,6 @@ def frame_detector_rules() -> list[Rule]:
 
 RULES: dict[str, Callable[[], list[Rule]]] = {
     "mask2former": frame_detector_rules,
+    "minvis": frame_detector_rules,
 }
 """For each system, the function that returns its table."""

@@ -1,0 +1,78 @@
+"""MinVIS against the research code: matching alone, and a whole network converted from released names."""
+
+import torch
+from parity.goldens import assert_matches, load_case
+from parity.video_models import network_input
+
+from transformers_cvis.conversion import convert_state_dict
+from transformers_cvis.conversion.configurations import infer_minvis_config
+from transformers_cvis.modeling.minvis import MinVisForVideoInstanceSegmentation, match_frame_queries
+from transformers_cvis.processing import TrackAccumulator, decode_segmentation
+
+# The research code makes its sine position codes in float32.
+NETWORK_TOLERANCE = 1e-5
+
+
+def test_matching():
+    case = load_case("minvis_match")
+    embeddings = case.inputs["embeddings"]  # [frames, queries, dim]
+    order = match_frame_queries(embeddings[None])[0]
+    assert_matches(order, case.outputs["permutation"], "permutation")
+    logits = case.inputs["pred_logits"].take_along_dim(order[..., None], dim=1).mean(0)
+    assert_matches(logits, case.outputs["video_logits"], "logits", case.tolerance)
+    masks = case.inputs["pred_masks"].take_along_dim(order.T[..., None, None], dim=0)
+    assert_matches(masks, case.outputs["video_masks"], "masks", case.tolerance)
+
+
+def test_matching_clip_by_clip():
+    case = load_case("minvis_match")
+    embeddings, previous = case.inputs["embeddings"], None
+    for start in range(0, len(embeddings), 3):
+        clip = embeddings[None, start : start + 3]
+        order = match_frame_queries(clip, previous)
+        assert_matches(order[0], case.outputs["permutation"][start : start + 3], "permutation")
+        previous = clip.take_along_dim(order[..., None], dim=2)[:, -1]
+
+
+@torch.no_grad()
+def test_whole_network():
+    case = load_case("minvis_inference")
+    reference = case.state_dict()
+    state_dict, report = convert_state_dict(reference, "minvis")
+    assert not report.unknown
+    config = infer_minvis_config(reference)
+    assert (config.num_labels, config.num_queries) == (case.config["classes"], case.config["num_queries"])
+    model = MinVisForVideoInstanceSegmentation(config).double().eval()
+    model.load_state_dict(state_dict)
+
+    frames, expected = case.inputs["frames"], case.outputs
+    pixels = network_input(case, frames)
+    detected = model.detect(pixels)
+    assert_matches(detected.frame_queries.permute(0, 3, 1, 2), expected["frame_embds"], "queries", NETWORK_TOLERANCE)
+    outputs = list(model.stream(pixels.split(case.config["window"], dim=1)))
+    num_frames = [output.masks_queries_logits.shape[2] for output in outputs]
+    logits = sum(count * output.class_queries_logits[0] for count, output in zip(num_frames, outputs, strict=True))
+    assert_matches(logits / sum(num_frames), expected["class_logits"], "class logits", NETWORK_TOLERANCE)
+    masks = torch.cat([output.masks_queries_logits[0] for output in outputs], dim=1)
+    assert_matches(masks.mean((2, 3)), expected["mask_logits_mean"], "mask logits", NETWORK_TOLERANCE)
+
+    accumulator = TrackAccumulator(
+        tuple(case.config["output_size"]),
+        tuple(frames.shape[-2:]),
+        top_k=case.config["top_k"],
+        score_rule=config.score_rule,
+    )
+    for output in outputs:
+        accumulator.update(output.class_queries_logits[0], output.masks_queries_logits[0])
+    tracks = sorted(accumulator.tracks(), key=lambda track: (-track.score, track.label_id))
+    order = sorted(range(len(tracks)), key=lambda i: (-expected["scores"][i].item(), expected["labels"][i].item()))
+    scores = torch.tensor([track.score for track in tracks], dtype=torch.float64)
+    assert_matches(scores, expected["scores"][order], "scores", NETWORK_TOLERANCE)
+    assert [track.label_id for track in tracks] == expected["labels"][order].tolist()
+    for track, masks in zip(tracks, expected["masks"][order], strict=True):
+        found = [masks.new_zeros(masks.shape[1:]) if s is None else decoded(s) for s in track.segmentations]
+        assert (torch.stack(found) == masks).double().mean() > 0.999
+
+
+def decoded(segmentation: dict) -> torch.Tensor:
+    return torch.from_numpy(decode_segmentation(segmentation)).to(torch.uint8)

@@ -168,10 +168,17 @@ def test_wrong_usage_has_exit_code_2(option, value, message, capsys):
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_mask2former_checkpoint_is_told_from_a_video_model(video, tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"model_type": "mask2former"}')
+def test_a_model_of_another_kind_is_told_from_a_video_model(video, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     assert run("segment", video, "--model", tmp_path, "--out", tmp_path / "out") == 1
-    assert "a 'mask2former' model, which is no video instance segmentation model" in error_line(capsys)
+    assert "a 'resnet' model, which is no video instance segmentation model" in error_line(capsys)
+
+
+def test_a_mask2former_checkpoint_of_the_hub_segments_a_video(video, mask2former_on_the_hub, tmp_path):
+    arguments = ("--model", mask2former_on_the_hub, "--threshold", 0, "--out", tmp_path)
+    assert run("segment", video, *arguments) == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert {category["name"] for category in content["categories"]} == {"person", "dog"} and content["annotations"]
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -1,18 +1,10 @@
 """The configuration shared by video models made of a frame detector and a video head."""
 
-import difflib
-from dataclasses import fields
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
 from .frame_detector.configuration_frame_detector import FrameDetectorConfig
-
-logger = logging.get_logger(__name__)
-
-# Written into a config.json by transformers itself, or read from there, without being a field of a configuration.
-_KEYS_OF_THE_LIBRARY = {"model_type", "auto_map", "custom_pipelines", "quantization_config"}
+from .unknown_keys import drop_unknown_keys
 
 
 @strict
@@ -71,7 +63,7 @@ class CvisVideoConfig(PreTrainedConfig):
         elif isinstance(self.detector_config, dict):
             self.detector_config = FrameDetectorConfig(**self.detector_config)
         super().__post_init__(**kwargs)
-        self._drop_unknown(kwargs)
+        drop_unknown_keys(self, kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
         self.share_labels()
 
@@ -79,16 +71,6 @@ class CvisVideoConfig(PreTrainedConfig):
         """Give the detector the classes of this configuration."""
         self.detector_config.id2label = dict(self.id2label)
         self.detector_config.label2id = dict(self.label2id)
-
-    def _drop_unknown(self, kwargs: dict) -> None:
-        known = {field.name for field in fields(self)}
-        for key in kwargs:
-            if key in known | _KEYS_OF_THE_LIBRARY or key.startswith("_") or key not in self.__dict__:
-                continue
-            delattr(self, key)
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-            logger.warning(f"{type(self).__name__} has no field `{key}`; its value is ignored.{hint}")
 
     def validate_architecture(self):
         super().validate_architecture()

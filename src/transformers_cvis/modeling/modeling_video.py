@@ -1,14 +1,11 @@
-"""What the video models share: reading pixels through the frame detector, checking inputs, streaming.
+"""What the models made of a frame detector and a video head share.
 
 B videos, T frames, F frame queries per frame, C channels, H x W pixels of the padded network input.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_cvis import CvisVideoConfig
@@ -17,28 +14,18 @@ from .losses import LayerPrediction, VideoTargets
 from .modeling_cvis import CvisPreTrainedModel
 from .outputs import FrameDetectorOutput, VideoInstanceSegmentationOutput
 from .video_decoder import DecodedQueries, VideoHead, mask_logits
-
-SIZE_DIVISOR = 32
-
-
-class DetectedFrames(NamedTuple):
-    """What a video head reads of a batch of clips."""
-
-    frame_queries: Tensor  # (B, T, F, C), in training (layers * B, T, F, C)
-    mask_features: Tensor  # (B, T, C, H / 4, W / 4)
+from .video_inputs import DetectedFrames, VideoModelMixin
 
 
-class CvisVideoModel(CvisPreTrainedModel):
+class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
     """Base of the models made of a frame detector and a video head.
 
     Attributes:
-        is_online (`bool`): whether a clip is answered without its future, so that a stream of clips never has to end.
         video_head_class: the head, built from the configuration.
         criterion_class: the video losses.
     """
 
     config_class = CvisVideoConfig
-    is_online: bool
     video_head_class: type[nn.Module] = VideoHead
     criterion_class: type[nn.Module]
 
@@ -99,116 +86,9 @@ class CvisVideoModel(CvisPreTrainedModel):
         self.detector.compile(**kwargs)
         self.video_head.compile(**kwargs)
 
-    def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
-        """Segment one video clip by clip.
-
-        Args:
-            clips: the video's consecutive clips, each of shape (1, T, 3, H, W); T may differ from clip to clip. They
-                are moved to the device and dtype of the model.
-
-        Yields:
-            One output per clip, in order. The class score of a video's query is the maximum over its outputs.
-
-        Raises:
-            ValueError: when the model is in training mode.
-        """
-        raise NotImplementedError
-
-    def _check_stream(self) -> None:
-        if self.training:
-            raise ValueError(f"{type(self).__name__} is in training mode; call `.eval()` before `.stream(...)`.")
-
-    def check_inputs(self, pixel_values_videos: Tensor, pixel_mask: Tensor | None, labels: list[dict] | None) -> None:
-        """Raise a ValueError which names what does not fit, before any work is done."""
-        if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
-            raise ValueError(
-                "`pixel_values_videos` must have the shape (batch_size, num_frames, 3, height, width), got "
-                f"{tuple(pixel_values_videos.shape)}."
-            )
-        batch_size, num_frames, _, height, width = pixel_values_videos.shape
-        if not pixel_values_videos.is_floating_point():
-            raise ValueError(
-                f"`pixel_values_videos` must be normalised floats, got {pixel_values_videos.dtype}; use the model's "
-                "video processor."
-            )
-        if num_frames == 0:
-            raise ValueError("`pixel_values_videos` has no frames; a clip needs at least 1.")
-        if height % SIZE_DIVISOR or width % SIZE_DIVISOR or not height or not width:
-            raise ValueError(
-                f"Height and width of `pixel_values_videos` must be multiples of {SIZE_DIVISOR}, got {height} x "
-                f"{width}; the model's video processor pads to them."
-            )
-        if pixel_mask is not None and tuple(pixel_mask.shape) != (batch_size, height, width):
-            raise ValueError(
-                f"`pixel_mask` must have the shape {(batch_size, height, width)} (batch_size, height, width), got "
-                f"{tuple(pixel_mask.shape)}."
-            )
-        if not torch.compiler.is_compiling() and not torch.isfinite(pixel_values_videos).all():
-            raise ValueError("`pixel_values_videos` holds NaN or infinite values; check decoding and normalisation.")
-        if labels is not None:
-            self._check_labels(labels, batch_size, num_frames, height, width)
-
-    def _check_labels(self, labels: list[dict], batch_size: int, num_frames: int, height: int, width: int) -> None:
-        if len(labels) != batch_size:
-            raise ValueError(f"`labels` must hold one dict per video: got {len(labels)} for {batch_size} videos.")
-        for index, label in enumerate(labels):
-            missing = {"class_labels", "ids", "masks"} - set(label)
-            if missing:
-                raise ValueError(f"`labels[{index}]` lacks {sorted(missing)}.")
-            num_objects = len(label["class_labels"])
-            expected = {"ids": (num_objects, num_frames), "masks": (num_objects, num_frames, height, width)}
-            for name, shape in expected.items():
-                if tuple(label[name].shape) != shape:
-                    raise ValueError(
-                        f"`labels[{index}]['{name}']` must have the shape {shape}, got {tuple(label[name].shape)}."
-                    )
-            unknown = [int(c) for c in label["class_labels"].unique() if not 0 <= c < self.config.num_labels]
-            if unknown:
-                raise ValueError(
-                    f"`labels[{index}]['class_labels']` holds {unknown}, but the model knows the "
-                    f"{self.config.num_labels} classes 0..{self.config.num_labels - 1} (`config.id2label`)."
-                )
-            if num_objects > self.config.num_queries:
-                raise ValueError(
-                    f"`labels[{index}]` has {num_objects} objects, but the model has only {self.config.num_queries} "
-                    "video queries (`config.num_queries`)."
-                )
-
-    def detect(self, pixel_values_videos: Tensor, pixel_mask: Tensor | None = None) -> DetectedFrames:
-        """Frame queries of the last layer and mask features of a batch of clips, at inference.
-
-        Videos which `pixel_mask` (B, H, W; 1 where the video is) shows to be smaller than the batch run at the size
-        they have alone. The border of their mask features is repeated over the rest, so that upsampling and cropping
-        gives the very masks that the video gives alone.
-        """
-        height, width = pixel_values_videos.shape[-2:]
-        videos_of_size = defaultdict(list)
-        for video, size in enumerate(_own_sizes(pixel_values_videos, pixel_mask)):
-            videos_of_size[size].append(video)
-        if list(videos_of_size) == [(height, width)]:
-            return self._detect_size(pixel_values_videos)
-        frame_queries, mask_features, order = [], [], []
-        for (own_height, own_width), videos in videos_of_size.items():
-            detected = self._detect_size(pixel_values_videos[videos, :, :, :own_height, :own_width])
-            right, bottom = (width - own_width) // 4, (height - own_height) // 4
-            padded = F.pad(detected.mask_features.flatten(0, 1), (0, right, 0, bottom), mode="replicate")
-            mask_features.append(padded.unflatten(0, detected.mask_features.shape[:2]))
-            frame_queries.append(detected.frame_queries)
-            order += videos
-        back = torch.tensor(order, device=self.device).argsort()
-        return DetectedFrames(torch.cat(frame_queries)[back], torch.cat(mask_features)[back])
-
-    def _detect_size(self, pixel_values_videos: Tensor) -> DetectedFrames:
-        batch_size, num_frames = pixel_values_videos.shape[:2]
-        frame_queries, mask_features = [], []
-        for frames in pixel_values_videos.flatten(0, 1).split(self.config.detector_chunk_size):
-            detected = self.detector(frames)
-            frame_queries.append(detected.frame_queries[-1])
-            mask_features.append(self.video_head.mask_projection(detected.fpn_features))
-        return DetectedFrames(
-            torch.cat(frame_queries).unflatten(0, (batch_size, num_frames)),
-            torch.cat(mask_features).unflatten(0, (batch_size, num_frames)),
-        )
+    def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        detected = self.detector(frames)
+        return detected.frame_queries[-1], self.video_head.mask_projection(detected.fpn_features)
 
     def detect_for_training(self, pixel_values_videos: Tensor) -> tuple[FrameDetectorOutput, DetectedFrames]:
         """All predictions of the detector, and the frame queries of its last layers as further videos (layer first).
@@ -278,18 +158,3 @@ class CvisVideoModel(CvisPreTrainedModel):
             output.frame_similarity_embeddings = head.frame_similarity_projection(encoded_queries)
             output.video_similarity_embeddings = head.video_similarity_projection(queries)
         return output
-
-
-def _own_sizes(pixel_values_videos: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:
-    """Height and width of each video alone, padded to the size divisor."""
-    batch_size, _, _, height, width = pixel_values_videos.shape
-    if pixel_mask is None:
-        return [(height, width)] * batch_size
-    heights = pixel_mask.any(dim=2).sum(dim=1).tolist()
-    widths = pixel_mask.any(dim=1).sum(dim=1).tolist()
-    if min(heights) == 0 or min(widths) == 0:
-        raise ValueError("`pixel_mask` marks a video without any valid pixel.")
-    return [
-        (-(-own_height // SIZE_DIVISOR) * SIZE_DIVISOR, -(-own_width // SIZE_DIVISOR) * SIZE_DIVISOR)
-        for own_height, own_width in zip(heights, widths, strict=True)
-    ]

@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import Mask2FormerConfig, ResNetConfig
 
+from ..unknown_keys import drop_unknown_keys
+
 
 @strict
 class FrameDetectorConfig(Mask2FormerConfig):
@@ -24,6 +26,7 @@ class FrameDetectorConfig(Mask2FormerConfig):
         if self.backbone_config is None:
             self.backbone_config = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
         super().__post_init__(**kwargs)
+        drop_unknown_keys(self, kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

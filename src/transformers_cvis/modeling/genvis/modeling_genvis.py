@@ -231,13 +231,19 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
     def _compute_loss(
         self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]
     ) -> VideoInstanceSegmentationOutput:
+        num_frames, clip_length = pixel_values_videos.shape[1], self.config.clip_length
+        if num_frames % clip_length:
+            raise ValueError(
+                f"Training videos must be a whole number of clips: got {num_frames} frames and a `clip_length` of "
+                f"{clip_length}."
+            )
         targets = VideoTargets.from_labels(labels, self.config.num_labels)
         detected, frames = self.detect_for_training(pixel_values_videos)
         loss_dict, frame_matches = self.frame_losses(detected, targets)
 
         state = self._initial_state(len(frames.frame_queries))
         predictions, encoded_queries, video_similarity = [], [], []
-        for clip_queries in frames.frame_queries.split(self.config.clip_length, dim=1):
+        for clip_queries in frames.frame_queries.split(clip_length, dim=1):
             memory = state.memory
             step = self.video_head(clip_queries, state.video_queries, memory.keys, memory.values, all_layers=True)
             state = state.append(step)

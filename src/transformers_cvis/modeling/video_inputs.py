@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .frame_detector.modeling_frame_detector import SIZE_DIVISOR
 from .outputs import VideoInstanceSegmentationOutput
-
-SIZE_DIVISOR = 32
 
 
 class DetectedFrames(NamedTuple):

@@ -1,5 +1,6 @@
 """A whole training: recipe in, model folder out."""
 
+import atexit
 import os
 import platform
 import shlex
@@ -21,7 +22,7 @@ from .building import SYSTEMS, build_dataset, build_model, build_processor, coll
 from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
 from .evaluating import evaluate_on_processes
 from .recipe import Recipe
-from .trainer import Trainer
+from .trainer import Trainer, runs_on_cpu
 
 
 def train(
@@ -58,7 +59,7 @@ def train(
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
 
-    PartialState(cpu=recipe.device == "cpu")  # joins the other processes of a distributed run
+    _join_processes(recipe)
 
     checkpoint = find_checkpoint(output_dir / "checkpoints", resume)
     dataset, names = build_dataset(recipe)
@@ -89,6 +90,18 @@ def train(
     finally:
         trainer.finish()
     return summary
+
+
+def _join_processes(recipe: Recipe) -> None:
+    """Join the other processes of a distributed run, until the program ends: one program may train more than once."""
+    if not torch.distributed.is_initialized():
+        PartialState(cpu=runs_on_cpu(recipe))
+        atexit.register(_leave_processes)
+
+
+def _leave_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:

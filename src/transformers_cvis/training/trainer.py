@@ -26,6 +26,11 @@ logger = get_logger(__name__)
 LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_clip2" -> "loss_mask"
 
 
+def runs_on_cpu(recipe: Recipe) -> bool:
+    """Accelerate must be told, else it does not let CPU processes join."""
+    return recipe.device == "cpu" or not torch.accelerator.is_available()
+
+
 class TrainingBatches:
     """Sample numbers of the batches of one process, from optimiser step `first_step` on.
 
@@ -38,7 +43,8 @@ class TrainingBatches:
         if recipe.batch_size % (rounds * num_processes):
             raise ValueError(
                 f"`batch_size` is the total per optimiser step: {recipe.batch_size} cannot be shared by "
-                f"{num_processes} processes with {rounds} accumulation steps each. Make it a multiple of {rounds * num_processes}."
+                f"{num_processes} processes with {rounds} accumulation steps each. Make it a multiple of "
+                f"{rounds * num_processes}."
             )
         self.recipe, self.first_step, self.rank, self.num_processes = recipe, first_step, rank, num_processes
         self.micro_batch_size = recipe.batch_size // (rounds * num_processes)
@@ -94,13 +100,13 @@ class Trainer:
 
         self.accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
-            cpu=recipe.device == "cpu",
+            cpu=runs_on_cpu(recipe),
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=recipe.gradient_accumulation_steps, sync_with_dataloader=False
             ),
             log_with=resolve_trackers(recipe.trackers, self.output_dir, self.first_step),
             project_dir=str(self.output_dir),
-            # A batch without objects gives the mask heads no gradient.
+            # A step may leave layers out: GenVIS with samples of one clip those that read its memory.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         set_seed(recipe.seed, device_specific=True)
@@ -209,8 +215,9 @@ class Trainer:
         return self.accelerator.unwrap_model(self.model)
 
     def finish(self) -> None:
-        """Close trackers and the process group."""
-        self.accelerator.end_training()
+        """Close the trackers."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _micro_step(self, step: int, inputs: dict, names: list[str]) -> None:
         """One forward and backward pass; the last accumulation round also moves the weights."""

@@ -136,7 +136,8 @@ def generate_video(
     seed: int | Sequence[int],
     categories: Sequence[str] | None = None,
     num_objects: tuple[int, int] = (1, 5),
-    object_size: tuple[float, float] = (0.22, 0.5),
+    object_size: tuple[float, float] = (0.25, 0.55),
+    typical_colours: float = 0.85,
     background_images: Sequence[str | os.PathLike] = (),
 ) -> MovingShapesVideo:
     """Draw one video. The result depends on nothing but the arguments.
@@ -148,12 +149,14 @@ def generate_video(
         categories: names out of `SHAPES`, all of them if None.
         num_objects: fewest and most objects placed. An object that is never visible is left out of the result.
         object_size: smallest and largest diameter, as a share of the short side of the frame.
+        typical_colours: share of the objects that wear the hue of their category, a value in 0..1; the others have any
+            colour, and only their outline tells them apart. The lower, the more training it takes.
         background_images: paths; a background is one of them half of the time. None: procedural backgrounds only.
 
     Raises:
         ValueError: an argument out of range or an unknown category.
     """
-    categories = _check_arguments(num_frames, size, categories, num_objects, object_size)
+    categories = _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours)
     rng = np.random.default_rng(seed)
     background, background_offsets = _background(rng, num_frames, size, background_images)
     mean_colour = background.reshape(-1, 3).mean(0)
@@ -162,7 +165,8 @@ def generate_video(
         repeat_class = shapes and rng.random() < 0.35  # instances of one class are the hard case of tracking
         category = shapes[-1].category if repeat_class else categories[rng.integers(len(categories))]
         centres, linear_maps = _motion(rng, num_frames, size, object_size)
-        shapes.append(_MovingShape(category, _texture(rng, mean_colour), centres, linear_maps))
+        texture = _texture(rng, mean_colour, category, typical_colours)
+        shapes.append(_MovingShape(category, texture, centres, linear_maps))
 
     height, width = size
     frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
@@ -185,7 +189,7 @@ def generate_video(
     return MovingShapesVideo(frames, masks[seen], [shapes[index].category for index in seen])
 
 
-def _check_arguments(num_frames, size, categories, num_objects, object_size) -> list[str]:
+def _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours) -> list[str]:
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; a video needs at least 1 frame.")
     if min(size) < 16:
@@ -194,6 +198,8 @@ def _check_arguments(num_frames, size, categories, num_objects, object_size) -> 
         raise ValueError(f"num_objects is {tuple(num_objects)}; give (fewest, most) with 1 <= fewest <= most.")
     if not 0 < object_size[0] <= object_size[1]:
         raise ValueError(f"object_size is {tuple(object_size)}; give (smallest, largest) with 0 < smallest <= largest.")
+    if not 0 <= typical_colours <= 1:
+        raise ValueError(f"typical_colours is {typical_colours}; give a share between 0 and 1.")
     categories = list(SHAPES) if categories is None else list(categories)
     unknown = [name for name in categories if name not in SHAPES]
     if unknown or not categories or len(set(categories)) < len(categories):
@@ -235,20 +241,31 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value)) * 255
 
 
+def _typical_colour(rng: np.random.Generator, category: str) -> np.ndarray:
+    """A strong colour around the hue of the category; the hues of all categories lie evenly on the circle."""
+    hue = list(SHAPES).index(category) / len(SHAPES) + rng.normal(0, 0.01)
+    return np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1.0), rng.uniform(0.4, 1.0))) * 255
+
+
 def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -> np.ndarray:
     """(height, width, 1) float in 0..1, varying over about `cells` patches a side."""
     coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
     return np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC))[..., None].clip(0, 1)
 
 
-def _texture(rng: np.random.Generator, mean_colour: np.ndarray) -> np.ndarray:
+def _texture(
+    rng: np.random.Generator, background_colour: np.ndarray, category: str, typical_colours: float
+) -> np.ndarray:
     """Two colours in one of five patterns, the first colour well away from the background's."""
-    first = _colour(rng)
+    typical = rng.random() < typical_colours
     for _ in range(8):
-        if np.abs(first - mean_colour).sum() > 150:
+        first = _typical_colour(rng, category) if typical else _colour(rng)
+        if np.abs(first - background_colour).sum() > 150:
             break
-        first = _colour(rng)
-    second = np.clip(first + rng.uniform(-90, 90, 3), 0, 255)
+    if typical:
+        second = np.clip(first * rng.uniform(0.4, 1.6), 0, 255)  # lighter or darker, of the same hue
+    else:
+        second = np.clip(first + rng.uniform(-90, 90, 3), 0, 255)
     texel = np.arange(TEXTURE_SIZE)
     pattern = rng.integers(5)
     if pattern == 0:  # plain
@@ -309,7 +326,8 @@ def make_moving_shapes(
     seed: int = 0,
     categories: Sequence[str] | None = None,
     num_objects: tuple[int, int] = (1, 5),
-    object_size: tuple[float, float] = (0.22, 0.5),
+    object_size: tuple[float, float] = (0.25, 0.55),
+    typical_colours: float = 0.85,
     background_dir: str | os.PathLike | None = None,
     write_mp4: bool = False,
     fps: int = 12,
@@ -324,7 +342,7 @@ def make_moving_shapes(
     Args:
         output_dir: must not exist yet, or be empty.
         num_frames: the length of every video, or (shortest, longest).
-        size, categories, num_objects, object_size: as for `generate_video`. Category ids are 1, 2, ... in this order.
+        size, categories, num_objects, object_size, typical_colours: as for `generate_video`. Category ids are 1, 2, ... in this order.
         background_dir: a folder of photographs (searched recursively) that half of the videos get as background.
         fps: frame rate of the mp4 files.
 
@@ -339,7 +357,7 @@ def make_moving_shapes(
     lengths = (num_frames, num_frames) if isinstance(num_frames, int) else tuple(num_frames)
     if lengths[0] > lengths[1]:
         raise ValueError(f"num_frames is {lengths}; give (shortest, longest) with shortest <= longest.")
-    categories = _check_arguments(lengths[0], size, categories, num_objects, object_size)
+    categories = _check_arguments(lengths[0], size, categories, num_objects, object_size, typical_colours)
     backgrounds = _find_images(background_dir)
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -351,7 +369,9 @@ def make_moving_shapes(
             for index in tqdm(range(num_videos), desc=f"moving shapes: {name}", disable=not progress):
                 rng_key = (seed, split, index)
                 length = int(np.random.default_rng((*rng_key, 0)).integers(lengths[0], lengths[1] + 1))
-                video = generate_video(length, size, (*rng_key, 1), categories, num_objects, object_size, backgrounds)
+                video = generate_video(
+                    length, size, (*rng_key, 1), categories, num_objects, object_size, typical_colours, backgrounds
+                )
                 video_name = f"{name}_{index:05d}"
                 _write_frames(video.frames, partial_dir / "JPEGImages" / video_name)
                 if write_mp4:

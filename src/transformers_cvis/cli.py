@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_push(commands)
     add_validate(commands)
     add_make_data(commands)
+    add_convert(commands)
     return parser
 
 
@@ -584,6 +585,81 @@ def run_make_data(options: argparse.Namespace) -> int:
     )
     print(folder)
     return 0
+
+
+# convert
+
+
+def add_convert(commands) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        run_convert,
+        "turn a checkpoint released by research code into a model folder",
+        "Converts a checkpoint with Detectron2's names (.pth) into a folder with configuration, safetensors, video\n"
+        "processor and card. Sizes are read from the tensors; what they do not tell is given with --set.",
+        "  transformers-cvis convert genvis_r50_ytvis2019.pth converted --system genvis --classes ytvis2019/train.json",
+    )
+    parser.add_argument("checkpoint", metavar="FILE", help=".pth or .safetensors")
+    parser.add_argument("folder", metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--system",
+        required=True,
+        choices=["vita", "genvis", "minvis"],
+        help="what the checkpoint is of; minvis also for Mask2Former",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="class names: a YouTube-VIS json of the data set, or a text file with one name per line",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="a configuration field, e.g. clip_length=3 or encoder_window_size=6; may be repeated",
+    )
+    parser.add_argument(
+        "--license", default="unknown", metavar="ID", help="licence of the weights by its Hub name (default: unknown)"
+    )
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    import yaml
+
+    from .conversion import convert_checkpoint
+
+    settings = {}
+    for override in options.overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise CommandError(f"--set {override}: must look like KEY=VALUE, e.g. clip_length=3.")
+        settings[key] = yaml.safe_load(value)
+    report = convert_checkpoint(
+        options.checkpoint,
+        options.folder,
+        options.system,
+        class_names=read_class_names(options.classes) if options.classes is not None else None,
+        settings=settings,
+        license=options.license,
+    )
+    print(report)
+    print(options.folder)
+    return 0
+
+
+def read_class_names(path: str) -> list[str]:
+    """Names in label order, from a YouTube-VIS json (by rising category id) or a text file (by line)."""
+    text = Path(path).expanduser().read_text(encoding="utf-8")
+    if not path.endswith(".json"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        categories = json.loads(text)["categories"]
+        return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CommandError(f"{path} is no YouTube-VIS json with 'categories'.") from error
 
 
 if __name__ == "__main__":

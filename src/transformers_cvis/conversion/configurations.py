@@ -55,8 +55,12 @@ def infer_backbone_config(state_dict: dict[str, torch.Tensor]) -> PreTrainedConf
     )
 
 
-def infer_frame_detector_config(state_dict: dict[str, torch.Tensor]) -> FrameDetectorConfig:
+def infer_frame_detector_config(state_dict: dict[str, torch.Tensor], **settings) -> FrameDetectorConfig:
     """Mask2Former's configuration from the names and shapes of a Detectron2 state dict, `num_labels` included.
+
+    Args:
+        state_dict: released names to tensors.
+        settings: fields that shapes do not tell, for example `id2label`.
 
     Raises:
         ValueError: when a tensor that a size is read from is missing.
@@ -69,19 +73,21 @@ def infer_frame_detector_config(state_dict: dict[str, torch.Tensor]) -> FrameDet
         return state_dict[name].shape[0]
 
     encoder, decoder = f"{pixel}transformer.encoder.layers.", f"{predictor}transformer_ffn_layers."
-    return FrameDetectorConfig(
-        backbone_config=infer_backbone_config(state_dict),
-        feature_size=rows(f"{pixel}input_proj.0.0.weight"),
-        mask_feature_size=rows(f"{pixel}mask_features.weight"),
-        hidden_dim=rows(f"{predictor}decoder_norm.weight"),
-        encoder_feedforward_dim=rows(f"{encoder}0.linear1.weight"),
-        dim_feedforward=rows(f"{decoder}0.linear1.weight"),
-        encoder_layers=count(state_dict, rf"{re.escape(encoder)}(\d+)\."),
-        decoder_layers=count(state_dict, rf"{re.escape(decoder)}(\d+)\.") + 1,
-        num_attention_heads=rows(f"{encoder}0.self_attn.attention_weights.weight") // (NUM_LEVELS * NUM_POINTS),
-        num_queries=rows(f"{predictor}query_embed.weight"),
-        num_labels=rows(f"{predictor}class_embed.weight") - 1,
-    )
+    found = {
+        "backbone_config": infer_backbone_config(state_dict),
+        "feature_size": rows(f"{pixel}input_proj.0.0.weight"),
+        "mask_feature_size": rows(f"{pixel}mask_features.weight"),
+        "hidden_dim": rows(f"{predictor}decoder_norm.weight"),
+        "encoder_feedforward_dim": rows(f"{encoder}0.linear1.weight"),
+        "dim_feedforward": rows(f"{decoder}0.linear1.weight"),
+        "encoder_layers": count(state_dict, rf"{re.escape(encoder)}(\d+)\."),
+        "decoder_layers": count(state_dict, rf"{re.escape(decoder)}(\d+)\.") + 1,
+        "num_attention_heads": rows(f"{encoder}0.self_attn.attention_weights.weight") // (NUM_LEVELS * NUM_POINTS),
+        "num_queries": rows(f"{predictor}query_embed.weight"),
+    }
+    if "id2label" not in settings:
+        found["num_labels"] = rows(f"{predictor}class_embed.weight") - 1
+    return FrameDetectorConfig(**{**found, **settings})
 
 
 def infer_minvis_config(state_dict: dict[str, torch.Tensor], **settings) -> MinVisConfig:

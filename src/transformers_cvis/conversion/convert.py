@@ -42,7 +42,7 @@ def convert_state_dict(
         The tensors under this package's names (rows of packed projections split), and what became of every name.
 
     Raises:
-        ValueError: for an unknown system, or when two released tensors claim the same place.
+        ValueError: for an unknown system.
     """
     if system not in RULES:
         raise ValueError(f"No name table for system {system!r}; there are {sorted(RULES)}.")
@@ -60,8 +60,6 @@ def convert_state_dict(
         else:
             targets = tuple(match.expand(target) for target in rule.targets)
             for target, part in zip(targets, tensor.chunk(len(targets)) if len(targets) > 1 else [tensor], strict=True):
-                if target in converted:
-                    raise ValueError(f"Two tensors claim the place {target}; the second is {name}.")
                 converted[target] = part.clone()
                 # A frozen norm of the original counts no batches; the counter is part of a batch norm here.
                 if target.endswith(".running_var"):

@@ -35,6 +35,8 @@ class PixelLevelModule(nn.Module):
         for module in self.encoder.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = True  # all of them act on a fresh convolution or sum
+        if hasattr(self.encoder, "swin"):
+            self.encoder.swin.layernorm = nn.Identity()  # of the last hidden state, which is not a map
         self.decoder = PixelDecoder(config, self.encoder.channels)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -63,7 +65,7 @@ class FrameDetector(CvisPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["FrozenConvolutionBlock", "PixelDecoderEncoderLayer", "MaskedAttentionDecoderLayer"]
-    _keys_to_ignore_on_load_unexpected = [r"^criterion\."]
+    _keys_to_ignore_on_load_unexpected = [r"^criterion\.", r"\.swin\.layernorm\."]
 
     def __init__(self, config: FrameDetectorConfig):
         super().__init__(config)

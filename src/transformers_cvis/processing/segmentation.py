@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,7 @@ def _run(model, video_processor, frames: VideoFrames, clip_length, progress) -> 
     waiting: deque[list[np.ndarray]] = deque()  # clips that the model has taken and not yet answered
 
     def prepared_clips() -> Iterator[torch.Tensor]:
-        bar = tqdm(frames, total=frames.num_frames, desc=frames.name, unit="frame", disable=not progress)
+        bar = tqdm(frames, total=frames.num_frames, desc=Path(frames.name).name, unit="frame", disable=not progress)
         for clip in _clips(bar, clip_length):
             # An offline model takes the whole video first: its frames must not pile up here.
             waiting.append(clip if model.is_online else [])

@@ -148,8 +148,8 @@ def check_results(results: Iterable[dict], ground_truth: GroundTruth) -> None:
             raise ValueError(f"{where} has the score {score!r}; a finite number is needed.")
 
 
-def compressed_masks(track: dict, size: tuple[int, int], where: str) -> list[dict]:
-    """One compressed RLE per frame of a track; an absent frame becomes an empty mask.
+def mask_counts(track: dict, size: tuple[int, int], where: str) -> list[str | bytes]:
+    """The compressed run lengths of a track, frame by frame; an absent frame becomes an empty mask.
 
     Args:
         track: its `segmentations` hold per frame a compressed or uncompressed RLE, polygons, or None.
@@ -159,13 +159,11 @@ def compressed_masks(track: dict, size: tuple[int, int], where: str) -> list[dic
     Raises:
         ValueError: a mask of another size, or of no known form.
     """
-    expected, empty = list(size), _empty_mask(size)
+    expected = list(size)
     return [
-        empty
-        if not mask
-        else mask
-        if _is_compressed(mask, expected)
-        else _compressed(mask, size, f"{where}, frame {frame}")
+        counts
+        if type(mask) is dict and mask.get("size") == expected and type(counts := mask.get("counts")) in (str, bytes)
+        else _compressed(mask, size, f"{where}, frame {frame}")["counts"]
         for frame, mask in enumerate(track["segmentations"])
     ]
 
@@ -175,12 +173,10 @@ def _empty_mask(size: tuple[int, int]) -> dict:
     return mask_utils.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)
 
 
-def _is_compressed(mask, expected: list[int]) -> bool:
-    return type(mask) is dict and mask.get("size") == expected and type(mask.get("counts")) in (str, bytes)
-
-
-def _compressed(segmentation: dict | list, size: tuple[int, int], where: str) -> dict:
+def _compressed(segmentation: dict | list | None, size: tuple[int, int], where: str) -> dict:
     """The uncommon forms, and what is wrong with a mask of no form."""
+    if not segmentation:
+        return _empty_mask(size)
     if isinstance(segmentation, list):
         return mask_utils.merge(mask_utils.frPyObjects(segmentation, *size))
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():

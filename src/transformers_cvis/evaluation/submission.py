@@ -5,7 +5,7 @@ import os
 import zipfile
 
 from ..processing import complete_file
-from .ground_truth import GroundTruth, check_results, compressed_masks, read_results
+from .ground_truth import GroundTruth, check_results, mask_counts, read_results
 
 
 def write_submission(
@@ -35,15 +35,12 @@ def write_submission(
             "category_id": track["category_id"],
             "score": track["score"],
             "segmentations": [
-                {"size": list(mask["size"]), "counts": _text(mask["counts"])}
-                for mask in compressed_masks(track, ground_truth.size(track["video_id"]), f"Results: track {position}")
+                {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+                for size in [ground_truth.size(track["video_id"])]
+                for counts in mask_counts(track, size, f"Results: track {position}")
             ],
         }
         for position, track in enumerate(results)
     ]
     with complete_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("results.json", json.dumps(rows))
-
-
-def _text(counts: str | bytes) -> str:
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts

@@ -11,15 +11,17 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isqrt
 
 import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.cocoeval import COCOeval
 
-from .ground_truth import GroundTruth, check_results, compressed_masks, read_results
+from .ground_truth import GroundTruth, check_results, mask_counts, read_results
 
 AREA_RANGES = {"all": [0, 1e10], "small": [0, 128**2], "medium": [128**2, 256**2], "large": [256**2, 1e10]}
 MAX_DETECTIONS = [1, 10, 100]  # per video and category
+PAIRS_AT_ONCE = 50_000  # of masks, in one call of pycocotools
 # name -> (array of COCOeval, IoU threshold or None for all, area range, detections)
 STATISTICS = {
     "AP": ("precision", None, "all", 100),
@@ -136,83 +138,105 @@ class _VideoEvaluation(COCOeval):
         """Fill what COCOeval matches on: per (video, category) the tracks' ids, areas and scores."""
         annotations, tracks = defaultdict(list), defaultdict(list)
         for annotation in self._ground_truth.annotations:
-            annotations[annotation["video_id"]].append(annotation)
+            annotations[annotation["video_id"]].append((f"Ground truth: annotation {annotation['id']}", annotation))
         for position, track in enumerate(self._results):
-            tracks[track["video_id"]].append((position, track))
+            tracks[track["video_id"]].append((f"Results: track {position}", track))
         for video_id in self.params.imgIds:
-            self._prepare_video(video_id, annotations.pop(video_id, []), tracks.pop(video_id, []))
+            video = self._ground_truth.videos[video_id]
+            best_first = sorted(tracks.pop(video_id, []), key=lambda named: -named[1]["score"])
+            self._prepare_video(video_id, _Tracks(annotations.pop(video_id, []), video), _Tracks(best_first, video))
 
-    def _prepare_video(self, video_id: int, annotations: list[dict], tracks: list[tuple[int, dict]]) -> None:
-        size = self._ground_truth.size(video_id)
-        truths = _Tracks(
-            [
-                compressed_masks(annotation, size, f"Ground truth: annotation {annotation['id']}")
-                for annotation in annotations
-            ]
-        )
-        found = _Tracks([compressed_masks(track, size, f"Results: track {position}") for position, track in tracks])
-        of_category = defaultdict(lambda: ([], []))  # category id -> rows in found, rows in truths
+    def _prepare_video(self, video_id: int, truths: "_Tracks", found: "_Tracks") -> None:
         # COCOeval takes id 0 for "no match", so both sides get ids of their own that start at 1.
-        for row, (annotation, area) in enumerate(zip(annotations, truths.mean_areas(), strict=True)):
+        for row, (annotation, area) in enumerate(zip(truths.tracks, truths.mean_areas(), strict=True)):
             if "areas" in annotation:
-                area = _mean_area(annotation["areas"])
+                visible = [frame_area for frame_area in annotation["areas"] if frame_area]
+                area = sum(visible) / max(len(visible), 1)
             crowd = int(annotation.get("iscrowd", 0))
             entry = {"id": row + 1, "area": area, "iscrowd": crowd, "ignore": crowd}
             self._gts[video_id, annotation["category_id"]].append(entry)
-            of_category[annotation["category_id"]][1].append(row)
-        for row, ((_, track), area) in enumerate(zip(tracks, found.mean_areas(), strict=True)):
+        for row, (track, area) in enumerate(zip(found.tracks, found.mean_areas(), strict=True)):
             self._dts[video_id, track["category_id"]].append({"id": row + 1, "area": area, "score": track["score"]})
-            of_category[track["category_id"]][0].append(row)
-        for category_id, (found_rows, truth_rows) in of_category.items():
-            if found_rows and truth_rows:
-                best = np.argsort([-tracks[row][1]["score"] for row in found_rows], kind="stable")[: MAX_DETECTIONS[-1]]
-                rows = [found_rows[position] for position in best]
-                self._track_ious[video_id, category_id] = _track_ious(found, rows, truths, truth_rows)
+        found_rows, truth_rows = found.rows_of_category(), truths.rows_of_category()
+        for category_id in found_rows.keys() & truth_rows.keys():
+            rows = found_rows[category_id][: MAX_DETECTIONS[-1]]
+            self._track_ious[video_id, category_id] = _track_ious(found, rows, truths, truth_rows[category_id])
 
     def computeIoU(self, imgId: int, catId: int):  # noqa: N802, N803  (COCOeval's name and arguments)
         return self._track_ious.get((imgId, catId), [])
 
+    def evaluateImg(self, imgId: int, catId: int, aRng: list[float], maxDet: int):  # noqa: N802, N803
+        if self._gts.get((imgId, catId)):
+            return super().evaluateImg(imgId, catId, aRng, maxDet)
+        # Most categories are not in a video: without annotations there is nothing to match, only false positives.
+        found = self._dts.get((imgId, catId), [])[:maxDet]
+        if not found:
+            return None
+        areas = np.array([track["area"] for track in found])
+        matches = np.zeros((len(self.params.iouThrs), len(found)))
+        return {
+            "dtScores": [track["score"] for track in found],
+            "dtMatches": matches,
+            "dtIgnore": np.logical_or(matches, (areas < aRng[0]) | (areas > aRng[1])),
+            "gtIgnore": np.zeros(0),
+        }
+
 
 class _Tracks:
-    """The masks of some tracks of one video and their areas `(tracks, frames)` in pixels."""
+    """The masks of some tracks of one video, and their areas `(tracks, frames)` in pixels.
 
-    def __init__(self, masks: list[list[dict]]) -> None:
-        self.masks = masks
-        flat = [mask for track in masks for mask in track]
+    Every frame's masks go by a nominal width of their own. pycocotools compares the widths before it reads any run, so
+    that masks of different frames can be given to it in one call, where a pair of two frames costs next to nothing.
+    """
+
+    def __init__(self, named_tracks: list[tuple[str, dict]], video: dict) -> None:
+        self.tracks = [track for _, track in named_tracks]
+        sizes = [[video["height"], frame] for frame in range(1, video["length"] + 1)]
+        self.masks = []  # [track][frame]
+        for name, track in named_tracks:
+            counts = mask_counts(track, (video["height"], video["width"]), name)
+            self.masks.append([{"size": size, "counts": runs} for size, runs in zip(sizes, counts, strict=True)])
+        flat = self.of_frames(range(len(self.masks)), slice(None))
         # One call takes 255 masks at most: pycocotools counts them in a byte.
         areas = [mask_utils.area(flat[start : start + 255]) for start in range(0, len(flat), 255)]
-        self.areas = np.concatenate(areas).astype(np.float64).reshape(len(masks), -1) if areas else np.zeros((0, 0))
+        self.areas = np.concatenate([np.zeros(0), *areas]).reshape(len(self.masks), video["length"])
+
+    def of_frames(self, rows: Iterable[int], frames: slice) -> list[dict]:
+        """The masks of some tracks in some frames, track by track."""
+        return [mask for row in rows for mask in self.masks[row][frames]]
 
     def mean_areas(self) -> list[float]:
-        """Per track the mean of the non-zero frame areas, 0 without any."""
+        """Per track the mean of its non-zero frame areas, 0 without any."""
         visible = np.count_nonzero(self.areas, axis=1)
         return (self.areas.sum(axis=1) / np.maximum(visible, 1)).tolist()
+
+    def rows_of_category(self) -> dict[int, list[int]]:
+        rows = defaultdict(list)
+        for row, track in enumerate(self.tracks):
+            rows[track["category_id"]].append(row)
+        return rows
 
 
 def _track_ious(found: _Tracks, found_rows: list[int], truths: _Tracks, truth_rows: list[int]) -> np.ndarray:
     """IoU over all frames of each pair, `(found, truths)`.
 
-    pycocotools gives the ratio i / u of a frame's masks in one call for all pairs. With both areas known the whole
-    number i follows exactly: i = ratio * (a + b) / (1 + ratio).
+    pycocotools gives the ratio i / u of the two masks of a frame. With both areas known the whole number i follows
+    exactly: i = ratio * (a + b) / (1 + ratio).
     """
     found_areas, truth_areas = found.areas[found_rows], truths.areas[truth_rows]
-    intersections = np.zeros((len(found_rows), len(truth_rows)))
-    for frame in np.flatnonzero(found_areas.any(axis=0) & truth_areas.any(axis=0)):
-        rows, columns = np.flatnonzero(found_areas[:, frame]), np.flatnonzero(truth_areas[:, frame])
-        ratio = mask_utils.iou(
-            [found.masks[found_rows[row]][frame] for row in rows],
-            [truths.masks[truth_rows[column]][frame] for column in columns],
-            [0] * len(columns),
-        )
-        areas = found_areas[rows, frame][:, None] + truth_areas[columns, frame]
-        intersections[np.ix_(rows, columns)] += np.rint(ratio * areas / (1 + ratio))
+    num_found, num_truths, num_frames = len(found_rows), len(truth_rows), found_areas.shape[1]
+    frames_at_once = max(1, isqrt(PAIRS_AT_ONCE // (num_found * num_truths)))
+    intersections = np.zeros((num_found, num_truths))
+    for start in range(0, num_frames, frames_at_once):
+        frames = slice(start, min(start + frames_at_once, num_frames))
+        length = frames.stop - frames.start
+        masks = found.of_frames(found_rows, frames), truths.of_frames(truth_rows, frames)
+        ratio = mask_utils.iou(*masks, [0] * (num_truths * length))  # [found * frames, truths * frames]
+        ratio = ratio.reshape(num_found, length, num_truths, length).diagonal(axis1=1, axis2=3)
+        areas = found_areas[:, None, frames] + truth_areas[:, frames]  # [found, truths, frames]
+        intersections += np.rint(ratio * areas / (1 + ratio)).sum(axis=-1)
     unions = found_areas.sum(axis=1)[:, None] + truth_areas.sum(axis=1) - intersections
     return intersections / np.maximum(unions, 1)
-
-
-def _mean_area(areas: Iterable[float | None]) -> float:
-    visible = [area for area in areas if area]
-    return sum(visible) / len(visible) if visible else 0.0
 
 
 def _statistics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,411 @@
+"""The frame detector; its numbers at full size are pinned in tests/parity."""
+
+import copy
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+from helpers import tiny_detector_config
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+from transformers_cvis.modeling.frame_detector import FrameDetector, FrameDetectorConfig
+from transformers_cvis.modeling.frame_detector.frozen_batch_norm import FrozenBatchNorm2d, FrozenConvolutionBlock
+from transformers_cvis.modeling.frame_detector.masked_attention_decoder import inside_masks
+from transformers_cvis.modeling.frame_detector.modeling_frame_detector import shrunk_mask_features
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+BACKBONES = {
+    "basic": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": STAGES,
+    },
+    "bottleneck": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [16, 32, 32, 64],
+        "depths": [1, 2, 1, 1],
+        "out_features": STAGES,
+    },
+    "swin": {
+        "model_type": "swin",
+        "embed_dim": 8,
+        "depths": [1, 2, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 5,
+        "out_features": STAGES,
+    },
+}
+
+
+def tiny_model(seed: int = 0, **changes) -> FrameDetector:
+    torch.manual_seed(seed)
+    return FrameDetector(tiny_detector_config(**{"num_labels": 4, **changes})).eval()
+
+
+def frames(num_frames: int = 2, height: int = 64, width: int = 96, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(num_frames, 3, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def frame_labels() -> list[dict]:
+    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
+    masks[0, 8:40, 8:40] = True
+    masks[1, 20:60, 50:90] = True
+    return [
+        {"class_labels": torch.tensor([1, 3]), "masks": masks},
+        {"class_labels": torch.tensor([2]), "masks": masks[:1]},
+    ]
+
+
+def mask2former(backbone: str, **changes) -> Mask2FormerForUniversalSegmentation:
+    torch.manual_seed(0)
+    settings = tiny_detector_config(num_labels=4, backbone_config=BACKBONES[backbone], **changes).to_dict()
+    known = set(Mask2FormerConfig().to_dict()) - {"model_type", "architectures"}
+    model = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(**{name: value for name, value in settings.items() if name in known})
+    )
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_()
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.double().eval()
+
+
+# Mask2Former's checkpoints
+
+
+@pytest.mark.parametrize(
+    "backbone, changes",
+    [
+        ("basic", {}),
+        ("bottleneck", {}),
+        ("swin", {}),
+        ("basic", {"hidden_dim": 64, "mask_feature_size": 48, "num_attention_heads": 4}),
+        ("basic", {"enforce_input_projection": True}),
+    ],
+)
+@torch.no_grad()
+def test_loads_and_equals_mask2former(backbone, changes, tmp_path, caplog):
+    peer = mask2former(backbone, **changes)
+    peer.save_pretrained(tmp_path)
+    logging.getLogger("transformers").propagate = True
+    caplog.clear()
+    model, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
+    assert not caplog.records
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert type(model.config) is FrameDetectorConfig and model.config.num_labels == 4
+
+    pixel_values = frames(dtype=torch.float64)
+    expected = peer(pixel_values, output_auxiliary_logits=True)
+    actual = model(pixel_values, output_predictions=True)
+    # Older versions of transformers compute their position embeddings in float32.
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(actual.class_queries_logits, expected.class_queries_logits, **close)
+    torch.testing.assert_close(actual.masks_queries_logits, expected.masks_queries_logits, **close)
+    for ours, theirs in zip(actual.predictions[:-1], expected.auxiliary_logits, strict=True):
+        torch.testing.assert_close(ours.class_logits, theirs["class_queries_logits"], **close)
+        masks = torch.einsum("nqc,nchw->nqhw", ours.mask_embeddings, actual.mask_features)
+        torch.testing.assert_close(masks, theirs["masks_queries_logits"], **close)
+
+
+def test_loads_swin_weights_of_the_hub(tmp_path):
+    """Checkpoints on the Hub have the names that Swin had before version 5 of transformers."""
+    peer = mask2former("swin")
+    peer.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    renamed = {
+        name.replace("encoder.swin.", "encoder.")
+        .replace("attention.q_proj", "attention.self.query")
+        .replace("attention.k_proj", "attention.self.key")
+        .replace("attention.v_proj", "attention.self.value")
+        .replace("attention.o_proj", "attention.output.dense")
+        .replace("attention.relative_position_bias.", "attention.self.")
+        .replace("mlp.fc1", "intermediate.dense")
+        .replace("mlp.fc2", "output.dense"): tensor
+        for name, tensor in load_file(path).items()
+        if ".swin.layernorm." not in name
+    }
+    save_file(renamed, path, metadata={"format": "pt"})
+    model, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    expected = peer.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_another_number_of_classes_is_an_error(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"class_predictor\.weight: checkpoint \(5, 32\), model \(8, 32\)"):
+        FrameDetector.from_pretrained(tmp_path, num_labels=7)
+    model = FrameDetector.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert model.class_predictor.out_features == 8
+
+
+# What is computed
+
+
+@torch.no_grad()
+def test_outputs_are_made_where_they_are_asked_for():
+    model = tiny_model()
+    output = model(frames(), num_query_layers=2)
+    assert output.frame_queries.shape == (2, 2, 6, 32)
+    assert output.fpn_features.shape == output.mask_features.shape == (2, 32, 16, 24)
+    assert output.predictions is None and output.class_queries_logits is None and output.masks_queries_logits is None
+    asked = model(frames(), output_predictions=True)
+    assert asked.class_queries_logits.shape == (2, 6, 5)
+    assert asked.masks_queries_logits.shape == (2, 6, 16, 24)
+    assert len(asked.predictions) == model.config.decoder_layers
+    assert torch.equal(asked.frame_queries[-1], output.frame_queries[-1])
+    training = model.train()(frames(), output_predictions=True)
+    assert training.masks_queries_logits is None and len(training.predictions) == model.config.decoder_layers
+
+
+@torch.no_grad()
+def test_shrunk_features_give_the_masks_that_shrunk_logits_give():
+    projection = torch.nn.Conv2d(8, 8, 1).double()
+    features, embeddings = torch.randn(1, 8, 32, 48).double(), torch.randn(1, 5, 8).double()
+    logits = torch.einsum("nqc,nchw->nqhw", embeddings, projection(features))
+    for size in ((4, 6), (8, 12), (16, 24)):
+        expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        shrunk = shrunk_mask_features(features, projection, size)
+        torch.testing.assert_close(torch.einsum("nqc,nchw->nqhw", embeddings, shrunk), expected)
+
+
+def test_query_with_an_empty_mask_looks_everywhere():
+    features = torch.tensor([[[1.0, -2.0, 3.0]]])  # (1 image, 1 channel, 3 positions)
+    allowed = inside_masks(torch.tensor([[[1.0], [-1.0], [0.0]]]), features)
+    assert allowed.tolist() == [[[True, False, True], [False, True, False], [True, True, True]]]
+    assert inside_masks(torch.tensor([[[-1.0]]]), features.abs()).all()
+
+
+@torch.no_grad()
+def test_frames_of_a_batch_are_independent():
+    model = tiny_model().double()
+    together = model(frames(3, dtype=torch.float64), output_predictions=True)
+    alone = model(frames(3, dtype=torch.float64)[1:2], output_predictions=True)
+    torch.testing.assert_close(together.class_queries_logits[1:2], alone.class_queries_logits)
+    torch.testing.assert_close(together.masks_queries_logits[1:2], alone.masks_queries_logits)
+
+
+@pytest.mark.parametrize("backbone", ["basic", "swin"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(backbone, dtype):
+    model = tiny_model(backbone_config=BACKBONES[backbone])
+    expected = model(frames(), output_predictions=True)
+    half = copy.deepcopy(model).to(dtype)(frames(), output_predictions=True)
+    for output in (half, _under_autocast(model, dtype)):
+        assert output.class_queries_logits.isfinite().all() and output.masks_queries_logits.isfinite().all()
+        error = (output.fpn_features.float() - expected.fpn_features).abs().mean()
+        assert error < 0.05 * expected.fpn_features.abs().mean()
+    assert half.masks_queries_logits.dtype == dtype
+
+
+def _under_autocast(model, dtype):
+    with torch.autocast("cpu", dtype=dtype):
+        return model(frames(), output_predictions=True)
+
+
+@torch.no_grad()
+def test_compiles_without_graph_break():
+    model = tiny_model()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    expected, actual = model(frames(), output_predictions=True), compiled(frames(), output_predictions=True)
+    torch.testing.assert_close(actual.masks_queries_logits, expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_trains_after_inference_mode():
+    """What is cached at inference must not be tensors that autograd refuses."""
+    model = tiny_model()
+    with torch.inference_mode():
+        model(frames())
+    output = model.train()(frames())
+    output.frame_queries.sum().backward()
+    assert model.model.transformer_module.level_embed.weight.grad is not None
+
+
+# Batch norms
+
+
+def test_frozen_batch_norms_hold_no_parameters_and_keep_their_statistics():
+    model = tiny_model()
+    norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert norms and not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert not any("normalization" in name for name, _ in model.named_parameters())
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    pixels = model.model.pixel_level_module
+    in_training = pixels.extract_features(model.train() and frames())
+    in_evaluation = pixels.extract_features(model.eval() and frames())
+    for first, second in zip(in_training, in_evaluation, strict=True):
+        torch.testing.assert_close(first, second)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+
+
+def test_batch_norms_train_where_they_are_not_frozen():
+    model = tiny_model(freeze_batch_norm=False).train()
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    before = norm.running_mean.clone()
+    model(frames()).frame_queries.sum().backward()
+    assert norm.weight.grad is not None and not torch.equal(norm.running_mean, before)
+
+
+@torch.no_grad()
+def test_folded_weights_follow_their_sources():
+    torch.manual_seed(0)
+    convolution, norm = torch.nn.Conv2d(4, 6, 3, padding=1, bias=False), torch.nn.BatchNorm2d(6).eval()
+    block = FrozenConvolutionBlock(convolution, FrozenBatchNorm2d(norm), torch.nn.ReLU())
+    inputs = torch.randn(1, 4, 5, 5)
+
+    def agree():
+        frozen = block.normalization
+        expected = F.batch_norm(
+            block.convolution(inputs), frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias
+        ).relu()
+        torch.testing.assert_close(block(inputs), expected)
+
+    agree()
+    block.convolution.weight.mul_(2)
+    agree()
+    block.load_state_dict({name: tensor + 1 for name, tensor in block.state_dict().items()})
+    agree()
+    block.double()
+    inputs = inputs.double()
+    agree()
+    assert pickle.loads(pickle.dumps(block))._folded is None
+
+
+# Training
+
+
+def test_losses_and_gradients():
+    model = tiny_model().train()
+    output = model(frames(), labels=frame_labels())
+    kinds, last = ("loss_ce", "loss_mask", "loss_dice"), model.config.decoder_layers - 1
+    expected = {f"{kind}{suffix}" for kind in kinds for suffix in ["", *(f"_{index}" for index in range(last))]}
+    assert set(output.loss_dict) == expected
+    torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
+    output.loss.backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not without
+    assert set(tiny_model(use_auxiliary_loss=False)(frames(), labels=frame_labels()).loss_dict) == set(kinds)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    results = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(0)
+        model(frames(), labels=frame_labels()).loss.backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, msg=name)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = FrameDetector(tiny_detector_config(hidden_dim=64, feature_size=64, mask_feature_size=64, num_queries=100))
+    decoder, transformer = model.model.pixel_level_module.decoder, model.model.transformer_module
+    for embedding in (transformer.queries_features.weight, transformer.queries_embedder.weight):
+        assert abs(embedding.mean()) < 0.05 and abs(embedding.std() - 1) < 0.05
+    attention = decoder.encoder.layers[0].self_attn
+    assert not attention.sampling_offsets.weight.any() and not attention.attention_weights.bias.any()
+    offsets = attention.sampling_offsets.bias.view(2, 3, 4, 2)  # [heads, levels, points, xy]
+    steps = torch.arange(1.0, 5)
+    torch.testing.assert_close(offsets[0, 1], torch.stack((steps, torch.zeros(4)), -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(offsets[1, 2], torch.stack((-steps, torch.zeros(4)), -1), atol=1e-6, rtol=0)
+
+    def bound(tensor):  # uniform initialisations are told by their largest entry
+        return tensor.abs().max().item()
+
+    layer = transformer.decoder.layers[0]
+    packed = (6 / (64 + 3 * 64)) ** 0.5
+    assert bound(layer.cross_attn.in_proj_weight) == pytest.approx(packed, rel=0.02)
+    assert bound(layer.self_attn.q_proj.weight) == pytest.approx(packed, rel=0.02)
+    assert bound(layer.cross_attn.out_proj.weight) == pytest.approx((6 / 128) ** 0.5, rel=0.02)
+    assert bound(layer.fc1.weight) == pytest.approx((6 / 96) ** 0.5, rel=0.02)
+    assert bound(model.class_predictor.weight) == pytest.approx(1 / 8, rel=0.05)
+    assert bound(decoder.layer_1[0].weight) == pytest.approx((3 / (64 * 9)) ** 0.5, rel=0.02)
+    assert not decoder.mask_projection.bias.any()
+    # Xavier of a 1x1 convolution from 16 channels to 64.
+    assert bound(decoder.input_projections[0][0].weight) == pytest.approx((6 / 80) ** 0.5, rel=0.02)
+
+
+# Saving, kernels
+
+
+@torch.no_grad()
+def test_saved_model_is_the_same_model(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "cvis_frame_detector"
+    loaded, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(loaded(frames()).frame_queries, model(frames()).frame_queries)
+
+
+def test_kernels_on_and_off(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model = FrameDetector.from_pretrained(tmp_path, use_kernels=True)
+    assert model.use_kernels
+    layers = [name for name, _ in model.named_modules() if name.endswith("self_attn.attention")]
+    assert set(model.kernel_report()) == set(layers)
+    model.train().eval()
+    model.set_use_kernels(False)
+    assert not model.use_kernels
+    with pytest.raises(ValueError, match="pass `mapping` instead of `kernel_config`"):
+        model.set_use_kernels(True, kernel_config=object())
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "pixel_values, message",
+    [
+        (torch.zeros(3, 64, 64), r"must be \(frames, 3, height, width\), got \(3, 64, 64\)"),
+        (torch.zeros(1, 4, 64, 64), r"must be \(frames, 3, height, width\), got \(1, 4, 64, 64\)"),
+        (torch.zeros(1, 3, 60, 64), "must be multiples of 32, got 60 x 64: pad"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "must be normalised floating-point frames, got torch.uint8"),
+    ],
+)
+def test_bad_frames(pixel_values, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(pixel_values)
+
+
+def test_bad_number_of_query_layers():
+    with pytest.raises(ValueError, match="num_query_layers must be 1 to 3, got 4"):
+        tiny_model()(frames(), num_query_layers=4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_attention_heads": 5}, "feature_size must be a multiple of num_attention_heads=5, got 32"),
+        ({"hidden_dim": 34}, "hidden_dim must be a multiple of 4"),
+        ({"feature_size": 48}, "feature_size must be a multiple of 32"),
+        ({"decoder_layers": 1}, "must be at least 2, got 1"),
+        ({"pre_norm": True}, "pre_norm=True is not supported"),
+        ({"common_stride": 8}, "masks at stride 4"),
+    ],
+)
+def test_bad_configuration(changes, message):
+    with pytest.raises(Exception, match=message):
+        tiny_detector_config(**changes)
+
+
+def test_backbone_with_too_few_maps():
+    backbone = {**BACKBONES["basic"], "out_features": ["stage3", "stage4"]}
+    with pytest.raises(ValueError, match=r"must return four maps .*got \['stage3', 'stage4'\]"):
+        tiny_model(backbone_config=backbone)

@@ -1,4 +1,4 @@
-"""Tests that every video model passes. A system joins by giving parameters:
+"""Tests that every video model passes. A system joins by giving parameters; one with a video head, for example:
 
 class TestVita(VideoModelTests):
     model_class = VitaForVideoInstanceSegmentation
@@ -50,29 +50,28 @@ def predictions(output) -> tuple[torch.Tensor, torch.Tensor]:
     return output.class_queries_logits, output.masks_queries_logits
 
 
-class VideoModelTests:
-    """Common tests of the models behind `AutoModelForVideoInstanceSegmentation`."""
+class CommonTests:
+    """Common tests of the models behind `AutoModelForVideoInstanceSegmentation`.
+
+    A model has 5 queries, the classes `LABELS`, and otherwise the sizes of `tiny_detector_config`.
+    """
 
     model_class: type
     settings: dict = {}
     """Fields of the configuration beyond those of `config()`."""
+    nothing_frozen: dict = {}
+    """Fields of the configuration with which every parameter trains."""
 
     def config(self, **changes):
-        return self.model_class.config_class(
-            **{
-                "detector_config": tiny_detector_config(freeze_batch_norm=False),
-                "num_queries": 5,
-                "encoder_layers": 2,
-                "decoder_layers": 2,
-                "dim_feedforward": 32,
-                "num_attention_heads": 2,
-                "num_frame_query_layers": 2,
-                "train_num_points": 32,
-                "id2label": LABELS,
-                **self.settings,
-                **changes,
-            }
-        )
+        """The configuration of a tiny model."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def warnings_of_transformers(self, caplog, monkeypatch):
+        """Function that returns what was warned of through the loggers of transformers."""
+        for name in ("transformers", "transformers_cvis"):
+            monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        return lambda: caplog.text
 
     def model(self, seed: int = 0, **changes):
         torch.manual_seed(seed)
@@ -127,72 +126,41 @@ class VideoModelTests:
         loaded = AutoConfig.from_pretrained(tmp_path)
         assert type(loaded) is type(config)
         for field in fields(config):
-            if field.name not in ("transformers_version", "detector_config"):
+            if field.name not in ("transformers_version", *config.sub_configs):
                 assert getattr(loaded, field.name) == getattr(config, field.name), field.name
-        assert loaded.detector_config.to_diff_dict() == config.detector_config.to_diff_dict()
+        for name in config.sub_configs:
+            assert getattr(loaded, name).to_diff_dict() == getattr(config, name).to_diff_dict()
         assert loaded.label2id == {"disk": 0, "star": 1, "ring": 2}
 
     def test_saved_configuration_holds_only_known_keys(self, tmp_path):
         self.model().save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "config.json").read_text())
-        for config, keys in ((self.config(), saved), (self.config().detector_config, saved["detector_config"])):
+        config = self.config()
+        parts = [(config, saved)] + [(getattr(config, name), saved[name]) for name in config.sub_configs]
+        parts = [(part, keys) for part, keys in parts if type(part).__module__.startswith("transformers_cvis")]
+        for config, keys in parts:
             known = {field.name for field in fields(config)} | {"model_type", "output_attentions"}
             assert {key for key in keys if not key.startswith("_")} <= known
 
-    def test_typo_in_a_configuration_is_reported(self, caplog):
-        logger = logging.getLogger("transformers_cvis")
-        transformers_logger = logging.getLogger("transformers")
-        before = transformers_logger.propagate
-        transformers_logger.propagate = logger.propagate = True
-        try:
-            config = self.config(num_querys=3, detector_config=tiny_detector_config(hiden_dim=5))
-        finally:
-            transformers_logger.propagate = before
-        for typo, field in (("num_querys", "num_queries"), ("hiden_dim", "hidden_dim")):
-            assert f"no field `{typo}`; its value is ignored. Did you mean `{field}`?" in caplog.text
-        assert not hasattr(config, "num_querys") and not hasattr(config.detector_config, "hiden_dim")
+    def test_typo_in_a_configuration_is_reported(self, warnings_of_transformers):
+        config = self.config(num_querys=3)
+        assert "no field `num_querys`; its value is ignored. Did you mean `num_queries`?" in warnings_of_transformers()
+        assert not hasattr(config, "num_querys")
 
     def test_classes_follow_id2label(self):
         model = self.model(id2label={"0": "a", "1": "b"})
-        assert model.config.num_labels == model.detector.config.num_labels == 2
+        assert model.config.num_labels == 2
         assert model.config.label2id == {"a": 0, "b": 1}
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"num_queries": 0}, "`num_queries` must be at least 1, got 0"),
-            ({"num_attention_heads": 5}, r"hidden_dim` \(32\) must be a multiple of `num_attention_heads` \(5\)"),
-            ({"encoder_window_size": -1}, "`encoder_window_size` must be 0"),
-            ({"num_frame_query_layers": 99}, "`num_frame_query_layers` must lie between 1 and"),
-            ({"num_queries": "many"}, "num_queries"),
-        ],
-    )
-    def test_impossible_configurations(self, changes, message):
-        with pytest.raises(Exception, match=message):
-            self.config(**changes)
+        assert model(video_batch()).class_queries_logits.shape[-1] == 3
 
     # Initialisation
 
-    def test_initialisation(self):
-        model = self.model()
-        head = model.video_head
-        for name, parameter in model.named_parameters():
+    def test_initial_weights_follow_the_seed(self):
+        first, same, other = (dict(self.model(seed).named_parameters()) for seed in (0, 0, 1))
+        for name, parameter in first.items():
             assert torch.isfinite(parameter).all(), name
-        for table in (head.queries_features, head.queries_embedder, head.frame_queries_embedder):
-            assert 0.7 < table.weight.std() < 1.3
-        bound = (6 / (4 * 32)) ** 0.5
-        attention = head.encoder.layers[0].self_attn
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-            assert 0.9 * bound < projection.weight.abs().max() <= bound
-            assert not projection.bias.any()
-        assert attention.out_proj.weight.abs().max() > bound
-        assert head.class_predictor.weight.abs().max() <= 32**-0.5
-        assert not head.mask_projection.bias.any() and not head.input_projection.bias.any()
-        deformable = model.detector.model.pixel_level_module.decoder.encoder.layers[0].self_attn
-        assert not deformable.sampling_offsets.weight.any() and deformable.sampling_offsets.bias.abs().max() == 4
-        same, other = self.model(), self.model(seed=1)
-        assert torch.equal(same.video_head.queries_features.weight, head.queries_features.weight)
-        assert not torch.equal(other.video_head.queries_features.weight, head.queries_features.weight)
+            assert torch.equal(parameter, same[name]), name
+        assert any(not torch.equal(parameter, other[name]) for name, parameter in first.items())
 
     # Training
 
@@ -201,9 +169,6 @@ class VideoModelTests:
         loss_of(model).backward()
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, name
-        assert any(
-            name.startswith("video_head.mask_projection") for name, p in model.named_parameters() if p.requires_grad
-        )
 
     def test_videos_without_objects_train(self):
         model = self.model()
@@ -224,7 +189,7 @@ class VideoModelTests:
         assert all(loss.ndim == 0 for loss in output.loss_dict.values())
 
     def test_optimiser_steps_reduce_the_loss(self):
-        model = self.model(freeze_detector=False)
+        model = self.model(**self.nothing_frozen)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         losses = []
         for _ in range(12):
@@ -238,7 +203,7 @@ class VideoModelTests:
 
     @pytest.mark.parametrize("use_reentrant", [True, False])
     def test_gradient_checkpointing_changes_nothing(self, use_reentrant):
-        plain, saving = self.model(freeze_detector=False), self.model(freeze_detector=False)
+        plain, saving = self.model(**self.nothing_frozen), self.model(**self.nothing_frozen)
         saving.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         layers = [module for module in saving.modules() if isinstance(module, GradientCheckpointingLayer)]
         assert layers and all(layer.gradient_checkpointing for layer in layers)
@@ -248,16 +213,6 @@ class VideoModelTests:
         for (name, expected), parameter in zip(plain.named_parameters(), saving.parameters(), strict=True):
             torch.testing.assert_close(parameter.grad, expected.grad, msg=name)
 
-    def test_frozen_detector_builds_no_graph(self):
-        model = self.model(freeze_detector=True)
-        graphs, statistics = [], [buffer.clone() for buffer in model.detector.buffers()]
-        model.detector.register_forward_hook(lambda *call: graphs.append(call[-1].fpn_features.requires_grad))
-        loss_of(model).backward()
-        assert graphs == [False]
-        assert all(parameter.grad is None for parameter in model.detector.parameters())
-        for before, after in zip(statistics, model.detector.buffers(), strict=True):
-            assert torch.equal(before, after)
-
     # Inference
 
     @torch.no_grad()
@@ -266,11 +221,10 @@ class VideoModelTests:
         output = model(video_batch())
         assert output.class_queries_logits.shape == (2, 5, 4)
         assert output.masks_queries_logits.shape == (2, 5, 4, 16, 24)
-        assert output.mask_features is None and output.frame_similarity_embeddings is None
+        assert output.mask_features is None and output.frame_queries is None
         full = model(video_batch(), output_embeddings=True)
         assert full.mask_features.shape == (2, 4, 32, 16, 24)
-        assert full.mask_embeddings.shape == (2, 5, 32)
-        assert full.frame_similarity_embeddings.shape[1:] == full.encoded_frame_queries.shape[1:] == (4, 6, 32)
+        assert full.frame_queries.shape[:3] == (1, 2, 4) and full.frame_queries.shape[4] == 32
 
     @torch.no_grad()
     def test_deterministic(self):
@@ -412,5 +366,86 @@ class VideoModelTests:
             "ids": torch.arange(6)[:, None].expand(6, 4),
             "masks": torch.ones(6, 4, 64, 96, dtype=torch.bool),
         }
-        with pytest.raises(ValueError, match="has 6 objects, but the model has only 5 video queries"):
+        with pytest.raises(ValueError, match="has 6 objects, but the model has only 5"):
             model(video_batch(), labels=[crowd, crowd])
+
+
+class VideoModelTests(CommonTests):
+    """The common tests, and those of the models made of a frame detector and a video head."""
+
+    nothing_frozen = {"freeze_detector": False}
+
+    def config(self, **changes):
+        return self.model_class.config_class(
+            **{
+                "detector_config": tiny_detector_config(freeze_batch_norm=False),
+                "num_queries": 5,
+                "encoder_layers": 2,
+                "decoder_layers": 2,
+                "dim_feedforward": 32,
+                "num_attention_heads": 2,
+                "num_frame_query_layers": 2,
+                "train_num_points": 32,
+                "id2label": LABELS,
+                **self.settings,
+                **changes,
+            }
+        )
+
+    def test_typo_in_the_configuration_of_the_detector_is_reported(self, warnings_of_transformers):
+        config = self.config(detector_config=tiny_detector_config(hiden_dim=5))
+        assert "no field `hiden_dim`; its value is ignored. Did you mean `hidden_dim`?" in warnings_of_transformers()
+        assert not hasattr(config.detector_config, "hiden_dim")
+
+    def test_classes_of_the_detector_follow_id2label(self):
+        model = self.model(id2label={"0": "a", "1": "b"})
+        assert model.detector.config.num_labels == 2
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_queries": 0}, "`num_queries` must be at least 1, got 0"),
+            ({"num_attention_heads": 5}, r"hidden_dim` \(32\) must be a multiple of `num_attention_heads` \(5\)"),
+            ({"encoder_window_size": -1}, "`encoder_window_size` must be 0"),
+            ({"num_frame_query_layers": 99}, "`num_frame_query_layers` must lie between 1 and"),
+            ({"num_queries": "many"}, "num_queries"),
+        ],
+    )
+    def test_impossible_configurations(self, changes, message):
+        with pytest.raises(Exception, match=message):
+            self.config(**changes)
+
+    def test_initialisation(self):
+        model = self.model()
+        head = model.video_head
+        for table in (head.queries_features, head.queries_embedder, head.frame_queries_embedder):
+            assert 0.7 < table.weight.std() < 1.3
+        bound = (6 / (4 * 32)) ** 0.5
+        attention = head.encoder.layers[0].self_attn
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            assert 0.9 * bound < projection.weight.abs().max() <= bound
+            assert not projection.bias.any()
+        assert attention.out_proj.weight.abs().max() > bound
+        assert head.class_predictor.weight.abs().max() <= 32**-0.5
+        assert not head.mask_projection.bias.any() and not head.input_projection.bias.any()
+        deformable = model.detector.model.pixel_level_module.decoder.encoder.layers[0].self_attn
+        assert not deformable.sampling_offsets.weight.any() and deformable.sampling_offsets.bias.abs().max() == 4
+
+    def test_mask_projection_of_the_head_trains(self):
+        assert self.model().video_head.mask_projection.weight.requires_grad
+
+    def test_frozen_detector_builds_no_graph(self):
+        model = self.model(freeze_detector=True)
+        graphs, statistics = [], [buffer.clone() for buffer in model.detector.buffers()]
+        model.detector.register_forward_hook(lambda *call: graphs.append(call[-1].fpn_features.requires_grad))
+        loss_of(model).backward()
+        assert graphs == [False]
+        assert all(parameter.grad is None for parameter in model.detector.parameters())
+        for before, after in zip(statistics, model.detector.buffers(), strict=True):
+            assert torch.equal(before, after)
+
+    @torch.no_grad()
+    def test_embeddings_of_the_head(self):
+        full = self.model()(video_batch(), output_embeddings=True)
+        assert full.mask_embeddings.shape == (2, 5, 32)
+        assert full.frame_similarity_embeddings.shape[1:] == full.encoded_frame_queries.shape[1:] == (4, 6, 32)

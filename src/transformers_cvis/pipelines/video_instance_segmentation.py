@@ -5,20 +5,25 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from transformers import AutoVideoProcessor, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..assets import default_model_path
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
-from ..processing import CvisVideoProcessor, VideoFrames, VideoSegmentation, is_image_file, open_video, segment_video
+from ..processing import (
+    CvisVideoProcessor,
+    VideoFrames,
+    VideoSegmentation,
+    is_list_of_videos,
+    open_video,
+    segment_video,
+)
 
 TASK = "video-instance-segmentation"
 _READING_PARAMETERS = ("fps", "stride", "max_frames")
 _SEGMENTATION_PARAMETERS = ("clip_length", "threshold", "top_k", "progress")
-_PROCESSOR_FILE = "video_preprocessor_config.json"
+# What a video processor is made from; the second is that of an image model.
+_PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 # Videos of at least this many frames, or of unknown length, get a progress bar unless `progress` says otherwise.
 _LONG_VIDEO = 100
 
@@ -37,7 +42,8 @@ class VideoInstanceSegmentationPipeline(Pipeline):
     result["tracks"][0].label
     ```
 
-    Without `model` the small model that ships with the package is used. A model object may be given without
+    A Mask2Former checkpoint of the Hub works as it is: it becomes a MinVIS. Without `model` the small model that
+    ships with the package is used. A model object may be given without
     `video_processor`: the one saved next to its weights is used, or else the default one.
 
     Each parameter can be given when the pipeline is made or when it is called:
@@ -57,6 +63,11 @@ class VideoInstanceSegmentationPipeline(Pipeline):
     _load_video_processor = None
 
     def __init__(self, model, video_processor: CvisVideoProcessor | None = None, **kwargs):
+        if not hasattr(model, "stream"):
+            raise ValueError(
+                f"{type(model).__name__} is no video instance segmentation model. The pipeline takes the models of "
+                "transformers_cvis, and Mask2Former checkpoints by their name or folder."
+            )
         super().__init__(model=model, **kwargs)
         self.video_processor = video_processor if video_processor is not None else _find_video_processor(model)
 
@@ -74,7 +85,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
             For each video a dict with `tracks` (`list[Track]`, best first), `size` (height, width), `num_frames` and
             `fps` (`None` if the source has no clock); a list of these for a list of videos.
         """
-        if isinstance(videos, (list, tuple)) and not _is_list_of_frames(videos):
+        if is_list_of_videos(videos):
             return [super(VideoInstanceSegmentationPipeline, self).__call__(_One(v), **parameters) for v in videos]
         return super().__call__(_One(videos), **parameters)
 
@@ -135,20 +146,9 @@ def register_pipeline() -> None:
         )
 
 
-def _is_list_of_frames(items: list | tuple) -> bool:
-    """Whether a list is one video: images, arrays of one frame, or paths of images."""
-
-    def is_frame(item: Any) -> bool:
-        if isinstance(item, (np.ndarray, torch.Tensor)):
-            return item.ndim < 4
-        return isinstance(item, Image.Image) or (isinstance(item, (str, Path)) and is_image_file(item))
-
-    return len(items) > 0 and all(is_frame(item) for item in items)
-
-
 def _find_video_processor(model) -> CvisVideoProcessor:
     name = model.name_or_path
-    if name and (Path(name) / _PROCESSOR_FILE).is_file():
+    if name and any((Path(name) / file).is_file() for file in _PROCESSOR_FILES):
         return AutoVideoProcessor.from_pretrained(name)
     if name and not Path(name).exists():
         try:
@@ -159,7 +159,7 @@ def _find_video_processor(model) -> CvisVideoProcessor:
     logger.warning(
         "There is no %s next to the weights of the model: using the default CvisVideoProcessor (short side %d pixels). "
         "Give `video_processor` for another one.",
-        _PROCESSOR_FILE,
+        _PROCESSOR_FILES[0],
         processor.size["shortest_edge"],
     )
     return processor

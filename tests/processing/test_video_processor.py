@@ -88,6 +88,9 @@ class TestPreprocess:
         alternatives = [
             torch.from_numpy(video).permute(0, 3, 1, 2),
             [Image.fromarray(frame) for frame in video],
+            list(video),
+            [video],
+            video[None],
             np.concatenate([video, video[..., :1]], axis=-1),  # RGBA
         ]
         for other in alternatives:
@@ -97,10 +100,13 @@ class TestPreprocess:
         grey = processor(video[..., :1], return_tensors="pt")["pixel_values_videos"]
         assert grey.shape == expected.shape
 
+        assert processor([frame[..., 0] for frame in video], return_tensors="pt")["pixel_mask"].shape == (1, 64, 64)
+
         path = write_video(tmp_path / "a.mp4", numbered_frames(6))
         batch = processor(str(path), return_tensors="pt", return_metadata=True)
         assert batch["pixel_values_videos"].shape == (1, 6, 3, 64, 64)
         assert (batch["video_metadata"][0].fps, batch["video_metadata"][0].total_num_frames) == (10, 6)
+        assert torch.equal(processor([path], return_tensors="pt")["pixel_values_videos"], batch["pixel_values_videos"])
         sampled = processor(str(path), return_tensors="pt", do_sample_frames=True, num_frames=2)
         assert sampled["pixel_values_videos"].shape[1] == 2
 
@@ -113,6 +119,10 @@ class TestPreprocess:
     @pytest.mark.parametrize(
         "video, message",
         [
+            ([], "There is no video to prepare"),
+            (np.zeros((0, 4, 6, 3), np.uint8), "Video 0 is empty"),
+            ([np.zeros((4, 6, 3), np.uint8), np.zeros((5, 6, 3), np.uint8)], "Frame 1 of .* is 6x5 pix"),
+            ([np.zeros((n, 4, 6, 3), np.uint8) for n in (3, 2)], "Videos of 2, 3 frames make no batch: give clips of"),
             (np.zeros((2, 4, 4, 3), np.int32), "Video 0 has dtype .*int32: pixels are uint8 in 0..255 or float"),
             (np.full((2, 4, 4, 3), 7.0), "Video 0 holds float pixels in 7..7"),
             (np.full((2, 4, 4, 3), np.nan), "Video 0 holds NaN"),
@@ -121,6 +131,10 @@ class TestPreprocess:
     def test_bad_pixels(self, processor, video, message):
         with pytest.raises(ValueError, match=message):
             processor(video, return_tensors="pt")
+
+    def test_no_such_file(self, processor):
+        with pytest.raises(FileNotFoundError, match="There is no file or folder '/no/such.mp4'"):
+            processor("/no/such.mp4", return_tensors="pt")
 
 
 class TestSaving:

@@ -6,7 +6,7 @@ from .output_files import complete_file
 from .segmentation import ClipSegmentation, VideoSegmentation, segment_stream, segment_video
 from .tracks import Track, TrackAccumulator
 from .video_processor import CvisVideoProcessor
-from .video_reading import VideoFrames, is_image_file, open_video
+from .video_reading import VideoFrames, is_list_of_videos, open_video
 from .video_writing import VideoWriter, render_video
 from .ytvis_results import tracks_to_ytvis_json
 
@@ -23,7 +23,7 @@ __all__ = [
     "decode_segmentation",
     "draw_tracks",
     "empty_segmentation",
-    "is_image_file",
+    "is_list_of_videos",
     "open_video",
     "render_video",
     "segment_masks",

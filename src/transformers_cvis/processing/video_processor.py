@@ -1,6 +1,7 @@
 """Frames in, network input out, and the network's output back to tracks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .tracks import DEFAULT_SCORE_RULE, Track, TrackAccumulator
-from .video_reading import channel_axis, check_float_range, open_video
+from .video_reading import channel_axis, check_float_range, is_list_of_videos, open_video
 
 # What the network expects of its pixels, whatever their source.
 _SETTINGS_OF_IMAGES = ("do_normalize", "do_rescale", "image_mean", "image_std", "rescale_factor")
@@ -146,6 +147,20 @@ class CvisVideoProcessor(BaseVideoProcessor):
             videos.append(accumulator.tracks())
         return videos
 
+    def preprocess(self, videos, **kwargs: Unpack[CvisVideosKwargs]) -> BatchFeature:
+        """Prepare one video or a list of videos: arrays or tensors `(num_frames, height, width, 3)` or
+        `(num_frames, 3, height, width)`, paths or URLs, or lists of frames.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a video cannot be read, holds no frame, or its pixels are of another dtype or out of range;
+                videos of one batch have different numbers of frames.
+        """
+        videos = videos if is_list_of_videos(videos) else [videos]
+        if not len(videos):
+            raise ValueError("There is no video to prepare: the list is empty.")
+        return super().preprocess([_array_or_path(video) for video in videos], **kwargs)
+
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
         """Read whole videos into memory with our own reader (the base class can only use torchcodec here)."""
         if isinstance(video_url_or_urls, (list, tuple)):
@@ -216,8 +231,14 @@ class CvisVideoProcessor(BaseVideoProcessor):
         for mask, video in zip(pixel_mask, videos, strict=True):
             mask[: video.shape[-2], : video.shape[-1]] = 1
         videos = [_pad(video, padded_size) for video in videos]
-        if len({len(video) for video in videos}) == 1:
+        lengths = {len(video) for video in videos}
+        if len(lengths) == 1:
             videos = torch.stack(videos)
+        elif return_tensors is not None:
+            raise ValueError(
+                f"Videos of {', '.join(map(str, sorted(lengths)))} frames make no batch: give clips of one length, or "
+                "one video at a time."
+            )
         return BatchFeature(data={"pixel_values_videos": videos, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
 
     def _resize_and_normalize(
@@ -246,6 +267,15 @@ class CvisVideoProcessor(BaseVideoProcessor):
             tuple(image_mean) if image_mean is not None else None,
             tuple(image_std) if image_std is not None else None,
         )
+
+
+def _array_or_path(video):
+    """What the base class understands of a video: an array or tensor with four axes, or a path."""
+    if isinstance(video, Path):
+        return str(video)
+    if isinstance(video, str) or getattr(video, "ndim", None) == 4:
+        return video
+    return np.stack(list(open_video(video)))
 
 
 def _resized_size(height: int, width: int, size) -> tuple[int, int]:

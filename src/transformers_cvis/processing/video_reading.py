@@ -174,9 +174,21 @@ def open_video(
     )
 
 
-def is_image_file(path: str | Path) -> bool:
-    """Whether a path has the suffix of an image."""
-    return Path(path).suffix.lower() in _IMAGE_SUFFIXES
+def is_list_of_videos(videos: Any) -> bool:
+    """Whether this is several videos: a list or tuple, unless all it holds are frames (images, or paths of images)."""
+    if isinstance(videos, (np.ndarray, torch.Tensor)):
+        return videos.ndim == 5
+    return isinstance(videos, (list, tuple)) and not (videos and all(_is_frame(item) for item in videos))
+
+
+def _is_frame(item: Any) -> bool:
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        return item.ndim < 4
+    return isinstance(item, Image.Image) or (isinstance(item, (str, Path)) and _is_image_file(Path(item)))
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGE_SUFFIXES
 
 
 def to_rgb_frame(frame: Any, name: str = "The frame") -> np.ndarray:
@@ -237,7 +249,7 @@ def _open_image_files(paths: list[Path], name: str, sampling: dict) -> VideoFram
 
 
 def _images_in(folder: Path) -> list[Path]:
-    paths = [path for path in folder.iterdir() if is_image_file(path)]
+    paths = [path for path in folder.iterdir() if _is_image_file(path)]
     if not paths:
         raise ValueError(f"The folder {str(folder)!r} holds no image ({', '.join(_IMAGE_SUFFIXES)}).")
     return sorted(paths, key=_natural_order)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -79,7 +80,7 @@ def collate(samples: list[dict]) -> tuple[dict, list[str]]:
 
 
 def train_standin(
-    output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None, resume="auto"
+    output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None, resume="auto", scaler=None
 ) -> tuple[StandInModel, dict]:
     recipe = Recipe.load(Recipe.from_dict(RECIPE), overrides)
     checkpoint = checkpoints.find_checkpoint(output_dir / "checkpoints", resume)
@@ -88,6 +89,9 @@ def train_standin(
     if checkpoint is not None:
         model = StandInModel.from_pretrained(checkpoint)
     trainer = Trainer(recipe, output_dir, model, dataset or StandInDataset(), collate, evaluate, checkpoint)
+    if scaler is not None:
+        trainer.accelerator.scaler = scaler
+        trainer.prepared_optimizer = AcceleratedOptimizer(trainer.optimizer, device_placement=False, scaler=scaler)
     result = trainer.run()
     if trainer.accelerator.is_main_process:
         trainer.unwrapped_model.save_pretrained(output_dir)

@@ -28,6 +28,7 @@ def assert_same_weights(one: dict, other: dict, **tolerance) -> None:
         torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}))
 
 
+@pytest.mark.slow  # test_running has the same with a real model
 def test_killed_run_continues_bit_for_bit(tmp_path):
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     train_standin(uninterrupted)
@@ -73,6 +74,20 @@ def test_two_processes_equal_one(tmp_path):
     assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in reference], rel=1e-4)
     names = {path.name for path in (tmp_path / "two" / "checkpoints" / "step-00000012").iterdir()}
     assert {"random_states_0.json", "random_states_1.json"} <= names
+
+
+def test_the_gradient_scaler_continues(tmp_path):
+    """A loss scale that doubles every second step: fp16 training needs a GPU, its bookkeeping does not."""
+
+    def scaler():
+        return torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+
+    train_standin(tmp_path / "whole", scaler=scaler())
+    train_standin(tmp_path / "pieces", ["max_steps=7"], scaler=scaler())
+    train_standin(tmp_path / "pieces", scaler=scaler())
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "pieces"))
+    state = json.loads((tmp_path / "whole/checkpoints/step-00000012/trainer_state.json").read_text())
+    assert state["scaler"]["scale"] == 2.0**16
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path):

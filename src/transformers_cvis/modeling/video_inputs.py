@@ -47,7 +47,8 @@ class VideoModelMixin:
                 are moved to the device and dtype of the model.
 
         Yields:
-            One output per clip, in order.
+            One output per clip, in order. Where class logits change from clip to clip (GenVIS), the class score of a
+            video's query is the maximum over its outputs.
 
         Raises:
             ValueError: when the model is in training mode.

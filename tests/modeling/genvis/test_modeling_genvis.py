@@ -53,9 +53,7 @@ class TestGenVis(VideoModelTests):
             expected = predictions(model(second[video : video + 1], state=alone))
             for ours, theirs in zip(once, expected, strict=True):
                 torch.testing.assert_close(ours[video : video + 1], theirs, rtol=1e-4, atol=1e-4)
-        with pytest.raises(
-            ValueError, match="`state` belongs to a batch of 2 videos, but `pixel_values_videos`"
-        ):
+        with pytest.raises(ValueError, match="`state` belongs to a batch of 2 videos, but `pixel_values_videos`"):
             model(second[:1], state=state)
 
     @torch.no_grad()
@@ -103,6 +101,12 @@ def test_memory_can_branch():
     assert left.keys[0, 0, :, 0].tolist() == [1, 2]
     assert right.keys[0, 0, :, 0].tolist() == [1, 3]
     assert trunk.keys[0, 0, :, 0].tolist() == [1]
+
+
+def test_memory_of_inference_mode_can_grow_outside_of_it():
+    with torch.inference_mode():
+        memory = QueryMemory.empty_like(entry(0)).append(entry(1), entry(1))
+    assert memory.append(entry(2), entry(2)).keys[0, 0, :, 0].tolist() == [1, 2]
 
 
 def test_growing_memory_copies_seldom():

@@ -4,7 +4,6 @@ B videos (times the frame-decoder layers in training), T frames of a clip, F fra
 C channels, M clips in the memory.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,7 +70,9 @@ class QueryMemory:
         if entry.requires_grad or storage.entries.requires_grad:
             entries = torch.cat([storage.entries[:, :, :, start:end], entry.unsqueeze(3)], dim=3)
             return QueryMemory(_MemoryStorage(entries, used=kept + 1), 0, kept + 1, self.max_clips)
-        if end == storage.entries.shape[3] or storage.used != end:
+        # A tensor made in inference mode cannot be written outside of it.
+        sealed = storage.entries.is_inference() and not torch.is_inference_mode_enabled()
+        if end == storage.entries.shape[3] or storage.used != end or sealed:
             shape = (*storage.entries.shape[:3], 2 * (kept + 1), storage.entries.shape[4])
             entries = storage.entries.new_empty(shape)
             entries[:, :, :, :kept] = storage.entries[:, :, :, start:end]
@@ -213,16 +214,6 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         detected = self.detect(pixel_values_videos, pixel_mask)
         step = self.video_head(detected.frame_queries, state.video_queries, state.memory.keys, state.memory.values)
         return self.make_output(detected, step.encoded_queries, step.decoded, output_embeddings, state.append(step))
-
-    @torch.no_grad()
-    def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
-        """As `CvisVideoModel.stream`; a clip is read only when its output is asked for."""
-        self._check_stream()
-        state = None
-        for clip in clips:
-            output = self(clip.to(self.device), state=state)
-            state = output.state
-            yield output
 
     def _initial_state(self, batch_size: int) -> GenVisState:
         video_queries = self.video_head.initial_queries(batch_size)

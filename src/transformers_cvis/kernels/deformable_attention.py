@@ -7,6 +7,7 @@ N = B*Q*H bags, K = L*P samples of a bag, 4 corners of a sample, M = N*K.
 import torch
 from kernels import use_kernel_forward_from_hub
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -67,6 +68,7 @@ class _DeformableAttention(torch.autograd.Function):
         return _attend(index, weight, value)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):
         value, sampling_locations, attention_weights, index, weight = ctx.saved_tensors
         grad_bags = grad_output.reshape(index.shape[0], value.shape[-1]).to(weight.dtype)  # [N, D]
@@ -160,7 +162,7 @@ def _weight_gradient(grad_bags: Tensor, index: Tensor, value: Tensor) -> Tensor:
     num_bags, bag_size = index.shape
     table = value.reshape(-1, value.shape[-1]).to(grad_bags.dtype)
     bag = torch.arange(num_bags, dtype=index.dtype, device=index.device)
-    bag_of_sample = bag[:, None].expand(-1, bag_size).reshape(-1)
+    bag_of_sample = bag[:, None].expand(-1, bag_size).reshape(-1).contiguous()
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         grad_bags, table, index.reshape(-1), bag * bag_size, bag_of_sample, 0, -1
     ).view(num_bags, bag_size)

@@ -25,10 +25,10 @@ from transformers_cvis import (
     FrameDetector,
     GenVisConfig,
     MinVisForVideoInstanceSegmentation,
-    VideoWriter,
     cli,
 )
 from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
+from transformers_cvis.processing import VideoWriter
 
 TASK = "video-instance-segmentation"
 REPO = "facebook/mask2former-swin-tiny-coco-instance"
@@ -142,7 +142,7 @@ def test_revisions(checkpoint, repository):
     assert_same_network(AutoModelForVideoInstanceSegmentation.from_pretrained(name, revision="other"), other)
     segment = pipeline(TASK, model=name, revision="other")
     assert_same_network(segment.model, other)
-    assert segment.video_processor.image_mean == IMAGE_PROCESSOR["image_mean"]
+    assert list(segment.video_processor.image_mean) == IMAGE_PROCESSOR["image_mean"]
 
 
 def test_video_processor_takes_mean_and_std_and_the_size_of_videos(repository):
@@ -165,7 +165,7 @@ def test_pipeline_tracks_the_classes_of_the_checkpoint(repository, frames):
 def test_pipeline_of_a_model_object_finds_mean_and_std(checkpoint, repository):
     for name in (checkpoint[1], repository[1]):
         model = MinVisForVideoInstanceSegmentation.from_pretrained(name)
-        assert pipeline(TASK, model=model).video_processor.image_std == IMAGE_PROCESSOR["image_std"]
+        assert list(pipeline(TASK, model=model).video_processor.image_std) == IMAGE_PROCESSOR["image_std"]
 
 
 def test_saved_again_it_is_a_minvis(checkpoint, tmp_path, frames):
@@ -197,18 +197,19 @@ def test_command_line(repository, frames, tmp_path, capsys):
     assert (tmp_path / "out" / "my.mp4").is_file()
 
 
+@pytest.fixture(scope="module")
+def maskformer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maskformer")
+    backbone = SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, out_features=STAGES)
+    config = MaskFormerConfig(backbone_config=backbone, fpn_feature_size=32, mask_feature_size=32)
+    for name, size in {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_layers": 1}.items():
+        setattr(config.decoder_config, name, size)
+    MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
+    return str(folder)
+
+
 class TestOthers:
     """Checkpoints that are not Mask2Former's are refused by name."""
-
-    @pytest.fixture(scope="class")
-    def maskformer(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("maskformer")
-        backbone = SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, out_features=STAGES)
-        config = MaskFormerConfig(backbone_config=backbone, fpn_feature_size=32, mask_feature_size=32)
-        for name, size in {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_layers": 1}.items():
-            setattr(config.decoder_config, name, size)
-        MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
-        return str(folder)
 
     def test_by_class(self, maskformer):
         with pytest.raises(ValueError, match="is a 'maskformer' model. MinVIS takes a Mask2Former checkpoint"):
@@ -221,7 +222,9 @@ class TestOthers:
     def test_by_command_line(self, maskformer, frames, tmp_path, capsys):
         with VideoWriter(tmp_path / "my.mp4", fps=5) as writer:
             writer.write(frames[0])
-        assert cli.main(["segment", str(tmp_path / "my.mp4"), "--model", maskformer, "--out", str(tmp_path)]) == 1
+        assert (
+            cli.main(["segment", str(tmp_path / "my.mp4"), "--model", maskformer, "--out", str(tmp_path / "out")]) == 1
+        )
         assert "is a 'maskformer' model, which is no video instance segmentation model" in capsys.readouterr().err
 
     def test_a_model_with_a_video_head(self, checkpoint, tmp_path):

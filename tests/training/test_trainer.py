@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training.launching import finish, launch
-from training.standin import RECIPE, StandInDataset, train_standin
+from training.standin import RECIPE, StandInDataset, StandInModel, train_standin
 
 from transformers_cvis.training import Recipe, checkpoints
 from transformers_cvis.training.trainer import TrainingBatches
@@ -125,6 +125,27 @@ def test_a_loss_that_is_not_finite_names_the_batch(tmp_path):
         train_standin(tmp_path, dataset=StandInDataset(bad_sample=17))
     steps = [path.name for path in checkpoints.list_checkpoints(tmp_path / "checkpoints")]
     assert steps == ["step-00000003"]
+
+
+def test_gradients_that_are_not_finite_name_the_batch(tmp_path, monkeypatch):
+    def forward(self, inputs, labels, forward=StandInModel.forward):
+        outputs = forward(self, inputs, labels)
+        if labels[0] == StandInDataset()[8]["label"]:
+            outputs.loss = outputs.loss + (outputs.loss * 0).sqrt()  # 0, whose gradient is infinite
+        return outputs
+
+    monkeypatch.setattr(StandInModel, "forward", forward)
+    with pytest.raises(FloatingPointError, match="gradient norm is not finite at step 3, in the batch of video-8, "):
+        train_standin(tmp_path)
+
+
+def test_errors_of_the_model_name_the_batch(tmp_path, monkeypatch):
+    def forward(self, inputs, labels):
+        raise ValueError("`labels` do not fit.")
+
+    monkeypatch.setattr(StandInModel, "forward", forward)
+    with pytest.raises(ValueError, match="Step 1, batch of video-0, video-1, video-2, video-3: `labels` do not fit"):
+        train_standin(tmp_path)
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):

@@ -87,8 +87,8 @@ def _stages(ours, peer, pixel_values, repeats):
 
 
 def _gemm_share(ours, pixel_values, seconds: float) -> dict:
-    # The counter knows PyTorch's own products, which is what runs without oneDNN.
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+    # The counter knows PyTorch's own products, which are what runs where gradients are wanted.
+    with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         ours(pixel_values, output_predictions=True)
     achieved = counter.get_total_flops() / seconds
     size = 2048

@@ -160,6 +160,27 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous():
     result = TreeScan()(features, edge_weights, trees)
     assert torch.equal(result, TreeScan()(features.contiguous(), edge_weights.contiguous(), trees))
     assert torch.equal(features, before[0]) and torch.equal(edge_weights, before[1])
+    gradients = []
+    for inputs in ((features, edge_weights), (features.contiguous(), edge_weights.contiguous())):
+        inputs = [tensor.clone().requires_grad_() for tensor in inputs]  # clones keep the strides
+        gradients.append(torch.autograd.grad(TreeScan()(*inputs, trees).square().sum(), inputs))
+    assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_blocks_of_channels_change_nothing():
+    trees = random_trees(3, 40, 50)
+    features, edge_weights = random_inputs((3, 2000, 100), torch.float32)  # two blocks
+    scan = TreeScan()
+
+    def scanned(features, edge_weights):
+        inputs = [tensor.clone().requires_grad_() for tensor in (features, edge_weights)]
+        result = scan(*inputs, trees)
+        return result, *torch.autograd.grad(result.square().sum(), inputs)
+
+    whole = scanned(features, edge_weights)
+    parts = [scanned(*part) for part in zip(features.split(30, dim=2), edge_weights.split(30, dim=2), strict=True)]
+    for together, *separate in zip(whole, *parts, strict=True):
+        assert torch.equal(together, torch.cat(separate, dim=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

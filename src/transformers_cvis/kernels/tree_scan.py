@@ -1,0 +1,294 @@
+"""Aggregation along the paths of trees that span grids: which tree, and the scan up and down it.
+
+Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a grid numbered row by row, E edges between
+4-neighbours, C channels, R rows of a level (nodes of all trees at one distance from their roots).
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from kernels import use_kernel_forward_from_hub
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class SpanningTrees(NamedTuple):
+    """Rooted trees that together hold every node of B grids, and the walk from the roots that visits all at once.
+
+    Nodes are counted through all grids: `grid * N + row * W + column`.
+    """
+
+    nodes: Tensor  # (B*N,) long, by rising distance from the root of their tree
+    positions: Tensor  # (B*N,) long, where in `nodes` every node is
+    parents: Tensor  # (B*N,) long, where in `nodes` the parent of each of `nodes` is; -1 for a root
+    level_sizes: list[int]  # number of nodes at distance 0, 1, 2, ... from their roots; adds up to B*N
+
+
+def grid_edge_costs(guide: Tensor, group_widths: list[int] | None = None) -> Tensor:
+    """Costs `exp(-cosine similarity)` of neighbouring positions, so that a cheapest tree joins what looks alike.
+
+    Args:
+        guide: `(B, H, W, C)`; no gradient flows into the choice of a tree.
+        group_widths: as for [`minimum_spanning_trees`].
+
+    Returns:
+        `(B, E)` in float32 (float64 for such a guide): all vertical edges row by row, then all horizontal ones.
+    """
+    guide = _at_least_float32(guide.detach())
+    height, width = guide.shape[1:3]
+    vertical = F.cosine_similarity(guide[:, :-1], guide[:, 1:], dim=-1, eps=1e-8).flatten(1)  # [B, (H-1)*W]
+    horizontal = F.cosine_similarity(guide[:, :, :-1], guide[:, :, 1:], dim=-1, eps=1e-8)  # [B, H, W-1]
+    inside = _inside_groups(width, _checked_widths(width, group_widths))
+    if not inside.all():
+        horizontal = horizontal[:, :, torch.from_numpy(inside).to(guide.device)]
+    return torch.cat((vertical, horizontal.flatten(1)), dim=1).neg_().exp_()
+
+
+def grid_edges(height: int, width: int, group_widths: list[int] | None = None) -> Tensor:
+    """The two nodes `(E, 2)` long of every edge between 4-neighbours, in the order of [`grid_edge_costs`]."""
+    return torch.from_numpy(_grid_edges(height, width, _checked_widths(width, group_widths)).copy())
+
+
+def minimum_spanning_trees(
+    edge_costs: Tensor, height: int, width: int, group_widths: list[int] | None = None
+) -> SpanningTrees:
+    """The cheapest tree of every grid, rooted at the top left node; of equal edges the earlier one is taken.
+
+    That is Kruskal's algorithm with a stable sort. It runs on the CPU (scipy) for all grids in one call, and only the
+    order of the costs is copied there.
+
+    Args:
+        edge_costs: `(B, E)`, any device, edges in the order of [`grid_edge_costs`].
+        group_widths: columns of groups that lie side by side in a grid and must not be joined; they add up to `width`.
+            Each group gets the tree that it would get as a grid of its own. None for one group.
+
+    Returns:
+        [`SpanningTrees`] on the device of the costs.
+
+    Raises:
+        ValueError: the costs are not one per edge, or the groups do not add up to the width.
+    """
+    widths = _checked_widths(width, group_widths)
+    edges = _grid_edges(height, width, widths)
+    if edge_costs.dim() != 2 or edge_costs.shape[1] != len(edges):
+        raise ValueError(
+            f"edge_costs has shape {tuple(edge_costs.shape)}, expected (batch, {len(edges)}): a grid of {height} x "
+            f"{width} nodes in {len(widths)} group(s) of columns has {len(edges)} edges."
+        )
+    batch_size, num_nodes = edge_costs.shape[0], height * width
+    total = batch_size * num_nodes
+    # Ranks, not costs: no two are equal, so the tree is unique, and none is zero, which scipy takes for "no edge".
+    by_cost = torch.sort(edge_costs.detach(), dim=1, stable=True).indices.cpu().numpy()
+    ranks = np.empty_like(by_cost)
+    np.put_along_axis(ranks, by_cost, np.arange(2, len(edges) + 2)[None], axis=1)
+    # One node more, joined to all roots by the cheapest edges: the forest becomes one tree, walked in one pass.
+    grid_starts = np.arange(batch_size)[:, None] * num_nodes
+    roots = (grid_starts + np.cumsum((0, *widths[:-1]))).ravel()
+    first = np.concatenate(((edges[:, 0] + grid_starts).ravel(), roots))
+    second = np.concatenate(((edges[:, 1] + grid_starts).ravel(), np.full(len(roots), total)))
+    weights = np.concatenate((ranks.ravel(), np.ones(len(roots))))
+    graph = coo_array((weights, (first, second)), shape=(total + 1, total + 1)).tocsr()
+    nodes, above = breadth_first_order(minimum_spanning_tree(graph), total, directed=False)
+    nodes = nodes[1:].astype(np.int64)
+    positions = np.empty(total + 1, dtype=np.int64)
+    positions[nodes] = np.arange(total)
+    positions[total] = -1  # of the node above the roots
+    parents = positions[above[nodes]]
+    # Breadth first, parents never fall: a level ends where the first parent is a node of that level.
+    starts = [0, len(roots)]
+    while starts[-1] < total:
+        starts.append(int(np.searchsorted(parents, starts[-1])))
+    walk = (torch.from_numpy(array).to(edge_costs.device) for array in (nodes, positions[:total], parents))
+    return SpanningTrees(*walk, level_sizes=np.diff(starts).tolist())
+
+
+@use_kernel_forward_from_hub("TreeScan")
+class TreeScan(nn.Module):
+    """`out_i = sum over j of features_j times the product of the edge weights on the path from i to j`, per channel.
+
+    The tree scan of GrootV (Xiao et al. 2024, arXiv:2406.02395, algorithm 1), over all nodes j of the tree of i, with i
+    itself. Stateless; a Hub kernel of this signature takes its place after [`use_kernels`].
+
+    Work and memory are linear in the nodes. All trees are walked together, one level of equal distance from the roots
+    after the other, so that the number of tensor operations follows the depth of the deepest tree.
+    """
+
+    def forward(self, features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
+        """Aggregate `features` along the paths of `trees`.
+
+        Args:
+            features: `(B, N, C)`.
+            edge_weights: `(B, N, C)`, of the edge between each node and its parent; those of roots are not read, and
+                their gradient is zero.
+            trees: of the B grids, from [`minimum_spanning_trees`].
+
+        Returns:
+            `(B, N, C)` in the dtype of `features`; computed in float32 (float64 where features or weights have it).
+
+        Raises:
+            ValueError: when shapes do not fit each other or the trees.
+        """
+        _check_shapes(features, edge_weights, trees)
+        if torch.is_grad_enabled() and (features.requires_grad or edge_weights.requires_grad):
+            return _TreeScan.apply(features, edge_weights, trees)
+        return _scan(features, edge_weights, trees)
+
+
+class _TreeScan(torch.autograd.Function):
+    """Paths read the same both ways, so the gradient of the features is the scan of the gradient.
+
+    Nothing but inputs and result is kept; what is needed of the way up is computed again.
+    """
+
+    @staticmethod
+    def forward(ctx, features, edge_weights, trees):
+        result = _scan(features, edge_weights, trees)
+        ctx.save_for_backward(features, edge_weights, result)
+        ctx.trees = trees
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        features, edge_weights, result = ctx.saved_tensors
+        trees = ctx.trees
+        if not ctx.needs_input_grad[1]:
+            return _scan(grad_output, edge_weights, trees).to(features.dtype), None, None
+        grad_features, grad_weights = _empty(features), _empty(edge_weights)
+        dtype = _compute_dtype(features, edge_weights)
+        for blocks in _channel_blocks(features, edge_weights, result, grad_output, grad_features, grad_weights):
+            subtrees, weights, wholes, gradients = (
+                block.index_select(0, trees.nodes).to(dtype) for block in blocks[:4]
+            )
+            _scan_up(subtrees, weights, trees)
+            _scan_up(gradients, weights, trees)
+            block_grad_weights = _scan_down_with_weight_gradient(gradients, subtrees, wholes, weights, trees)
+            blocks[4].copy_(gradients.index_select(0, trees.positions))
+            blocks[5].copy_(block_grad_weights.index_select(0, trees.positions))
+        return grad_features if ctx.needs_input_grad[0] else None, grad_weights, None
+
+
+def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
+    dtype = _compute_dtype(features, edge_weights)
+    result = _empty(features)
+    for features_block, weights_block, result_block in _channel_blocks(features, edge_weights, result):
+        states, weights = (block.index_select(0, trees.nodes).to(dtype) for block in (features_block, weights_block))
+        _scan_up(states, weights, trees)
+        _scan_down(states, weights, trees)
+        result_block.copy_(states.index_select(0, trees.positions))
+    return result
+
+
+# In what follows rows are nodes in the order of the walk, `[B*N, C]`, and a level is a slice of them.
+
+
+def _scan_up(states: Tensor, weights: Tensor, trees: SpanningTrees) -> None:
+    """Leaves to roots, in place: `states` of nodes become the aggregates of their subtrees."""
+    for state, weight, parents in reversed(_levels(trees, states, weights)):
+        states.index_add_(0, parents, weight * state)
+
+
+def _scan_down(states: Tensor, weights: Tensor, trees: SpanningTrees) -> None:
+    """Roots to leaves, in place: aggregates of subtrees become those of whole trees.
+
+    What reaches a node from outside its subtree is its parent's aggregate less what it sent there itself.
+    """
+    for state, weight, parents in _levels(trees, states, weights):
+        outside = states.index_select(0, parents).addcmul_(weight, state, value=-1)
+        state.addcmul_(weight, outside)
+
+
+def _scan_down_with_weight_gradient(
+    gradients: Tensor, subtrees: Tensor, wholes: Tensor, weights: Tensor, trees: SpanningTrees
+) -> Tensor:
+    """[`_scan_down`] of `gradients`, and the gradient of the edge weights.
+
+    An edge carries what lies below it to the gradients outside, and what lies outside to the gradients below.
+
+    Args:
+        subtrees: aggregates of subtrees of the features.
+        wholes: aggregates of whole trees of the features.
+    """
+    grad_weights = torch.zeros_like(weights)
+    levels = _levels(trees, gradients, subtrees, weights, grad_weights)
+    for gradient, subtree, weight, grad_weight, parents in levels:
+        outside = wholes.index_select(0, parents).addcmul_(weight, subtree, value=-1)
+        grad_outside = gradients.index_select(0, parents).addcmul_(weight, gradient, value=-1)
+        torch.mul(gradient, outside, out=grad_weight).addcmul_(subtree, grad_outside)
+        gradient.addcmul_(weight, grad_outside)
+    return grad_weights
+
+
+def _levels(trees: SpanningTrees, *rows: Tensor) -> list[tuple[Tensor, ...]]:
+    """Slices of `rows`, and of the parents, of every level below the roots."""
+    return list(zip(*(tensor.split(trees.level_sizes) for tensor in (*rows, trees.parents)), strict=True))[1:]
+
+
+def _channel_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`(B, N, C)` tensors as rows `[B*N, c]` of some channels at a time.
+
+    On CPU a block is at most 2 MiB: what the walk works on stays in cache, and its memory is used again and again
+    instead of being given back to the system and faulted in afresh.
+    """
+    flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]  # views of what is written: it is contiguous
+    num_rows, num_channels = flat[0].shape
+    size = max(1, num_channels)
+    if tensors[0].device.type == "cpu":
+        size = min(size, max(16, 2**21 // (4 * max(1, num_rows))))
+    return zip(*(tensor.split(size, dim=1) for tensor in flat), strict=True)
+
+
+def _empty(like: Tensor) -> Tensor:
+    """Contiguous, whatever the strides of `like`."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def _compute_dtype(features: Tensor, edge_weights: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(features.dtype, edge_weights.dtype), torch.float32)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+@lru_cache(maxsize=64)
+def _grid_edges(height: int, width: int, group_widths: tuple[int, ...]) -> np.ndarray:
+    nodes = np.arange(height * width).reshape(height, width)
+    inside = _inside_groups(width, group_widths)
+    vertical = np.stack((nodes[:-1].ravel(), nodes[1:].ravel()), axis=1)
+    horizontal = np.stack((nodes[:, :-1][:, inside].ravel(), nodes[:, 1:][:, inside].ravel()), axis=1)
+    return np.concatenate((vertical, horizontal))
+
+
+def _inside_groups(width: int, group_widths: tuple[int, ...]) -> np.ndarray:
+    """For each column but the last, `(W-1,)`: whether the next column is of the same group."""
+    inside = np.ones(width - 1, dtype=bool)
+    inside[np.cumsum(group_widths[:-1], dtype=np.int64) - 1] = False
+    return inside
+
+
+def _checked_widths(width: int, group_widths: list[int] | None) -> tuple[int, ...]:
+    widths = (width,) if group_widths is None else tuple(int(group_width) for group_width in group_widths)
+    if sum(widths) != width or min(widths) < 1:
+        raise ValueError(f"group_widths {list(widths)} must be positive and add up to the width of the grid, {width}.")
+    return widths
+
+
+def _check_shapes(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> None:
+    if features.dim() != 3 or features.shape != edge_weights.shape:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)} and edge_weights {tuple(edge_weights.shape)}; both must be "
+            "(batch, nodes, channels)."
+        )
+    num_nodes = features.shape[0] * features.shape[1]
+    if len(trees.nodes) != num_nodes or sum(trees.level_sizes) != num_nodes:
+        raise ValueError(
+            f"The trees have {len(trees.nodes)} nodes, the features {features.shape[0]} x {features.shape[1]}: build "
+            "the trees from grids of the same batch."
+        )

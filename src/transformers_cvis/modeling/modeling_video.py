@@ -87,7 +87,7 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         self.video_head.compile(**kwargs)
 
     def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        detected = self.detector(frames)
+        detected = self.detector(frames, output_mask_features=False)
         return detected.frame_queries[-1], self.video_head.mask_projection(detected.fpn_features)
 
     def detect_for_training(self, pixel_values_videos: Tensor) -> tuple[FrameDetectorOutput, DetectedFrames]:

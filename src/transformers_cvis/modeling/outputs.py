@@ -23,8 +23,8 @@ class FrameDetectorOutput(ModelOutput):
         frame_queries (`torch.Tensor` of shape `(num_query_layers, N, Q, C)`): queries of the last decoder layers after
             the decoder's norm, oldest layer first.
         fpn_features (`torch.Tensor` of shape `(N, C, H / 4, W / 4)`): the map before the mask projection.
-        mask_features (`torch.Tensor` of shape `(N, C, H / 4, W / 4)`): per-pixel embeddings; their product with a mask
-            embedding is a mask's logits.
+        mask_features (`torch.Tensor` of shape `(N, C, H / 4, W / 4)`, *optional*): per-pixel embeddings; their product
+            with a mask embedding is a mask's logits.
         predictions (`tuple[LayerPrediction]`, *optional*): class logits and mask embeddings of the learned queries and
             of every decoder layer, oldest first; returned in training and with `output_predictions=True`.
     """

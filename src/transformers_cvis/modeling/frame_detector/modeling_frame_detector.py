@@ -89,6 +89,7 @@ class FrameDetector(CvisPreTrainedModel):
         labels: list[dict[str, torch.Tensor]] | None = None,
         num_query_layers: int = 1,
         output_predictions: bool = False,
+        output_mask_features: bool = True,
     ) -> FrameDetectorOutput:
         """
         Args:
@@ -97,13 +98,14 @@ class FrameDetector(CvisPreTrainedModel):
             labels: per frame `{"class_labels": (n,) long, "masks": (n, H, W)}`; gives `loss` and `loss_dict`.
             num_query_layers: how many of the last decoder layers `frame_queries` holds.
             output_predictions: return `predictions`, and outside training the logits of the last layer.
+            output_mask_features: False saves `mask_features` where nothing that is asked for needs them.
 
         Raises:
             ValueError: when `pixel_values` has the wrong shape or type, or `num_query_layers` is out of range.
         """
         self._check_inputs(pixel_values, num_query_layers)
         levels, fpn_features = self.model.pixel_level_module(pixel_values.to(self.dtype))
-        return self.predict(levels, fpn_features, labels, num_query_layers, output_predictions)
+        return self.predict(levels, fpn_features, labels, num_query_layers, output_predictions, output_mask_features)
 
     def predict(
         self,
@@ -112,18 +114,18 @@ class FrameDetector(CvisPreTrainedModel):
         labels: list[dict[str, torch.Tensor]] | None = None,
         num_query_layers: int = 1,
         output_predictions: bool = False,
+        output_mask_features: bool = True,
     ) -> FrameDetectorOutput:
         """What follows the pixel decoder, whose outputs `levels` and `fpn_features` are; arguments as in `forward`."""
         project_masks = self.model.pixel_level_module.decoder.mask_projection
         queries, mask_embeddings = self.model.transformer_module(
             levels, [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
         )
-        output = FrameDetectorOutput(
-            frame_queries=torch.stack(queries[-num_query_layers:]),
-            fpn_features=fpn_features,
-            mask_features=project_masks(fpn_features),
-        )
-        if not output_predictions and labels is None:
+        output = FrameDetectorOutput(frame_queries=torch.stack(queries[-num_query_layers:]), fpn_features=fpn_features)
+        predicts = output_predictions or labels is not None
+        if predicts or output_mask_features:
+            output.mask_features = project_masks(fpn_features)
+        if not predicts:
             return output
 
         mask_embeddings.append(self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries[-1]))

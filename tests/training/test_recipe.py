@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from training.standin import RECIPE
 
@@ -58,6 +60,14 @@ def test_overrides():
     assert recipe.data.train[0].json == "/data/train.json"
     assert recipe.optimizer.learning_rate == 1e-3
     assert recipe.model.config == {"num_queries": 7}
+
+
+@pytest.mark.parametrize("key", ["data.train.json", "data.train.0.json"])
+def test_overrides_of_a_single_source(tmp_path, key):
+    written = {**RECIPE, "data": {**RECIPE["data"], "train": RECIPE["data"]["train"][0]}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(written))
+    for source in (tmp_path / "recipe.yaml", recipe_with()):
+        assert Recipe.load(source, [f"{key}=/data/train.json"]).data.train[0].json == "/data/train.json"
 
 
 @pytest.mark.parametrize(

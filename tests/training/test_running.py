@@ -17,6 +17,7 @@ from transformers_cvis.data import SHAPES, make_moving_shapes
 from transformers_cvis.training import Recipe, checkpoints, running, train
 from transformers_cvis.training.building import build_dataset, build_model
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_vis.py"
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 
 
@@ -168,3 +169,12 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path, monkeypa
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finish(launch(EXAMPLE))
+    losses = [row["loss"] for row in rows(tmp_path / "build/train_vis/vita") if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "build/train_vis/genvis/model.safetensors").exists()

@@ -213,32 +213,35 @@ def _read_yaml(source: str | Path) -> dict:
 
 
 def _apply_override(values: dict, override: str) -> None:
-    """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created."""
+    """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created.
+
+    A single data source is a list of one, whichever way it is written: its number may be given or left out.
+    """
     key, separator, text = override.partition("=")
     if not separator:
         raise ValueError(f"Recipe override {override!r} must look like key=value, e.g. optimizer.learning_rate=1e-4.")
     *parents, last = key.strip().split(".")
     node: Any = values
-    for parent in parents:
-        if isinstance(node, list):
-            node = node[_list_index(node, parent, override)]
-        else:
-            if node.get(parent) is None:
-                node[parent] = {}
-            node = node[parent]
+    for position, parent in enumerate(parents):
+        if isinstance(node, dict) and parent == "0" and position > 0:
+            continue
+        node = _open(node, parent, override)
+        if isinstance(node, dict) and node.get(parent) is None:
+            node[parent] = {}
+        node = node[int(parent) if isinstance(node, list) else parent]
         if not isinstance(node, (dict, list)):
             raise ValueError(f"Recipe override {override!r}: {parent!r} holds a value, not further keys.")
-    value = yaml.safe_load(text)
-    if isinstance(node, list):
-        node[_list_index(node, last, override)] = value
-    else:
-        node[last] = value
+    node = _open(node, last, override)
+    node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
 
 
-def _list_index(values: list, text: str, override: str) -> int:
-    if not text.isdigit() or int(text) >= len(values):
-        raise ValueError(f"Recipe override {override!r}: {text!r} must be a number from 0 to {len(values) - 1}.")
-    return int(text)
+def _open(node: dict | list, key: str, override: str) -> dict | list:
+    """The node that `key` is looked up in: of a list of one its only entry, unless the key is a number."""
+    if isinstance(node, list) and len(node) == 1 and not key.isdigit():
+        return node[0]
+    if isinstance(node, list) and not (key.isdigit() and int(key) < len(node)):
+        raise ValueError(f"Recipe override {override!r}: {key!r} must be a number from 0 to {len(node) - 1}.")
+    return node
 
 
 def _convert(expected: Any, value: Any, where: str) -> Any:

@@ -26,7 +26,7 @@ setup(
         "torch>=2.9",
         "torchvision",
         "transformers>=5.10",
-        "datasets",
+        "datasets>=4",
         "huggingface_hub",
         "accelerate",
         "safetensors",

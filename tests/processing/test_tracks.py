@@ -123,6 +123,42 @@ class TestThreshold:
         assert accumulator.num_frames == 7
 
 
+class TestMeanLogits:
+    """The rule of models whose class logits are averaged over the frames."""
+
+    def test_frames_count_alike_and_masks_do_not_change_the_score(self):
+        accumulator = TrackAccumulator(SIZE, SIZE, top_k=4, score_rule="mean_logits")
+        short, long = class_logits([0.8, 0.1, 0.1], [0.2, 0.2, 0.6]), class_logits([0.1, 0.3, 0.6], [0.3, 0.6, 0.1])
+        accumulator.update(short, mask_logits(2, 1, 0.1))
+        accumulator.update(long, mask_logits(2, 3, 5.0))
+        expected = ((short + 3 * long) / 4).softmax(-1)
+        tracks = accumulator.tracks()
+        assert len(tracks) == 4
+        for track in tracks:
+            assert track.score == pytest.approx(expected[track.query_id, track.label_id].item())
+
+    def test_clips_of_any_length_score_alike(self):
+        logits = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        scores = []
+        for length in (1, 2, 6):
+            accumulator = TrackAccumulator(SIZE, SIZE, top_k=12, score_rule="mean_logits")
+            for clip in logits.split(length):
+                accumulator.update(clip.mean(0), mask_logits(3, length))
+            scores.append([track.score for track in accumulator.tracks()])
+        assert scores[1] == pytest.approx(scores[0]) and scores[2] == pytest.approx(scores[0])
+
+    def test_a_query_counts_from_the_clip_where_it_gets_an_object(self):
+        """An object that enters late is recorded from its first clip, although the mean follows only later."""
+        accumulator = TrackAccumulator(SIZE, SIZE, threshold=0.5, score_rule="mean_logits")
+        accumulator.update(class_logits([0.1, 0.9]), mask_logits(1, 2))
+        assert accumulator.tracks() == []
+        accumulator.update(class_logits([0.7, 0.3]), mask_logits(1, 1))
+        assert accumulator.tracks() == []  # seen, but not yet sure of the whole video
+        accumulator.update(class_logits([0.99, 0.01]), mask_logits(1, 2))
+        (track,) = accumulator.tracks()
+        assert [rle is not None for rle in track.segmentations] == [False, False, True, True, True]
+
+
 def test_a_track_prints_in_one_line():
     track = Track(0.91234, 3, "dog", 7, [None, {"size": [1, 1], "counts": "1"}], [None, (0, 0, 1, 1)])
     assert repr(track) == "Track(label='dog', score=0.912, query_id=7, visible in 1 of 2 frames)"
@@ -134,6 +170,7 @@ def test_a_track_prints_in_one_line():
         ({}, "Give a `threshold`, `top_k` or both"),
         ({"threshold": 1.5}, "`threshold` is a score in 0..1, got 1.5"),
         ({"top_k": 0}, "`top_k` must be at least 1, got 0"),
+        ({"top_k": 1, "score_rule": "best"}, "`score_rule` is one of max_times_quality, mean_logits; got 'best'"),
     ],
 )
 def test_bad_selection(arguments, message):

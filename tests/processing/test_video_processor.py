@@ -156,6 +156,13 @@ class TestPostProcess:
             masks_queries_logits=torch.randn(2, 5, num_frames, 16, 16, generator=generator),
         )
 
+    def test_score_rule_of_the_model(self, processor):
+        outputs, sizes = self.outputs(2, 0), [(45, 70), (30, 30)]
+        videos = processor.post_process_video_instance_segmentation(outputs, sizes, top_k=3, score_rule="mean_logits")
+        probabilities = outputs.class_queries_logits.softmax(-1)[..., :-1]
+        for tracks, expected in zip(videos, probabilities.flatten(1).topk(3).values, strict=True):
+            assert [track.score for track in tracks] == pytest.approx(expected.tolist())
+
     def test_one_output_and_consecutive_clips(self, processor):
         outputs = [self.outputs(2, 0), self.outputs(1, 1)]
         names = {0: "a", 1: "b", 2: "c"}

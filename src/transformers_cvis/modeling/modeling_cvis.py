@@ -45,7 +45,7 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
 
     def _initialize_weights(self, module: nn.Module, *args):
         # For models outside of transformers the library skips a module without tensors of its own, and with it
-        # `initialize_parameters()` of a layer made of other layers. Ours leave loaded tensors alone: nothing is skipped.
+        # `initialize_parameters()` of a layer made of other layers. Loaded tensors stay as they are: none is skipped.
         super()._initialize_weights(module)
 
     @classmethod

@@ -44,7 +44,7 @@ def small_genvis() -> GenVisForVideoInstanceSegmentation:
     }
     config = GenVisConfig(
         detector_config=detector_config,
-        num_queries=20,
+        num_queries=10,
         encoder_layers=1,
         decoder_layers=2,
         dim_feedforward=64,
@@ -80,7 +80,7 @@ def peak_megabytes() -> float:
 
 
 def rows(quick: bool):
-    num_frames = 400 if quick else 2000
+    num_frames = 300 if quick else 2000
     processor = CvisVideoProcessor(size={"shortest_edge": HEIGHT, "longest_edge": WIDTH})
     settled_peak = settled_resident = resident = num_masks = 0
     clips = segment_stream(small_genvis(), processor, moving_square(num_frames), threshold=None, top_k=10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from modeling.model_tester import VideoModelTests, loss_of, predictions, video_batch, video_labels
 
-from transformers_cvis import GenVisForVideoInstanceSegmentation
+from transformers_cvis import GenVisForVideoInstanceSegmentation, VitaForVideoInstanceSegmentation
 from transformers_cvis.modeling.genvis.modeling_genvis import MemoryAttention, QueryMemory
 
 
@@ -131,3 +131,18 @@ def test_memory_read_in_half_precision(dtype):
     assert torch.isfinite(read.read).all() and read.read.dtype == dtype
     torch.testing.assert_close(read.weights.sum(dim=-1), torch.ones(1, 4))
     assert not reader(queries, memory.keys[:, :, :0], memory.values[:, :, :0]).read.any()
+
+
+def test_starts_from_a_vita(tmp_path):
+    class Vita(VideoModelTests):
+        model_class = VitaForVideoInstanceSegmentation
+
+    vita = Vita().model()
+    vita.save_pretrained(tmp_path)
+    genvis, info = GenVisForVideoInstanceSegmentation.from_pretrained(
+        tmp_path, config=TestGenVis().config(), output_loading_info=True
+    )
+    assert not info["unexpected_keys"]
+    assert all(name.startswith("video_head.memory_attention.") for name in info["missing_keys"])
+    weights = genvis.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in vita.state_dict().items())

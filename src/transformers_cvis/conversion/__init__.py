@@ -1,6 +1,6 @@
 """Released Detectron2-style checkpoints to configurations and safetensors."""
 
-from . import video_names  # noqa: F401  registers the tables of VITA and GenVIS
+from . import hvpl_names, video_names  # noqa: F401  register the tables of HVPL, VITA and GenVIS
 from .checkpoints import convert_checkpoint, read_checkpoint
 from .convert import ConversionReport, convert_state_dict
 

@@ -59,6 +59,7 @@ def convert_state_dict(
             report.ignored[name] = rule.reason
         else:
             targets = tuple(match.expand(target) for target in rule.targets)
+            tensor = tensor.squeeze(0) if rule.squeeze else tensor
             for target, part in zip(targets, tensor.chunk(len(targets)) if len(targets) > 1 else [tensor], strict=True):
                 converted[target] = part.clone()
                 # A frozen norm of the original counts no batches; the counter is part of a batch norm here.

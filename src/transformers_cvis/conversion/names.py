@@ -14,10 +14,14 @@ from transformers import SwinBackbone, SwinConfig
 
 @dataclass(frozen=True)
 class Rename:
-    """The tensor goes to `target` (a template for `re.Match.expand`); several targets share its rows in equal parts."""
+    """The tensor goes to `target` (a template for `re.Match.expand`); several targets share its rows in equal parts.
+
+    With `squeeze` it loses its first axis, which has length one.
+    """
 
     pattern: str
     target: str | tuple[str, ...]
+    squeeze: bool = False
 
     @property
     def targets(self) -> tuple[str, ...]:

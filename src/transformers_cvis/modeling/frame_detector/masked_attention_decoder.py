@@ -218,6 +218,17 @@ class TransformerModule(nn.Module):
         Returns:
             As `MaskedAttentionDecoder`.
         """
+        level_keys, level_values = self.read_levels(levels)
+        return self.decoder(
+            self.queries_features.weight.expand(levels[0].shape[0], -1, -1),
+            self.queries_embedder.weight,
+            level_keys,
+            level_values,
+            [features.flatten(2) for features in level_mask_features],
+        )
+
+    def read_levels(self, levels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values `(N, L, C)` of each level of `forward`."""
         level_keys, level_values = [], []
         for level, projection, embedding in zip(levels, self.input_projections, self.level_embed.weight, strict=True):
             height, width = level.shape[-2:]
@@ -227,10 +238,4 @@ class TransformerModule(nn.Module):
             )
             level_values.append(values)
             level_keys.append(values + positions)
-        return self.decoder(
-            self.queries_features.weight.expand(levels[0].shape[0], -1, -1),
-            self.queries_embedder.weight,
-            level_keys,
-            level_values,
-            [features.flatten(2) for features in level_mask_features],
-        )
+        return level_keys, level_values

@@ -1,5 +1,6 @@
 """Video AP and AR on pycocotools, predictions of a model over a data set, zips for the test servers."""
 
+from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting
 from .ground_truth import GroundTruth, check_results, read_results
 from .prediction import predict_dataset
 from .submission import write_submission
@@ -7,9 +8,12 @@ from .video_ap import EvaluationResult, evaluate_ytvis
 
 __all__ = [
     "EvaluationResult",
+    "ForgettingRate",
     "GroundTruth",
     "check_results",
+    "crisp_forgetting",
     "evaluate_ytvis",
+    "hvpl_forgetting",
     "predict_dataset",
     "read_results",
     "write_submission",

@@ -1,0 +1,140 @@
+"""HVPL's video context encoder: what may see what, on which axes, with which types."""
+
+import math
+
+import pytest
+import torch
+from transformers import PreTrainedConfig
+
+from transformers_cvis.kernels import kernel_report
+from transformers_cvis.modeling.hvpl import ContextEncoder, TreeStateSpace
+from transformers_cvis.modeling.modeling_cvis import CvisPreTrainedModel
+
+HIDDEN_DIM = 32
+
+
+def encoder(seed: int = 0, num_layers: int = 2, **options) -> ContextEncoder:
+    torch.manual_seed(seed)
+    return ContextEncoder(num_layers, HIDDEN_DIM, 64, **options).eval()
+
+
+def queries(batch_size: int = 2, num_frames: int = 3, num_queries: int = 7, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch_size, num_frames, num_queries, HIDDEN_DIM, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_frames", [1, 4])
+def test_tasks_added_later_leave_a_task_as_it_is(num_frames):
+    context_encoder, groups = encoder(), [5, 2, 2, 1]
+    frame_queries = queries(num_frames=num_frames, num_queries=sum(groups))
+    together = context_encoder(frame_queries, groups)
+    assert together.shape == frame_queries.shape
+    alone = torch.cat([context_encoder(part) for part in frame_queries.split(groups, dim=2)], dim=2)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    changed = frame_queries.clone()
+    changed[:, :, 7:] = 0  # the same number of queries, others in them: not one bit of the first two tasks may change
+    assert torch.equal(context_encoder(changed, groups)[:, :, :7], together[:, :, :7])
+
+
+@torch.no_grad()
+def test_jointly_encoded_tasks_see_each_other():
+    frame_queries = queries()
+    changed = frame_queries.clone()
+    changed[:, :, 5:] = 0
+    joint = encoder(encoder_slices="joint")
+    assert not torch.allclose(joint(changed, [5, 2])[:, :, :5], joint(frame_queries, [5, 2])[:, :, :5])
+
+
+@torch.no_grad()
+def test_by_default_frames_inform_each_other_and_videos_do_not():
+    frame_queries = queries()
+    context_encoder = encoder()
+    torch.testing.assert_close(context_encoder(frame_queries)[:1], context_encoder(frame_queries[:1]))
+    changed = frame_queries.clone()
+    changed[:, -1] = 0
+    assert not torch.allclose(context_encoder(changed)[:, 0], context_encoder(frame_queries)[:, 0])
+
+
+@torch.no_grad()
+def test_on_released_axes_videos_inform_each_other_and_frames_do_not():
+    frame_queries = queries()
+    context_encoder = encoder(scan_axes="released")
+    torch.testing.assert_close(context_encoder(frame_queries)[:, :1], context_encoder(frame_queries[:, :1]))
+    changed = frame_queries.clone()
+    changed[1] = 0
+    assert not torch.allclose(context_encoder(changed)[0], context_encoder(frame_queries)[0])
+
+
+@torch.no_grad()
+def test_released_axes_keep_tasks_apart_unless_joint():
+    frame_queries = queries()
+    context_encoder = encoder(scan_axes="released")
+    together = context_encoder(frame_queries, [5, 2])
+    torch.testing.assert_close(together[:, :, :5], context_encoder(frame_queries[:, :, :5]))
+    joint = encoder(scan_axes="released", encoder_slices="joint")
+    torch.testing.assert_close(joint(frame_queries, [5, 2]), joint(frame_queries))
+    assert not torch.allclose(joint(frame_queries, [5, 2]), together)
+
+
+def test_every_parameter_learns():
+    context_encoder = encoder().train()
+    for layer in context_encoder.layers:
+        layer.drop_path.p = 0.0
+    frame_queries = queries().requires_grad_()
+    context_encoder(frame_queries, [5, 2]).square().sum().backward()
+    assert [name for name, parameter in context_encoder.named_parameters() if not parameter.grad.abs().sum() > 0] == []
+    assert frame_queries.grad.isfinite().all()
+
+
+def test_branches_are_dropped_per_video_in_training_only():
+    context_encoder = encoder(num_layers=3, drop_path_rate=0.4)
+    assert [layer.drop_path.p for layer in context_encoder.layers] == pytest.approx([0.0, 0.2, 0.4])
+    layer = context_encoder.layers[-1]
+    layer.drop_path.p = 0.5
+    hidden_states = queries(batch_size=1).expand(64, -1, -1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(hidden_states)[:1], layer(hidden_states[:1]))
+        torch.manual_seed(0)
+        dropped = layer.train()(hidden_states)
+    untouched = (dropped == hidden_states).flatten(1).all(1)
+    assert 4 <= untouched.sum() <= 28  # both branches of a video, a quarter of 64
+
+
+@torch.no_grad()
+def test_half_precision_and_autocast():
+    context_encoder, frame_queries = encoder(), queries()
+    expected = context_encoder(frame_queries)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (context_encoder(frame_queries) - expected).abs().mean() < 0.05
+    half = context_encoder.bfloat16()(frame_queries.bfloat16())
+    assert half.dtype == torch.bfloat16 and half.isfinite().all()
+
+
+class Model(CvisPreTrainedModel):
+    config_class = PreTrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.state_space = TreeStateSpace(64)
+        self.post_init()
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    state_space = Model(PreTrainedConfig()).state_space
+    steps = torch.nn.functional.softplus(state_space.dt_proj.bias)
+    assert 0.99e-3 <= steps.min() and steps.max() <= 1.01e-1 and steps.std() > 1e-2
+    assert state_space.dt_proj.weight.abs().max() <= state_space.step_rank**-0.5
+    assert (state_space.A_log == 0).all() and (state_space.D == 1).all()
+    assert state_space.conv2d.weight.abs().max() <= math.sqrt(1 / 9)
+
+
+def test_the_scan_is_a_kernel_layer():
+    assert list(kernel_report(encoder())) == ["layers.0.state_space.tree_scan", "layers.1.state_space.tree_scan"]
+
+
+def test_unknown_choices_are_named():
+    with pytest.raises(ValueError, match="scan_axes is 'frames', expected one of 'frames_queries', 'released'"):
+        encoder(scan_axes="frames")
+    with pytest.raises(ValueError, match="encoder_slices is 'single', expected one of 'per_task', 'joint'"):
+        encoder(encoder_slices="single")

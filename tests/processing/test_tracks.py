@@ -99,6 +99,19 @@ class TestThreshold:
         tracks = accumulator.tracks()  # query 2 falls below 0.3 by its mask quality of about 0.93
         assert [(track.query_id, track.label_id) for track in tracks] == [(0, 0)]
 
+    def test_the_better_of_two_queries_on_one_object(self):
+        accumulator = TrackAccumulator(SIZE, SIZE, threshold=0.3)
+        masks = mask_logits(3, 2)
+        masks[1] = masks[0]
+        masks[1, 1] = -1000.0  # half of the frames: an overlap of 0.5 is no duplicate yet
+        accumulator.update(class_logits([0.7, 0.1, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]), masks)
+        assert {track.query_id for track in accumulator.tracks()} == {0, 1, 2}
+
+        accumulator = TrackAccumulator(SIZE, SIZE, threshold=0.3)
+        masks[1] = masks[0]
+        accumulator.update(class_logits([0.7, 0.1, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]), masks)
+        assert [track.query_id for track in accumulator.tracks()] == [1, 2]
+
     def test_top_k_limits(self):
         accumulator = TrackAccumulator(SIZE, SIZE, threshold=0.1, top_k=1)
         accumulator.update(class_logits([0.5, 0.5], [0.8, 0.2]), mask_logits(2, 1))

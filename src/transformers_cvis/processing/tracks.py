@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .masks import ClipMasks, segment_masks, segmentation_boxes
+from .masks import ClipMasks, segment_masks, segmentation_boxes, video_iou
 
 SCORE_RULES = ("max_times_quality", "mean_logits")
 DEFAULT_SCORE_RULE = SCORE_RULES[0]
+DUPLICATE_OVERLAP = 0.5
 
 
 @dataclass(repr=False)
@@ -60,7 +61,8 @@ class TrackAccumulator:
 
     - Without a threshold, as videos are evaluated: the `top_k` pairs of largest class probability, whatever their
       masks; a query may appear with several labels.
-    - With a `threshold`, as tracks are shown: each query with its best label, where the score reaches the threshold.
+    - With a `threshold`, as tracks are shown: each query with its best label, where the score reaches the threshold;
+      of tracks that overlap by more than half (IoU over all frames) the best alone, whatever their labels.
       A query is recorded from the first clip in which its class probability, in the clip or in the video so far,
       reaches the threshold; before, it stands for no object, so its masks are not even computed.
 
@@ -194,4 +196,14 @@ class TrackAccumulator:
                     boxes=segmentation_boxes(segmentations[query]),
                 )
             )
-        return sorted(tracks, key=lambda track: -track.score)
+        tracks.sort(key=lambda track: -track.score)
+        return tracks if self.threshold is None else _without_duplicates(tracks)
+
+
+def _without_duplicates(tracks: list[Track]) -> list[Track]:
+    """Those of `tracks`, best first, that do not overlap a better one by more than `DUPLICATE_OVERLAP`."""
+    kept: list[Track] = []
+    for track in tracks:
+        if all(video_iou(track.segmentations, other.segmentations) <= DUPLICATE_OVERLAP for other in kept):
+            kept.append(track)
+    return kept

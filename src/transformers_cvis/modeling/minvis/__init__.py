@@ -1,6 +1,7 @@
 """MinVIS: a frame detector whose queries are matched from frame to frame; needs no training on video."""
 
+from ..query_matching import match_frame_queries
 from .configuration_minvis import MinVisConfig
-from .modeling_minvis import MinVisForVideoInstanceSegmentation, MinVisState, match_frame_queries
+from .modeling_minvis import MinVisForVideoInstanceSegmentation, MinVisState
 
 __all__ = ["MinVisConfig", "MinVisForVideoInstanceSegmentation", "MinVisState", "match_frame_queries"]

@@ -5,16 +5,13 @@ B videos, T frames of a clip, Q queries, C channels, K classes.
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from transformers import Mask2FormerConfig
 
 from ..frame_detector.modeling_frame_detector import FrameDetector
 from ..losses import VideoTargets
 from ..outputs import VideoInstanceSegmentationOutput
+from ..query_matching import match_frame_queries
 from ..video_inputs import VideoModelMixin
 from .configuration_minvis import MinVisConfig
 
@@ -28,49 +25,6 @@ class MinVisState:
     """
 
     frame_queries: Tensor
-
-
-@torch.no_grad()
-def match_frame_queries(frame_queries: Tensor, previous: Tensor | None = None) -> Tensor:
-    """Which query of each frame continues which track.
-
-    Each frame is matched to the frame before it, as reordered already: the assignment of least total
-    1 - cosine similarity (MinVIS, section 3.3). Reordering only permutes the rows of a cost matrix, so the matrices of
-    all frames are made at once on the device and reach the host in one transfer.
-
-    Args:
-        frame_queries: `(B, T, Q, C)`.
-        previous: `(B, Q, C)`, queries of the frame before in the order of the tracks; None where the video begins, then
-            the first frame makes the order.
-
-    Returns:
-        `(B, T, Q)` long: the query of the frame that takes each place of the order.
-
-    Raises:
-        ValueError: when a similarity is not finite.
-    """
-    directions = _directions(frame_queries)
-    first = directions[:, 0] if previous is None else _directions(previous)
-    before = torch.cat([first[:, None], directions[:, :-1]], dim=1)
-    costs = (1 - before @ directions.transpose(2, 3)).cpu().numpy()  # (B, T, Q of the frame before, Q)
-    if not np.isfinite(costs).all():
-        raise ValueError(
-            "Frame queries cannot be matched: they hold NaN or infinity. Check the weights and the pixel values, or "
-            "run in bfloat16 or float32 instead of float16."
-        )
-    orders = np.empty(costs.shape[:3], dtype=np.int64)
-    for video, video_costs in enumerate(costs):
-        order = np.arange(costs.shape[3])
-        for frame, cost in enumerate(video_costs):
-            if frame or previous is not None:
-                _, order = linear_sum_assignment(cost[order])
-            orders[video, frame] = order
-    return torch.from_numpy(orders).to(frame_queries.device)
-
-
-def _directions(queries: Tensor) -> Tensor:
-    """Queries of length 1, in float32 at least."""
-    return F.normalize(queries.to(torch.promote_types(queries.dtype, torch.float32)), dim=-1)
 
 
 class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
@@ -173,4 +127,4 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         self.model.transformer_module.compile(**kwargs)
 
 
-__all__ = ["MinVisForVideoInstanceSegmentation", "MinVisState", "match_frame_queries"]
+__all__ = ["MinVisForVideoInstanceSegmentation", "MinVisState"]

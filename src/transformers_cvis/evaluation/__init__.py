@@ -1,5 +1,6 @@
-"""Video AP and AR on pycocotools, predictions of a model over a data set, zips for the test servers."""
+"""Video AP and AR on pycocotools, forgetting over tasks, predictions over a data set, zips for the test servers."""
 
+from .continual_report import ContinualReport, TaskEvaluation, evaluate_after_task
 from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting
 from .ground_truth import GroundTruth, check_results, read_results
 from .prediction import predict_dataset
@@ -7,11 +8,14 @@ from .submission import write_submission
 from .video_ap import EvaluationResult, evaluate_ytvis
 
 __all__ = [
+    "ContinualReport",
     "EvaluationResult",
     "ForgettingRate",
     "GroundTruth",
+    "TaskEvaluation",
     "check_results",
     "crisp_forgetting",
+    "evaluate_after_task",
     "evaluate_ytvis",
     "hvpl_forgetting",
     "predict_dataset",

@@ -1,0 +1,293 @@
+"""What a model knows after each task of a schedule, and the report of all of them: json, markdown and plots."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..processing import complete_file
+from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting, only_in_videos_with_group
+from .ground_truth import GroundTruth, read_results
+from .plots import bar_chart, heat_map, line_chart
+from .video_ap import STATISTICS, evaluate_ytvis
+
+FORGETTING_VIDEOS = ("containing", "all")
+EVALUATED_CLASSES = ("seen", "all", "current")
+
+
+@dataclass
+class TaskEvaluation:
+    """The 12 statistics of one model, by class, by task and overall. Everything is plain json.
+
+    Attributes:
+        after (`int`): the task that was learnt last, 0 for the base.
+        classes (`dict[str, dict[str, float]]`): by class, on the videos that HVPL's forgetting counts.
+        classes_on_all_videos (`dict[str, dict[str, float]]`): by class, as CRISP's forgetting needs it.
+        tasks (`list[dict[str, float]]`): by task, on the videos that HVPL's forgetting counts.
+        overall (`dict[str, dict[str, float]]`): over "seen" classes and the videos that hold one (as HVPL reports),
+            over "all" classes and videos (as CRISP reports; what is not learnt yet counts 0), over "current" classes
+            and their videos.
+    """
+
+    after: int
+    classes: dict[str, dict[str, float]]
+    classes_on_all_videos: dict[str, dict[str, float]]
+    tasks: list[dict[str, float]]
+    overall: dict[str, dict[str, float]]
+
+
+def evaluate_after_task(
+    ground_truth: GroundTruth | dict | str | os.PathLike,
+    results: list[dict] | dict | str | os.PathLike,
+    tasks: Sequence[Sequence[str]],
+    after: int,
+    forgetting_videos: str = "containing",
+) -> TaskEvaluation:
+    """Evaluate the results of the model that has just learnt task `after`.
+
+    Args:
+        ground_truth: of all test videos and classes, as for [`evaluate_ytvis`].
+        results: likewise.
+        tasks: names of the classes of every task of the schedule, the base first.
+        forgetting_videos: "containing": a class (task) is evaluated on the videos that contain it, as in HVPL, so that
+            false tracks elsewhere do not count. "all": on all videos.
+
+    Raises:
+        ValueError: a class that the ground truth does not have or that is in two tasks, a task that does not exist, an
+            unknown choice, or what [`evaluate_ytvis`] raises.
+    """
+    if forgetting_videos not in FORGETTING_VIDEOS:
+        choices = ", ".join(map(repr, FORGETTING_VIDEOS))
+        raise ValueError(f"forgetting_videos is {forgetting_videos!r}, expected one of {choices}.")
+    if not 0 <= after < len(tasks):
+        raise ValueError(f"There is no task {after}: the schedule has tasks 0 to {len(tasks) - 1}.")
+    ground_truth = GroundTruth.read(ground_truth)
+    results = read_results(results, ground_truth)
+    id_of = _class_ids(ground_truth, tasks)
+    task_ids = [[id_of[name] for name in names] for names in tasks]
+    seen_ids = [category_id for ids in task_ids[: after + 1] for category_id in ids]
+
+    def evaluate(groups=None):
+        kept = results if groups is None else only_in_videos_with_group(results, ground_truth, groups)
+        return evaluate_ytvis(ground_truth, kept)
+
+    everywhere = evaluate()
+    if forgetting_videos == "containing":
+        by_class, by_task = evaluate([[category_id] for category_id in id_of.values()]), evaluate(task_ids)
+    else:
+        by_class = by_task = everywhere
+    return TaskEvaluation(
+        after=after,
+        classes={name: by_class.per_category[category_id] for name, category_id in id_of.items()},
+        classes_on_all_videos={name: everywhere.per_category[category_id] for name, category_id in id_of.items()},
+        tasks=[by_task.summarize(ids) for ids in task_ids],
+        overall={
+            "seen": evaluate([seen_ids]).summarize(seen_ids),
+            "all": everywhere.summary,
+            "current": evaluate([task_ids[after]]).summarize(task_ids[after]),
+        },
+    )
+
+
+@dataclass
+class ContinualReport:
+    """Evaluations after tasks 0 to t of one schedule.
+
+    Attributes:
+        tasks (`list[list[str]]`): names of the classes of every task so far, the base first.
+        evaluations (`list[TaskEvaluation]`): one after each of these tasks.
+        evaluate_classes (`str`): over which classes the overall numbers are shown: "seen", "all" or "current".
+        undefined (`str`): option of [`hvpl_forgetting`].
+        num_classes (`str`): option of [`crisp_forgetting`].
+
+    Raises:
+        ValueError: evaluations that are not those after task 0, 1, 2, ..., or an unknown choice.
+    """
+
+    tasks: list[list[str]]
+    evaluations: list[TaskEvaluation]
+    evaluate_classes: str = "all"
+    undefined: str = "exclude"
+    num_classes: str = "old"
+
+    def __post_init__(self):
+        after = [evaluation.after for evaluation in self.evaluations]
+        if not after or after != list(range(len(self.tasks))):
+            raise ValueError(
+                f"There are {len(self.tasks)} tasks, but evaluations after the tasks {after}; one each is needed."
+            )
+        if self.evaluate_classes not in EVALUATED_CLASSES:
+            choices = ", ".join(map(repr, EVALUATED_CLASSES))
+            raise ValueError(f"evaluate_classes is {self.evaluate_classes!r}, expected one of {choices}.")
+
+    @property
+    def class_names(self) -> list[str]:
+        return [name for names in self.tasks for name in names]
+
+    @property
+    def learnt_after(self) -> list[int]:
+        """The task of each of `class_names`."""
+        return [number for number, names in enumerate(self.tasks) for _ in names]
+
+    def class_matrix(self, statistic: str = "AP", all_videos: bool = False) -> np.ndarray:
+        """`(classes, tasks)`: a statistic of every class after every task; 0 before it is learnt."""
+        columns = [
+            evaluation.classes_on_all_videos if all_videos else evaluation.classes for evaluation in self.evaluations
+        ]
+        values = np.array([[column[name][statistic] for column in columns] for name in self.class_names])
+        values[np.array(self.learnt_after)[:, None] > np.arange(len(columns))] = 0
+        return values
+
+    def task_matrix(self, statistic: str = "AP") -> np.ndarray:
+        """`(tasks, tasks)`: a statistic of every task (row) after every task (column); 0 before it is learnt."""
+        size = len(self.tasks)
+        values = [[evaluation.tasks[task][statistic] for evaluation in self.evaluations] for task in range(size)]
+        return np.triu(np.array(values))
+
+    def overall(self, statistic: str = "AP") -> list[float]:
+        """A statistic over the evaluated classes after every task."""
+        return [evaluation.overall[self.evaluate_classes][statistic] for evaluation in self.evaluations]
+
+    def class_forgetting(self, statistic: str = "AP") -> ForgettingRate:
+        """HVPL's F over classes."""
+        return hvpl_forgetting(self.class_matrix(statistic), self.learnt_after, self.undefined)
+
+    def task_forgetting(self, statistic: str = "AP") -> ForgettingRate:
+        """HVPL's F over tasks."""
+        return hvpl_forgetting(self.task_matrix(statistic), range(len(self.tasks)), self.undefined)
+
+    def crisp_forgetting(self) -> ForgettingRate:
+        """CRISP's FR, of the AP per class over all videos."""
+        return crisp_forgetting(self.class_matrix(all_videos=True), self.learnt_after, self.num_classes)
+
+    def to_dict(self) -> dict:
+        """Plain json: options, evaluations, and the forgetting rates (None where there are none)."""
+        rates = None
+        if len(self.tasks) > 1:
+            rates = {
+                "hvpl_classes": {name: _or_none(self.class_forgetting(name).value) for name in STATISTICS},
+                "hvpl_tasks": {name: _or_none(self.task_forgetting(name).value) for name in STATISTICS},
+                "crisp": self.crisp_forgetting().value,
+            }
+        return {**asdict(self), "forgetting": rates}
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "ContinualReport":
+        """The reverse of `to_dict`."""
+        fields = {name: value for name, value in content.items() if name != "forgetting"}
+        fields["evaluations"] = [TaskEvaluation(**evaluation) for evaluation in content["evaluations"]]
+        return cls(**fields)
+
+    def to_markdown(self) -> str:
+        """Tables in percent: overall and by task after every task, AP by class, forgetting rates."""
+        steps = range(len(self.tasks))
+        lines = [f"Overall numbers are over {self.evaluate_classes} classes. All numbers are percent.", ""]
+        lines += _table(
+            ["after task", "classes", "AP", "AP50", "AP75", "AR1", "AR10", *(f"AP task {task}" for task in steps)],
+            [
+                [
+                    str(step),
+                    str(sum(len(names) for names in self.tasks[: step + 1])),
+                    *(_percent(self.overall(name)[step]) for name in ("AP", "AP50", "AP75", "AR1", "AR10")),
+                    *(_percent(self.task_matrix()[task, step]) if task <= step else "" for task in steps),
+                ]
+                for step in steps
+            ],
+        )
+        if len(self.tasks) > 1:
+            rates = self.to_dict()["forgetting"]
+            lines += [
+                "",
+                *_table(
+                    ["forgetting", "AP", "AP50", "AP75", "AR1", "AR10"],
+                    [
+                        [label, *(_percent(rates[key][name]) for name in ("AP", "AP50", "AP75", "AR1", "AR10"))]
+                        for label, key in (("HVPL, classes", "hvpl_classes"), ("HVPL, tasks", "hvpl_tasks"))
+                    ]
+                    + [["CRISP", _percent(rates["crisp"]), "", "", "", ""]],
+                ),
+            ]
+        matrix = self.class_matrix()
+        lines += [
+            "",
+            *_table(
+                ["class", "task", *(f"AP after {step}" for step in steps)],
+                [
+                    [name, str(task), *(_percent(row[step]) if task <= step else "" for step in steps)]
+                    for name, task, row in zip(self.class_names, self.learnt_after, matrix, strict=True)
+                ],
+            ),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: str | os.PathLike) -> list[Path]:
+        """Write `report.json`, `report.md` and the plots `ap_matrix.png`, `steps.png` and, from two tasks on,
+        `forgetting.png` into a folder, which is made where needed; returns their paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        steps = [str(step) for step in range(len(self.tasks))]
+        learnt = np.triu(np.ones((len(steps), len(steps)), dtype=bool))
+        plots = {
+            "ap_matrix.png": heat_map(
+                np.where(learnt, self.task_matrix() * 100, np.nan).T,
+                "AP in percent",
+                "after task",
+                "on task",
+                steps,
+                steps,
+            ),
+            "steps.png": line_chart(
+                {"mAP": np.array(self.overall("AP")) * 100, "AR1": np.array(self.overall("AR1")) * 100},
+                f"percent, over {self.evaluate_classes} classes",
+                "after task",
+                steps,
+            ),
+        }
+        if len(self.tasks) > 1:
+            old = [name for names in self.tasks[:-1] for name in names]
+            terms = dict(zip(old, self.class_forgetting().terms * 100, strict=True))
+            plots["forgetting.png"] = bar_chart(
+                terms, "forgetting of AP per class, percent of the first value per task"
+            )
+        written = []
+        for name, content in (("report.json", json.dumps(self.to_dict(), indent=1)), ("report.md", self.to_markdown())):
+            with complete_file(folder / name) as file:
+                file.write(content.encode())
+            written.append(folder / name)
+        for name, image in plots.items():
+            with complete_file(folder / name) as file:
+                image.save(file, format="PNG")
+            written.append(folder / name)
+        return written
+
+
+def _class_ids(ground_truth: GroundTruth, tasks: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Category id of every class of the tasks, in their order."""
+    known = {name: category_id for category_id, name in ground_truth.categories.items()}
+    names = [name for task in tasks for name in task]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"The ground truth has no class {unknown[0]!r}; it has {sorted(known)}.")
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"The class {repeated[0]!r} is in more than one task, or twice in one.")
+    empty = [number for number, task in enumerate(tasks) if not len(task)]
+    if empty:
+        raise ValueError(f"Task {empty[0]} has no classes.")
+    return {name: known[name] for name in names}
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or not value >= 0 else f"{100 * value:.2f}"
+
+
+def _or_none(value: float) -> float | None:
+    """json has no NaN."""
+    return None if np.isnan(value) else value

@@ -342,7 +342,8 @@ def make_moving_shapes(
     Args:
         output_dir: must not exist yet, or be empty.
         num_frames: the length of every video, or (shortest, longest).
-        size, categories, num_objects, object_size, typical_colours: as for `generate_video`. Category ids are 1, 2, ... in this order.
+        size, categories, num_objects, object_size, typical_colours: as for `generate_video`. Category ids are 1, 2, ...
+            in this order.
         background_dir: a folder of photographs (searched recursively) that half of the videos get as background.
         fps: frame rate of the mp4 files.
 

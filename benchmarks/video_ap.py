@@ -38,56 +38,51 @@ def rows(quick: bool):
 
 
 def data_set(num_videos: int, num_found: int, seed: int) -> tuple[dict, list[dict]]:
-    """Moving blobs; six of ten found tracks follow an annotated one with some error, the others are anywhere."""
+    """Moving blobs. The annotated tracks of a video are of one to three categories, as in YouTube-VIS and OVIS; six of
+    ten found tracks follow an annotated one with some error, the others are of any shape, place and category.
+    """
     random = np.random.default_rng(seed)
     pool = [blob_track(random) for _ in range(60)]
     videos, annotations, results = [], [], []
     for video_id in range(1, num_videos + 1):
         videos.append({"id": video_id, "height": HEIGHT, "width": WIDTH, "length": NUM_FRAMES})
-        chosen = [(int(random.integers(len(pool))), int(random.integers(1, NUM_CATEGORIES + 1))) for _ in range(10)]
-        for track, category in chosen:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "video_id": video_id,
-                    "category_id": category,
-                    "iscrowd": 0,
-                    "segmentations": pool[track][0],
-                }
-            )
+        present = random.integers(1, NUM_CATEGORIES + 1, size=random.integers(1, 4))
+        annotated = [(random.integers(len(pool)), random.choice(present)) for _ in range(NUM_ANNOTATED)]
+        for blob, category in annotated:
+            track = {"video_id": video_id, "category_id": int(category), "segmentations": pool[blob][0]}
+            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **track})
         for _ in range(num_found):
+            blob, category = random.integers(len(pool)), random.integers(1, NUM_CATEGORIES + 1)
             if random.random() < 0.6:
-                track, category = chosen[random.integers(NUM_ANNOTATED)]
-                variant = int(random.integers(1, len(pool[track])))
-            else:
-                track, category, variant = (
-                    int(random.integers(len(pool))),
-                    int(random.integers(1, NUM_CATEGORIES + 1)),
-                    0,
-                )
-            results.append(
-                {
-                    "video_id": video_id,
-                    "category_id": category,
-                    "score": float(random.random()),
-                    "segmentations": pool[track][variant],
-                }
-            )
+                blob, category = annotated[random.integers(NUM_ANNOTATED)]
+            variant = random.integers(1, len(pool[blob]))
+            track = {"video_id": video_id, "category_id": int(category), "segmentations": pool[blob][variant]}
+            results.append({"score": float(random.random()), **track})
     categories = [{"id": number, "name": f"category {number}"} for number in range(1, NUM_CATEGORIES + 1)]
     return {"videos": videos, "categories": categories, "annotations": annotations}, results
 
 
 def blob_track(random) -> list[list[dict]]:
-    """A star-shaped blob that moves through the video, and four inaccurate copies of it."""
+    """A star-shaped blob that moves through the video, and four inaccurate copies of it.
+
+    It is visible in some consecutive frames, two thirds of the video on average. Where it is not, the annotation holds
+    None and the copies hold empty masks, as the test servers want them.
+    """
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     radius = random.uniform(20, 110) * (
         1 + 0.15 * np.sin(angles * random.integers(2, 7)) + 0.05 * random.normal(size=48)
     )
     centre, speed = random.uniform((120, 80), (520, 280)), random.normal(size=2) * 4
+    first, last = sorted(random.integers(0, NUM_FRAMES + 1, size=2))
+    visible = range(NUM_FRAMES) if random.random() < 0.5 else range(first, last)
+    absent = mask_utils.frPyObjects({"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}, HEIGHT, WIDTH)
     variants = []
     for error in (0.0, 0.05, 0.1, 0.2, 0.3):
         masks = []
         for frame in range(NUM_FRAMES):
+            if frame not in visible:
+                masks.append({"size": [HEIGHT, WIDTH], "counts": absent["counts"].decode()} if error else None)
+                continue
             r = radius * (1 + error * random.normal()) * (1 + 0.1 * error * random.normal(size=48))
             x, y = centre + frame * speed + error * 20 * random.normal(size=2)
             polygon = np.stack((x + r * np.cos(angles), y + r * np.sin(angles)), axis=1)

@@ -46,7 +46,6 @@ def test_evaluation(name):
 
 
 def test_training_step():
-    settings = {}
     clip_length = load_case("genvis_r50_train").config["frames_per_clip"]
     case, model = build("genvis_r50_train", "genvis", clip_length=clip_length, uvla="released")
     assert_training_step(case, model, "genvis")

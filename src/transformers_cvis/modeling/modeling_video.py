@@ -32,7 +32,7 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
     def __init__(self, config: CvisVideoConfig):
         super().__init__(config)
         config.share_labels()
-        self.detector = FrameDetector(config.detector_config)
+        self.detector = self.build_detector(config)
         self.video_head = self.video_head_class(config)
         self.criterion = self.criterion_class(
             config.num_labels,
@@ -59,6 +59,11 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
 
     def _freeze(self) -> None:
         self.detector.requires_grad_(not self.config.freeze_detector)
+
+    @staticmethod
+    def build_detector(config: CvisVideoConfig) -> FrameDetector:
+        """The system's frame detector."""
+        return FrameDetector(config.detector_config)
 
     @staticmethod
     def criterion_settings(config: CvisVideoConfig) -> dict[str, Any]:

@@ -1,5 +1,13 @@
 """HVPL: hierarchical visual prompts for continual video instance segmentation."""
 
+from .configuration_hvpl import HvplConfig
 from .context_encoder import ContextEncoder, ContextEncoderLayer, TreeStateSpace
+from .modeling_hvpl import HvplForVideoInstanceSegmentation
 
-__all__ = ["ContextEncoder", "ContextEncoderLayer", "TreeStateSpace"]
+__all__ = [
+    "ContextEncoder",
+    "ContextEncoderLayer",
+    "HvplConfig",
+    "HvplForVideoInstanceSegmentation",
+    "TreeStateSpace",
+]

@@ -1,0 +1,81 @@
+"""Configuration of HVPL."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from ..configuration_cvis import CvisVideoConfig
+
+
+@strict
+class HvplConfig(CvisVideoConfig):
+    r"""
+    Configuration of [`HvplForVideoInstanceSegmentation`] (Dong et al., "HVPL: Hierarchical Visual Prompt Learning for
+    Continual Video Instance Segmentation", arXiv:2508.08612).
+
+    Fields as in `CvisVideoConfig`, and the following. Released weights need `scan_axes="released"`,
+    `encoder_slices="joint"` and `cross_tokens="released"` together, which is how their numbers were made.
+
+    Args:
+        task_class_counts (`list[int]`, *optional*): classes of each task, the base first; `id2label` has them in this
+            order. One task of all classes by default.
+        task_prompt_counts (`list[int]`): prompts of each task after the base, at frame level and at video level.
+        calibration_deltas (`list[float]`): of each task, see `calibrate_class_logits`; cut to the number of tasks or
+            continued with the last one.
+        deep_class_head (`bool`): class heads of three layers instead of one.
+        encoder (`"tree"` or `"attention"`): whether frame queries inform each other along trees, or by VITA's object
+            encoder, which in the released code is there but never runs.
+        drop_path_rate (`float`): of the last layer of the context encoder, rising from 0 in the first.
+        freeze_drop_path (`bool`): without stochastic depth while a later task is learnt, as the encoder is frozen then.
+            False is what the released code does.
+        scan_axes (`"frames_queries"` or `"released"`): see `ContextEncoder`; "released" passes nothing between frames.
+        encoder_slices (`"per_task"` or `"joint"`): see `ContextEncoder`; "joint" mixes the tasks, so that a new one
+            changes what older ones compute.
+        cross_tokens (`"per_task"` or `"released"`): which frame queries the video queries of a task read at inference:
+            those of the task in all frames, as in training; or, with later tasks, those of the first frame alone, with
+            positions of the base, since the released code counts tokens as if there were one frame.
+    """
+
+    model_type = "hvpl"
+
+    task_class_counts: list[int] | None = None
+    task_prompt_counts: list[int] | None = None
+    calibration_deltas: list[float | int] | None = None
+    deep_class_head: bool = True
+    encoder: Literal["tree", "attention"] = "tree"
+    drop_path_rate: float | int = 0.2
+    freeze_drop_path: bool = False
+    scan_axes: Literal["frames_queries", "released"] = "frames_queries"
+    encoder_slices: Literal["per_task", "joint"] = "per_task"
+    cross_tokens: Literal["per_task", "released"] = "per_task"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.task_class_counts is None:
+            self.task_class_counts = [self.num_labels]
+        if self.task_prompt_counts is None:
+            self.task_prompt_counts = []
+        if self.calibration_deltas is None:
+            self.calibration_deltas = [0.0]
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        class_counts, prompt_counts = self.task_class_counts, self.task_prompt_counts or []
+        if class_counts is not None:
+            if sum(class_counts) != self.num_labels or min(class_counts, default=0) < 1:
+                raise ValueError(
+                    f"`task_class_counts` {class_counts} must be at least 1 each and add up to the {self.num_labels} "
+                    "classes of `id2label`."
+                )
+            if len(prompt_counts) != len(class_counts) - 1 or min(prompt_counts, default=1) < 1:
+                raise ValueError(
+                    f"`task_prompt_counts` {prompt_counts} must be at least 1 for each of the {len(class_counts) - 1} "
+                    "tasks after the base in `task_class_counts`."
+                )
+        if self.calibration_deltas is not None and not self.calibration_deltas:
+            raise ValueError("`calibration_deltas` must hold at least one number; 0 leaves logits as they are.")
+        if self.encoder == "attention" and self.encoder_slices != "per_task":
+            raise ValueError('`encoder_slices="joint"` is a switch of the tree encoder; use `encoder="tree"`.')
+
+
+__all__ = ["HvplConfig"]

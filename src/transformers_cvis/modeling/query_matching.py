@@ -33,7 +33,8 @@ def match_frame_queries(frame_queries: Tensor, previous: Tensor | None = None, i
     directions = _directions(frame_queries)
     first = directions[:, 0] if previous is None else _directions(previous)
     before = torch.cat([first[:, None], directions[:, :-1]], dim=1)
-    costs = (1 - before @ directions.transpose(2, 3)).cpu().numpy()  # (B, T, Q of the frame before, Q)
+    with torch.autocast(directions.device.type, enabled=False):
+        costs = (1 - before @ directions.transpose(2, 3)).cpu().numpy()  # (B, T, Q of the frame before, Q)
     if not np.isfinite(costs).all():
         raise ValueError(
             "Frame queries cannot be matched: they hold NaN or infinity. Check the weights and the pixel values, or "

@@ -15,6 +15,7 @@ from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
 from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
+from .modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
 from .pipelines import VideoInstanceSegmentationPipeline, register_pipeline
 from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video, segment_stream, segment_video
@@ -63,6 +64,8 @@ __all__ = [
     "MinVisConfig",
     "MinVisForVideoInstanceSegmentation",
     "Recipe",
+    "SpvisConfig",
+    "SpvisForVideoInstanceSegmentation",
     "Track",
     "VideoInstanceSegmentationPipeline",
     "VideoSegmentation",

@@ -605,7 +605,7 @@ def add_convert(commands) -> None:
     parser.add_argument(
         "--system",
         required=True,
-        choices=["vita", "genvis", "minvis"],
+        choices=["vita", "genvis", "minvis", "spvis", "dvis"],
         help="what the checkpoint is of; minvis also for Mask2Former",
     )
     parser.add_argument(

@@ -15,16 +15,20 @@ from transformers import PreTrainedConfig
 from ..modeling.genvis import GenVisForVideoInstanceSegmentation
 from ..modeling.hub import save_model
 from ..modeling.minvis import MinVisForVideoInstanceSegmentation
+from ..modeling.spvis import SpvisForVideoInstanceSegmentation
 from ..modeling.vita import VitaForVideoInstanceSegmentation
 from ..processing import CvisVideoProcessor
 from .configurations import infer_minvis_config
 from .convert import ConversionReport, convert_state_dict
+from .spvis_configurations import infer_spvis_config
 from .video_configurations import infer_video_config
 
 SYSTEMS = {
     "vita": VitaForVideoInstanceSegmentation,
     "genvis": GenVisForVideoInstanceSegmentation,
     "minvis": MinVisForVideoInstanceSegmentation,
+    "spvis": SpvisForVideoInstanceSegmentation,
+    "dvis": SpvisForVideoInstanceSegmentation,
 }
 
 UNUSED_WEIGHTS = re.compile(r"\.swin\.layernorm\.")  # in transformers' Swin, which does not use it as a backbone
@@ -44,7 +48,7 @@ def convert_checkpoint(
     Args:
         checkpoint: `.pth` (read with `weights_only=True`) or `.safetensors`, with Detectron2's names.
         output_dir: a new or empty folder; gets configuration, weights, video processor and card.
-        system: "vita", "genvis" or "minvis". Mask2Former's own checkpoints convert as "minvis".
+        system: "vita", "genvis", "minvis", "spvis" or "dvis". Mask2Former's own checkpoints convert as "minvis".
         class_names: in the order of the class head; by default LABEL_0, LABEL_1, ...
         settings: configuration fields that shapes do not tell, for example `clip_length` or `encoder_window_size`.
         license: of the weights, for the card.
@@ -99,6 +103,8 @@ def infer_config(released: dict[str, torch.Tensor], system: str, **settings) -> 
     """The configuration that a released state dict was made with; `settings` are fields that shapes do not tell."""
     if system == "minvis":
         return infer_minvis_config(released, **settings)
+    if system in ("spvis", "dvis"):
+        return infer_spvis_config(released, system, **settings)
     return infer_video_config(released, system, **settings)
 
 

@@ -9,12 +9,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from .frame_detector import FrameDetector, FrameDetectorConfig
 from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
+from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
 MODELS = {
     VitaConfig: VitaForVideoInstanceSegmentation,
     GenVisConfig: GenVisForVideoInstanceSegmentation,
     MinVisConfig: MinVisForVideoInstanceSegmentation,
+    SpvisConfig: SpvisForVideoInstanceSegmentation,
 }
 # Image models of transformers, and what their checkpoints become here.
 IMAGE_MODELS = {Mask2FormerConfig: MinVisForVideoInstanceSegmentation}

@@ -30,6 +30,13 @@ Clip by clip (GenVIS: labels are assigned once per video; the clips of a sample 
 
 with one list of `LayerPrediction` per clip, clips of equal length, and `video_similarity` one tensor per clip.
 
+Tracks (SPVIS and DVIS: a query follows an object through the frames, each of which has its own mask embedding)::
+
+    losses = FramewiseTrackLoss(num_labels, name="spvis")(predictions, mask_features, targets)
+    losses = VideoTrackLoss(num_labels, name="spvis")(predictions, mask_features, targets)
+
+with class logits `(B, T, Q, K + 1)` in the first and `(B, Q, K + 1)` in the second, mask embeddings `(B, T, Q, C)`.
+
 Every criterion has a `point_sampler`; replacing it fixes the points.
 """
 
@@ -37,16 +44,19 @@ from .mask_classification import MaskClassificationLoss
 from .matching import LayerPrediction
 from .points import PointSampler, sample_points, select_uncertain_points
 from .targets import VideoTargets
+from .tracks import FramewiseTrackLoss, VideoTrackLoss
 from .uvla import unified_video_label_assignment
 from .video import ClipwiseMaskClassificationLoss, VideoMaskClassificationLoss
 
 __all__ = [
     "ClipwiseMaskClassificationLoss",
+    "FramewiseTrackLoss",
     "LayerPrediction",
     "MaskClassificationLoss",
     "PointSampler",
     "VideoMaskClassificationLoss",
     "VideoTargets",
+    "VideoTrackLoss",
     "sample_points",
     "select_uncertain_points",
     "unified_video_label_assignment",

@@ -1,0 +1,126 @@
+"""Configuration of SPVIS, and of DVIS, which is made of the same parts."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
+
+# Configurations of the segmenter alone, whose weights SPVIS starts from.
+SEGMENTERS = ("cvis_frame_detector", "minvis")
+
+
+@strict
+class SpvisConfig(FrameDetectorConfig):
+    r"""
+    Configuration of [`SpvisForVideoInstanceSegmentation`]: that of the frame detector, so the `config.json` of a MinVIS
+    or Mask2Former checkpoint loads as it is, and the fields below. `id2label` is the only truth for the classes.
+
+    The defaults are those of online SPVIS. DVIS is `filter="referring"`, `alignment="released"`, offline with
+    `refiner="dvis"`.
+
+    tracker_layers (`int`, defaults to 6):
+        Layers of the tracker.
+    tracker_dim_feedforward (`int`, defaults to 2048):
+        Width of the feed-forward layers of tracker and refiner.
+    filter (`"disturbance"` or `"referring"`, defaults to `"disturbance"`):
+        How tracks read the queries of a frame: through the disturbance filter of SPVIS, or the referring
+        cross-attention of DVIS.
+    filter_dim_feedforward (`int`, defaults to 2048):
+        Width of the feed-forward layer inside the disturbance filter.
+    filter_residual (`"identity"` or `"released"`, defaults to `"identity"`):
+        What the disturbance filter adds its reading to: the matched queries of the frame, then the output of the layer
+        before, as in DVIS. The released code leaves them out, so that its layers start from the last frame one by one
+        and only the last of them counts; choose it to repeat published numbers.
+    alignment (`"corrected"` or `"released"`, defaults to `"corrected"`):
+        How the queries of a frame are put in the order of the tracks. The released trackers of DVIS and SPVIS apply the
+        inverse of the assignment that they compute; weights trained with it need it.
+    refiner (`"spvis"`, `"dvis"`, *optional*):
+        What sees the whole video after the tracker: the refinement compensator and spatial interaction of SPVIS, or the
+        temporal refiner of DVIS. None is online.
+    refiner_layers (`int`, defaults to 6):
+        Layers of the spatial interaction or of the temporal refiner.
+    compensator_repeats (`int`, defaults to 1):
+        How often the compensator applies its second half.
+    joint (`"sum"`, `"sequential"` or `"interaction_only"`, defaults to `"sum"`):
+        How compensator and interaction meet: both read the tracker and are added in every layer; the interaction reads
+        the compensator; or the interaction is alone, as released training has it.
+    gate (`"sigmoid"` or `"none"`, defaults to `"sigmoid"`):
+        What ends a layer of the interaction; published is the sigmoid.
+    conv_residual (`bool`, defaults to `False`):
+        Add a residual around the convolution over time of the interaction, as DVIS does.
+    refiner_dropout (`float`, defaults to 0.1):
+        Dropout of compensator and interaction.
+    freeze_detector (`bool`, defaults to `True`):
+        Train without the frame detector. The detector alone trains as MinVIS.
+    freeze_tracker (`bool`, defaults to `True`):
+        Train the refiner alone, where there is one.
+    guided_share (`float`, defaults to 0.5):
+        Share of the training, from its beginning, in which objects are matched to the predictions of the stage before
+        (the detector's for the tracker, the tracker's for the refiner); see `set_training_progress`.
+    detector_chunk_size (`int`, defaults to 18):
+        Frames that go through the detector at once at inference.
+    score_rule (`"mean_logits"` or `"max_times_quality"`, defaults to `"mean_logits"`):
+        How tracks are scored, see `TrackAccumulator`: by class logits averaged over the frames, as published, or as
+        VITA and GenVIS do.
+
+    Example:
+
+    ```python
+    >>> from transformers_cvis import SpvisConfig
+
+    >>> config = SpvisConfig(id2label={0: "person", 1: "dog"}, refiner="spvis")
+    >>> config.num_labels, config.joint
+    (2, 'sum')
+
+    ```
+    """
+
+    model_type = "spvis"
+
+    tracker_layers: int = 6
+    tracker_dim_feedforward: int = 2048
+    filter: Literal["disturbance", "referring"] = "disturbance"
+    filter_dim_feedforward: int = 2048
+    filter_residual: Literal["identity", "released"] = "identity"
+    alignment: Literal["corrected", "released"] = "corrected"
+    refiner: Literal["spvis", "dvis"] | None = None
+    refiner_layers: int = 6
+    compensator_repeats: int = 1
+    joint: Literal["sum", "sequential", "interaction_only"] = "sum"
+    gate: Literal["sigmoid", "none"] = "sigmoid"
+    conv_residual: bool = False
+    refiner_dropout: float | int = 0.1
+    freeze_detector: bool = True
+    freeze_tracker: bool = True
+    guided_share: float | int = 0.5
+    detector_chunk_size: int = 18
+    score_rule: Literal["mean_logits", "max_times_quality"] = "mean_logits"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type in SEGMENTERS:
+            config_dict["model_type"] = cls.model_type
+        elif model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {model_type!r} model. SPVIS starts from a MinVIS or Mask2Former "
+                "checkpoint, or goes on from one of its own."
+            )
+        return config_dict, kwargs
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        for name in ("tracker_layers", "refiner_layers", "compensator_repeats", "detector_chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.guided_share <= 1:
+            raise ValueError(f"`guided_share` is a share in 0..1 of the training, got {self.guided_share}.")
+
+
+__all__ = ["SpvisConfig"]

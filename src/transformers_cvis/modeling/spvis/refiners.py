@@ -1,0 +1,168 @@
+"""What sees the whole video after the tracker: the joint refiner of SPVIS and the temporal refiner of DVIS.
+
+B videos, T frames, Q queries, C channels, K classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..frame_detector.masked_attention_decoder import MaskEmbedder
+from .configuration_spvis import SpvisConfig
+from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, over_time, within_frames
+
+
+class RefinedTracks(NamedTuple):
+    """Predictions of the layers of a refiner for whole videos."""
+
+    class_logits: Tensor  # (layers, B, Q, K + 1)
+    mask_embeddings: Tensor  # (layers, B, T, Q, C)
+    queries: Tensor  # (layers, B, T, Q, C), normalised
+
+
+class RefinementCompensator(nn.Module):
+    """Attention of each track over time, then blocks whose residual goes around a normalised-after layer."""
+
+    def __init__(self, hidden_dim: int, num_heads: int, dim_feedforward: int, dropout: float, num_repeats: int):
+        super().__init__()
+        self.num_repeats = num_repeats
+        self.local_attn = AttentionLayer(hidden_dim, num_heads, dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(hidden_dim)
+        self.self_attn = AttentionLayer(hidden_dim, num_heads, dropout)
+        self.feed_forward_layer_norm = nn.LayerNorm(hidden_dim)
+        self.feed_forward = FeedForwardLayer(hidden_dim, dim_feedforward, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(N, length, C) -> (N, length, C)"""
+        hidden_states = self.local_attn(hidden_states)
+        for _ in range(self.num_repeats):
+            attended = self.self_attn(self.self_attn_layer_norm(hidden_states))
+            hidden_states = hidden_states + self.dropout(attended)
+            fed = self.feed_forward(self.feed_forward_layer_norm(hidden_states))
+            hidden_states = hidden_states + self.dropout(fed)
+        return hidden_states
+
+
+class InteractionLayer(GradientCheckpointingLayer):
+    """Tracks read the frames, move along time, meet the other tracks of their frame; the output is gated."""
+
+    def __init__(self, config: SpvisConfig):
+        super().__init__()
+        hidden_dim, num_heads, dropout = config.hidden_dim, config.num_attention_heads, config.refiner_dropout
+        self.conv_residual = config.conv_residual
+        self.gated = config.gate == "sigmoid"
+        self.cross_attn = AttentionLayer(hidden_dim, num_heads, dropout)
+        self.conv1 = TimeConvolution(hidden_dim, kernel_size=3)
+        self.conv2 = TimeConvolution(hidden_dim, kernel_size=1)
+        self.conv_layer_norm = nn.LayerNorm(hidden_dim)
+        self.self_attn = AttentionLayer(hidden_dim, num_heads, dropout)
+        self.feed_forward = FeedForwardLayer(hidden_dim, config.tracker_dim_feedforward, dropout)
+
+    def forward(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+        """tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
+        tracks = within_frames(self.cross_attn, tracks, frame_queries)
+        moved = self.conv2(self.conv1(tracks).relu()).relu()
+        tracks = self.conv_layer_norm(tracks + moved if self.conv_residual else moved)
+        tracks = self.feed_forward(within_frames(self.self_attn, tracks))
+        return tracks.sigmoid() if self.gated else tracks
+
+
+class TemporalRefinerLayer(GradientCheckpointingLayer):
+    """Tracks attend over time and are smoothed along it, meet the other tracks of their frame, and read the frames."""
+
+    def __init__(self, config: SpvisConfig):
+        super().__init__()
+        hidden_dim, num_heads = config.hidden_dim, config.num_attention_heads
+        self.time_attn = AttentionLayer(hidden_dim, num_heads)
+        self.conv1 = TimeConvolution(hidden_dim, kernel_size=5, padding_mode="replicate")
+        self.conv2 = TimeConvolution(hidden_dim, kernel_size=3, padding_mode="replicate")
+        self.conv_layer_norm = nn.LayerNorm(hidden_dim)
+        self.self_attn = AttentionLayer(hidden_dim, num_heads)
+        self.cross_attn = AttentionLayer(hidden_dim, num_heads)
+        self.feed_forward = FeedForwardLayer(hidden_dim, config.tracker_dim_feedforward)
+
+    def forward(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+        """tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
+        tracks = over_time(self.time_attn, tracks)
+        tracks = self.conv_layer_norm(tracks + self.conv2(self.conv1(tracks).relu()))
+        tracks = within_frames(self.self_attn, tracks)
+        return self.feed_forward(within_frames(self.cross_attn, tracks, frame_queries))
+
+
+class Refiner(nn.Module):
+    """Layers over whole videos and their heads: one class for a track, a mask embedding for each of its frames."""
+
+    def __init__(self, config: SpvisConfig, layer_class: type[nn.Module], mask_embedder: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList(layer_class(config) for _ in range(config.refiner_layers))
+        self.layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.mask_embedder = mask_embedder
+        self.frame_weight = nn.Linear(config.hidden_dim, 1)
+
+    def forward(self, tracks: Tensor, frame_queries: Tensor) -> RefinedTracks:
+        """Predictions of all layers.
+
+        Args:
+            tracks: `(B, T, Q, C)`, normalised output of the tracker.
+            frame_queries: `(B, T, Q, C)`, the queries of each frame as the tracker encodes them without a past.
+        """
+        return self.predict(self.refine(tracks, frame_queries))
+
+    def refine(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+        """(layers, B, T, Q, C), before the norm"""
+        states = []
+        for layer in self.layers:
+            tracks = layer(tracks, frame_queries)
+            states.append(tracks)
+        return torch.stack(states)
+
+    def predict(self, states: Tensor) -> RefinedTracks:
+        queries = self.layer_norm(states)
+        weights = self.frame_weight(queries).softmax(dim=2)  # over the frames
+        class_logits = self.class_predictor((weights * queries).sum(dim=2))
+        return RefinedTracks(class_logits, self.mask_embedder(queries), queries)
+
+
+class TemporalRefiner(Refiner):
+    """DVIS, section 3.3."""
+
+    def __init__(self, config: SpvisConfig):
+        super().__init__(config, TemporalRefinerLayer, MaskEmbedder(config.hidden_dim, config.mask_feature_size))
+
+
+class JointRefiner(Refiner):
+    """Refinement compensator and spatial interaction of SPVIS, met as `config.joint` says."""
+
+    def __init__(self, config: SpvisConfig):
+        hidden_dim = config.hidden_dim
+        super().__init__(
+            config,
+            InteractionLayer,
+            nn.Sequential(
+                nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, config.mask_feature_size)
+            ),
+        )
+        self.joint = config.joint
+        if config.joint != "interaction_only":
+            self.compensator = RefinementCompensator(
+                hidden_dim,
+                config.num_attention_heads,
+                config.tracker_dim_feedforward,
+                config.refiner_dropout,
+                config.compensator_repeats,
+            )
+
+    def refine(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+        if self.joint == "interaction_only":
+            return super().refine(tracks, frame_queries)
+        compensated = over_time(self.compensator, tracks)
+        if self.joint == "sequential":
+            return super().refine(compensated, frame_queries)
+        return super().refine(tracks, frame_queries) + compensated
+
+
+REFINERS = {"spvis": JointRefiner, "dvis": TemporalRefiner}

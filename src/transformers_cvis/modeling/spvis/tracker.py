@@ -1,0 +1,156 @@
+"""The progressive tracker of SPVIS and, with another filter, the referring tracker of DVIS.
+
+A track is a query that is carried from frame to frame. In each frame it reads the queries which the detector found
+there, starting from the one matched to it; what it was in the frame before tells it what to look for.
+
+B videos, T frames, Q queries, C channels.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..frame_detector.masked_attention_decoder import MaskEmbedder
+from ..query_matching import match_frame_queries
+from ..video_decoder import VideoAttention, VideoFeedForward
+from .configuration_spvis import SpvisConfig
+from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, within_frames
+
+
+@dataclass(frozen=True)
+class SpvisState:
+    """What a clip hands to the next one; a state may be used more than once.
+
+    Attributes:
+        frame_queries (`torch.Tensor` of shape `(B, Q, C)`): queries of the last frame, in the order of the tracks.
+        tracks (`torch.Tensor` of shape `(B, Q, C)`): output of the tracker's last layer in that frame, before the norm.
+    """
+
+    frame_queries: Tensor
+    tracks: Tensor
+
+
+class TrackedFrames(NamedTuple):
+    """What the tracker makes of the frames of a clip."""
+
+    queries: Tensor  # (layers, B, T, Q, C), normalised
+    order: Tensor  # (B, T, Q) long: the frame query matched to each track
+    state: SpvisState
+
+
+class DisturbanceFilter(nn.Module):
+    """Attention to a frame's queries between a convolution over time and self-attention, all normalised after the sum.
+
+    With `filter_residual="released"` the reading is added to the convolved target and `identity` is not used.
+    """
+
+    def __init__(self, config: SpvisConfig):
+        super().__init__()
+        hidden_dim, num_heads = config.hidden_dim, config.num_attention_heads
+        self.adds_identity = config.filter_residual == "identity"
+        self.temporal_conv = TimeConvolution(hidden_dim, kernel_size=3)
+        self.cross_attn = VideoAttention(hidden_dim, num_heads)
+        self.self_attn = VideoAttention(hidden_dim, num_heads)
+        self.feed_forward = VideoFeedForward(hidden_dim, config.filter_dim_feedforward)
+        self.temporal_layer_norm = nn.LayerNorm(hidden_dim)
+        self.cross_attn_layer_norm = nn.LayerNorm(hidden_dim)
+        self.self_attn_layer_norm = nn.LayerNorm(hidden_dim)
+        self.final_layer_norm = nn.LayerNorm(hidden_dim)
+
+    def forward(self, identity: Tensor, target: Tensor, memory: Tensor) -> Tensor:
+        """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
+        target = self.temporal_layer_norm(target + self.temporal_conv(target))
+        read = within_frames(self.cross_attn, target, memory, memory)
+        hidden_states = self.cross_attn_layer_norm((identity if self.adds_identity else target) + read)
+        attended = within_frames(self.self_attn, hidden_states, hidden_states, hidden_states)
+        hidden_states = self.self_attn_layer_norm(hidden_states + attended)
+        return self.final_layer_norm(hidden_states + self.feed_forward(hidden_states))
+
+
+class ReferringFilter(AttentionLayer):
+    """Attention of the target to a frame's queries, added to the identity (DVIS, section 3.2)."""
+
+    def __init__(self, config: SpvisConfig):
+        super().__init__(config.hidden_dim, config.num_attention_heads)
+
+    def forward(self, identity: Tensor, target: Tensor, memory: Tensor) -> Tensor:
+        """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
+        read = super().forward(target.flatten(0, 1), memory.flatten(0, 1), identity.flatten(0, 1))
+        return read.unflatten(0, target.shape[:2])
+
+
+FILTERS = {"disturbance": DisturbanceFilter, "referring": ReferringFilter}
+
+
+class TrackerLayer(GradientCheckpointingLayer):
+    """Filter, self-attention among the tracks of a frame, feed-forward."""
+
+    def __init__(self, config: SpvisConfig):
+        super().__init__()
+        self.filter = FILTERS[config.filter](config)
+        self.self_attn = AttentionLayer(config.hidden_dim, config.num_attention_heads)
+        self.feed_forward = FeedForwardLayer(config.hidden_dim, config.tracker_dim_feedforward)
+
+    def forward(self, identity: Tensor, target: Tensor, memory: Tensor) -> Tensor:
+        """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
+        hidden_states = self.filter(identity, target, memory)
+        return self.feed_forward(within_frames(self.self_attn, hidden_states))
+
+
+class Tracker(nn.Module):
+    """Carries tracks from one frame to the next, and predicts class and mask of each."""
+
+    def __init__(self, config: SpvisConfig):
+        super().__init__()
+        self.inverts_matches = config.alignment == "released"
+        self.layers = nn.ModuleList(TrackerLayer(config) for _ in range(config.tracker_layers))
+        self.layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.mask_embedder = MaskEmbedder(config.hidden_dim, config.mask_feature_size)
+
+    def forward(self, frame_queries: Tensor, matched_queries: Tensor, tracks: Tensor | None) -> Tensor:
+        """One frame.
+
+        Args:
+            frame_queries: `(B, 1, Q, C)`, queries of the frame in the detector's order.
+            matched_queries: `(B, 1, Q, C)`, the same in the order of the tracks.
+            tracks: `(B, 1, Q, C)`, output of the last layer in the frame before; None where the video begins.
+
+        Returns:
+            `(layers, B, 1, Q, C)`: the tracks after every layer, before the norm.
+        """
+        if tracks is None:
+            return self.encode_frames(frame_queries)
+        hidden_states, states = matched_queries, []
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, tracks, frame_queries)
+            states.append(hidden_states)
+        return torch.stack(states)
+
+    def encode_frames(self, frame_queries: Tensor) -> Tensor:
+        """The queries of each frame read by themselves, without a past: (B, T, Q, C) -> (layers, B, T, Q, C)."""
+        hidden_states, states = frame_queries, []
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, hidden_states, frame_queries)
+            states.append(hidden_states)
+        return torch.stack(states)
+
+    def track(self, frame_queries: Tensor, state: SpvisState | None = None) -> TrackedFrames:
+        """Carry tracks through the frames of a clip, `frame_queries` (B, T, Q, C), from `state` or from the first."""
+        previous = None if state is None else state.frame_queries
+        order = match_frame_queries(frame_queries, previous, self.inverts_matches)
+        matched = frame_queries.take_along_dim(order.unsqueeze(3), dim=2)
+        tracks = None if state is None else state.tracks.unsqueeze(1)
+        outputs = []
+        for frame, matched_frame in zip(frame_queries.split(1, dim=1), matched.split(1, dim=1), strict=True):
+            outputs.append(self(frame, matched_frame, tracks))
+            tracks = outputs[-1][-1]
+        queries = self.layer_norm(torch.cat(outputs, dim=2))
+        # Copies, not views that hold on to the whole clip.
+        return TrackedFrames(queries, order, SpvisState(matched[:, -1].clone(), tracks.squeeze(1).clone()))
+
+
+__all__ = ["SpvisState", "TrackedFrames", "Tracker"]

@@ -4,7 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from transformers_cvis.training.checkpoints import list_checkpoints
 
 TESTS = Path(__file__).parent.parent
 
@@ -27,6 +30,20 @@ def launch(program: Path, *arguments: str | Path, processes: int = 1, **environm
 
 
 def finish(processes: list[subprocess.Popen]) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    """Wait for all of them; none outlives the test, and the first that fails gives the message."""
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=1200)  # seconds are enough, unless the machine is busy
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def kill_after_first_checkpoint(process: subprocess.Popen, directory: Path) -> None:
+    """Kill a training without warning, as soon as `directory` holds a checkpoint."""
+    while not list_checkpoints(directory):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()

@@ -1,20 +1,18 @@
 """Whole trainings of tiny real models: learning, stages, resuming, processes."""
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.launching import finish, launch
+from training.launching import finish, kill_after_first_checkpoint, launch
 from training.tiny_run import tiny_recipe, with_fixed_points
 from transformers import AutoVideoProcessor
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 from transformers_cvis.data import SHAPES, make_moving_shapes
-from transformers_cvis.training import Recipe, checkpoints, running, train
+from transformers_cvis.training import Recipe, running, train
 from transformers_cvis.training.building import build_dataset, build_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_vis.py"
@@ -140,11 +138,7 @@ def test_killed_training_continues_bit_for_bit(shapes, tmp_path):
     overrides = ["data.num_workers=2", "max_steps=8", "data.augmentation.short_sides=[48, 64]"]
     train(tiny_recipe(shapes), tmp_path / "whole", overrides=overrides)
     (process,) = launch(TINY_RUN, shapes, "vita", tmp_path / "killed", *overrides)
-    deadline = time.monotonic() + 120
-    while not checkpoints.list_checkpoints(tmp_path / "killed/checkpoints") and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_after_first_checkpoint(process, tmp_path / "killed/checkpoints")
     assert not (tmp_path / "killed/model.safetensors").exists()
 
     summary = train(tiny_recipe(shapes), tmp_path / "killed", overrides=overrides)

@@ -1,15 +1,13 @@
 """The trainer with a stand-in model: resuming, processes, accumulation, checkpoints, finite checks."""
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.launching import finish, launch
+from training.launching import finish, kill_after_first_checkpoint, launch
 from training.standin import RECIPE, StandInDataset, StandInModel, train_standin
 
 from transformers_cvis.training import Recipe, checkpoints
@@ -34,11 +32,7 @@ def test_killed_run_continues_bit_for_bit(tmp_path):
     train_standin(uninterrupted)
 
     (process,) = launch(STANDIN, killed, SLEEP="0.05")
-    deadline = time.monotonic() + 120
-    while not checkpoints.list_checkpoints(killed / "checkpoints") and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_after_first_checkpoint(process, killed / "checkpoints")
     steps = [path.name for path in checkpoints.list_checkpoints(killed / "checkpoints")]
     assert steps and "step-00000012" not in steps
 

@@ -212,6 +212,7 @@ BAD_RESULTS = {
         lambda r: change(r[2], segmentations=[rle(0, 0, 2, 2, (WIDTH, HEIGHT))] * 4),
         r"track 2, frame 0: the mask has size \[32, 24\] but the video is \[24, 32\].*Resize",
     ),
+    "masks are no list": (lambda r: change(r[0], segmentations=None), "'segmentations' is a NoneType, not a list"),
     "no score": (lambda r: r[0].pop("score"), "track 0 has the score None"),
     "score not a number": (lambda r: change(r[0], score=float("nan")), "score nan"),
     "no object": (lambda r: r.append("track"), "track 3 is a str"),

@@ -87,6 +87,8 @@ class GroundTruth:
         for key in ("video_id", "category_id", "segmentations"):
             if key not in track:
                 raise ValueError(f"{where} has no {key!r}.")
+        if not isinstance(track["segmentations"], list):
+            raise ValueError(f"{where}: 'segmentations' is a {type(track['segmentations']).__name__}, not a list.")
         if track["video_id"] not in self.videos:
             raise ValueError(
                 f"{where}: video id {track['video_id']} is not one of the ground truth's {len(self.videos)}."

@@ -23,8 +23,8 @@ from transformers_cvis.processing import render_video
 
 MODEL_NAME = "genvis-moving-shapes"
 REPOSITORY = Path(__file__).parent.parent
-# Far from the seeds of the training data; a video in which shapes overlap, leave and come back.
-DEMO = {"num_frames": 48, "size": (192, 320), "num_objects": (5, 5), "seed": 20_001}
+# Far from the seeds of the training data; a video in which shapes of one class cross another, leave and come back.
+DEMO = {"num_frames": 48, "size": (192, 320), "seed": 20_006}
 
 
 def parse_arguments() -> argparse.Namespace:

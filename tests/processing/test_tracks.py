@@ -102,8 +102,7 @@ class TestThreshold:
     def test_the_better_of_two_queries_on_one_object(self):
         accumulator = TrackAccumulator(SIZE, SIZE, threshold=0.3)
         masks = mask_logits(3, 2)
-        masks[1] = masks[0]
-        masks[1, 1] = -1000.0  # half of the frames: an overlap of 0.5 is no duplicate yet
+        masks[1, 0] = masks[0, 0]  # in one frame of two the mask of the other object: half of it is no duplicate yet
         accumulator.update(class_logits([0.7, 0.1, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]), masks)
         assert {track.query_id for track in accumulator.tracks()} == {0, 1, 2}
 

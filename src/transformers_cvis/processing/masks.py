@@ -115,17 +115,14 @@ def segmentation_boxes(segmentations: list[dict | None]) -> list[tuple[float, fl
     return boxes
 
 
-def video_iou(first: list[dict | None], second: list[dict | None]) -> float:
-    """Intersection over union of two tracks of one video, pixels of all frames together; `None` is an empty mask."""
-    intersection = union = 0.0
-    for one, other in zip(first, second, strict=True):
-        one_area, other_area = (float(mask_utils.area(rle)) if rle else 0.0 for rle in (one, other))
-        overlap = 0.0
-        if one and other:
-            overlap = float(mask_utils.area(mask_utils.merge([one, other], intersect=True)))
-        intersection += overlap
-        union += one_area + other_area - overlap
-    return intersection / union if union else 0.0
+def covered_share(segmentations: list[dict | None], others: list[dict | None]) -> float:
+    """Share of a track's pixels, over all frames, that another track of the video has too; `None` is an empty mask."""
+    shared = sum(
+        float(mask_utils.area(mask_utils.merge([one, other], intersect=True)))
+        for one, other in zip(segmentations, others, strict=True)
+        if one and other
+    )
+    return shared / max(1.0, sum(float(mask_utils.area(one)) for one in segmentations if one))
 
 
 class _LinearResize:

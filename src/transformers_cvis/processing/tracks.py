@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .masks import ClipMasks, segment_masks, segmentation_boxes, video_iou
+from .masks import ClipMasks, covered_share, segment_masks, segmentation_boxes
 
 SCORE_RULES = ("max_times_quality", "mean_logits")
 DEFAULT_SCORE_RULE = SCORE_RULES[0]
-DUPLICATE_OVERLAP = 0.5
+DUPLICATE_SHARE = 0.5
 
 
 @dataclass(repr=False)
@@ -62,7 +62,7 @@ class TrackAccumulator:
     - Without a threshold, as videos are evaluated: the `top_k` pairs of largest class probability, whatever their
       masks; a query may appear with several labels.
     - With a `threshold`, as tracks are shown: each query with its best label, where the score reaches the threshold;
-      of tracks that overlap by more than half (IoU over all frames) the best alone, whatever their labels.
+      a track goes if more than half of its pixels are those of a better one, since objects share no pixels.
       A query is recorded from the first clip in which its class probability, in the clip or in the video so far,
       reaches the threshold; before, it stands for no object, so its masks are not even computed.
 
@@ -201,9 +201,9 @@ class TrackAccumulator:
 
 
 def _without_duplicates(tracks: list[Track]) -> list[Track]:
-    """Those of `tracks`, best first, that do not overlap a better one by more than `DUPLICATE_OVERLAP`."""
+    """Those of `tracks`, best first, of which no better one covers more than `DUPLICATE_SHARE`."""
     kept: list[Track] = []
     for track in tracks:
-        if all(video_iou(track.segmentations, other.segmentations) <= DUPLICATE_OVERLAP for other in kept):
+        if all(covered_share(track.segmentations, other.segmentations) <= DUPLICATE_SHARE for other in kept):
             kept.append(track)
     return kept

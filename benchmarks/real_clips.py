@@ -28,7 +28,7 @@ SIZE = [
     "evaluation.short_side=144",
     "evaluation.max_size=256",
 ]
-STEPS = {"vita_moving_shapes": 1000, "genvis_moving_shapes": 400}
+STEPS = {"vita_moving_shapes": 900, "genvis_moving_shapes": 300}
 
 
 def train_on(folder: Path, work_dir: Path, quick: bool) -> Path:

@@ -111,3 +111,14 @@ def mask2former_on_the_hub(loopback_hub) -> str:
     Mask2FormerForUniversalSegmentation(config).push_to_hub(name)
     Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).push_to_hub(name)
     return name
+
+
+@pytest.fixture
+def one_cpu_thread():
+    """Several threads divide the rows of a product by their number, so its rounding depends on rows that are added."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

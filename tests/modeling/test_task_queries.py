@@ -35,6 +35,7 @@ def frame_level_outputs(model) -> list[torch.Tensor]:
     return [last, groups.mask_embeddings(last)[:, : last.shape[1]], *queries[:-1], *embeddings]
 
 
+@pytest.mark.usefixtures("one_cpu_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("num_prompts", [3, 5, 10])
 @torch.no_grad()

@@ -28,6 +28,7 @@ def tiny_hvpl(**changes) -> HvplForVideoInstanceSegmentation:
     return HvplForVideoInstanceSegmentation(config).eval()
 
 
+@pytest.mark.usefixtures("one_cpu_thread")
 @pytest.mark.parametrize("num_frames", [1, 3])
 @torch.no_grad()
 def test_a_new_task_leaves_what_older_ones_predict_bit_identical(num_frames):

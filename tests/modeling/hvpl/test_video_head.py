@@ -32,6 +32,7 @@ def add_random_task(head: HvplVideoHead, num_classes: int, num_prompts: int) -> 
             parameter.add_(torch.randn_like(parameter))
 
 
+@pytest.mark.usefixtures("one_cpu_thread")
 @pytest.mark.parametrize("num_frames", [1, 2, 5])
 @pytest.mark.parametrize("encoder", ["tree", "attention"])
 @torch.no_grad()

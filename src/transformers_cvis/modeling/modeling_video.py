@@ -137,6 +137,10 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         """`(..., L * B, ...)` at `dim` -> `(..., L, B, ...)`, L layers of the frame detector."""
         return states.unflatten(dim, (self.config.num_frame_query_layers, -1))
 
+    def predict_queries(self, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Video queries (B, Q, C) -> class logits (B, Q, K + 1) and mask embeddings (B, Q, C)."""
+        return self.video_head.class_predictor(video_queries), self.video_head.mask_embedder(video_queries)
+
     def make_output(
         self,
         detected: DetectedFrames,
@@ -146,11 +150,10 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         state: Any = None,
     ) -> VideoInstanceSegmentationOutput:
         """Predictions of the last decoder layer for one clip."""
-        head = self.video_head
-        queries = decoded.normalised[-1]
-        mask_embeddings = head.mask_embedder(queries)
+        head, queries = self.video_head, decoded.normalised[-1]
+        class_logits, mask_embeddings = self.predict_queries(queries)
         output = VideoInstanceSegmentationOutput(
-            class_queries_logits=head.class_predictor(queries),
+            class_queries_logits=class_logits,
             masks_queries_logits=mask_logits(mask_embeddings, detected.mask_features),
             state=state,
         )

@@ -129,6 +129,16 @@ class FrameDetector(CvisPreTrainedModel):
             return output
 
         mask_embeddings.append(self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries[-1]))
+        return self._add_predictions(output, queries, mask_embeddings, labels)
+
+    def _add_predictions(
+        self,
+        output: FrameDetectorOutput,
+        queries: list[torch.Tensor],
+        mask_embeddings: list[torch.Tensor],
+        labels: list[dict[str, torch.Tensor]] | None,
+    ) -> FrameDetectorOutput:
+        """Fill in what the queries (N, Q, C) of each prediction set say, and with `labels` its loss."""
         output.predictions = tuple(
             LayerPrediction(self.class_predictor(states), embeddings)
             for states, embeddings in zip(queries, mask_embeddings, strict=True)

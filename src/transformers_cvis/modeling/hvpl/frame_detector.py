@@ -12,7 +12,6 @@ from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 from ..frame_detector.masked_attention_decoder import MaskedAttentionDecoderLayer, inside_masks
 from ..frame_detector.modeling_frame_detector import FrameDetector, shrunk_mask_features
 from ..frame_detector.pixel_decoder import NUM_LEVELS
-from ..losses import LayerPrediction
 from ..outputs import FrameDetectorOutput
 from ..task_queries import (
     GroupedQueries,
@@ -89,18 +88,7 @@ class HvplFrameDetector(FrameDetector):
         if not predicts:
             return output
         mask_embeddings.append(groups.mask_embeddings(queries[-1]))
-        output.predictions = tuple(
-            LayerPrediction(self.class_predictor(states), embeddings)
-            for states, embeddings in zip(queries, mask_embeddings, strict=True)
-        )
-        output.class_queries_logits = output.predictions[-1].class_logits
-        if not self.training:
-            output.masks_queries_logits = torch.einsum("nqc,nchw->nqhw", mask_embeddings[-1], output.mask_features)
-        if labels is not None:
-            scored = output.predictions if self.config.use_auxiliary_loss else output.predictions[-1:]
-            output.loss_dict, _ = self.criterion(scored, output.mask_features, labels)
-            output.loss = sum(output.loss_dict.values())
-        return output
+        return self._add_predictions(output, queries, mask_embeddings, labels)
 
     def decode(
         self, levels: list[Tensor], level_mask_features: list[Tensor], groups: GroupedQueries

@@ -1,14 +1,11 @@
 """HVPL: hierarchical visual prompt learning for continual video instance segmentation (Dong et al., 2025)."""
 
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..losses import LayerPrediction
-from ..outputs import VideoInstanceSegmentationOutput
 from ..task_queries import GroupedQueries, calibrate_class_logits
-from ..video_decoder import DecodedQueries, VideoStep, mask_logits
-from ..video_inputs import DetectedFrames
+from ..video_decoder import DecodedQueries, VideoStep
 from ..whole_video import WholeVideoModel
 from .configuration_hvpl import HvplConfig
 from .frame_detector import HvplFrameDetector
@@ -106,30 +103,9 @@ class HvplForVideoInstanceSegmentation(WholeVideoModel):
     def _associate(self, frame_queries: Tensor, training: bool = False) -> VideoStep:
         return self.video_head(frame_queries, newest_only=training, all_layers=training)
 
-    def make_output(
-        self,
-        detected: DetectedFrames,
-        encoded_queries: Tensor,
-        decoded: DecodedQueries,
-        output_embeddings: bool,
-        state: Any = None,
-    ) -> VideoInstanceSegmentationOutput:
-        head, queries = self.video_head, decoded.normalised[-1]
-        mask_embeddings = head.mask_embeddings(queries)
-        output = VideoInstanceSegmentationOutput(
-            class_queries_logits=self._calibrated(head.class_predictor(queries), head),
-            masks_queries_logits=mask_logits(mask_embeddings, detected.mask_features),
-            state=state,
-        )
-        if output_embeddings:
-            output.frame_queries = detected.frame_queries[None]
-            output.video_queries = queries
-            output.mask_embeddings = mask_embeddings
-            output.mask_features = detected.mask_features
-            output.encoded_frame_queries = encoded_queries
-            output.frame_similarity_embeddings = head.frame_similarity_projection(encoded_queries)
-            output.video_similarity_embeddings = head.video_similarity_projection(queries)
-        return output
+    def predict_queries(self, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.video_head
+        return self._calibrated(head.class_predictor(video_queries), head), head.mask_embeddings(video_queries)
 
     def classify_frame_queries(self, frame_queries: Tensor) -> Tensor:
         """Frame queries (..., F, C) of all tasks -> calibrated class logits (..., F, K + 1) of single frames."""

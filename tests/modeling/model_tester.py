@@ -7,6 +7,7 @@ class TestVita(VideoModelTests):
 
 import json
 import logging
+import re
 from dataclasses import fields
 
 import pytest
@@ -59,6 +60,10 @@ class CommonTests:
     model_class: type
     settings: dict = {}
     """Fields of the configuration beyond those of `config()`."""
+    class_head = "class_predictor"
+    """Last layer of the class head, by its path in the model or in its video head."""
+    num_class_rows = 4
+    """Its rows: the classes, and no-object where it has no head of its own."""
     nothing_frozen: dict = {}
     """Fields of the configuration with which every parameter trains."""
 
@@ -106,7 +111,9 @@ class CommonTests:
     def test_another_number_of_classes_is_an_error(self, tmp_path):
         self.model().save_pretrained(tmp_path)
         more = {**LABELS, 3: "moon"}
-        with pytest.raises(ValueError, match=r"class_predictor\.weight: checkpoint \(4, 32\), model \(5, 32\)"):
+        old, new = self.num_class_rows, self.num_class_rows + 1
+        head = re.escape(self.class_head)
+        with pytest.raises(ValueError, match=rf"{head}\.weight: checkpoint \({old}, 32\), model \({new}, 32\)"):
             self.model_class.from_pretrained(tmp_path, id2label=more)
         fresh = self.model_class.from_pretrained(tmp_path, id2label=more, ignore_mismatched_sizes=True).eval()
         assert fresh(video_batch()).class_queries_logits.shape[-1] == 5
@@ -421,12 +428,12 @@ class VideoModelTests(CommonTests):
         for table in (head.queries_features, head.queries_embedder, head.frame_queries_embedder):
             assert 0.7 < table.weight.std() < 1.3
         bound = (6 / (4 * 32)) ** 0.5
-        attention = head.encoder.layers[0].self_attn
+        attention = head.decoder.layers[0].self_attn
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             assert 0.9 * bound < projection.weight.abs().max() <= bound
             assert not projection.bias.any()
         assert attention.out_proj.weight.abs().max() > bound
-        assert head.class_predictor.weight.abs().max() <= 32**-0.5
+        assert head.get_submodule(self.class_head).weight.abs().max() <= 32**-0.5
         assert not head.mask_projection.bias.any() and not head.input_projection.bias.any()
         deformable = model.detector.model.pixel_level_module.decoder.encoder.layers[0].self_attn
         assert not deformable.sampling_offsets.weight.any() and deformable.sampling_offsets.bias.abs().max() == 4

@@ -3,9 +3,15 @@
 import pytest
 import torch
 from helpers import tiny_hvpl
-from modeling.model_tester import LABELS, loss_of, video_batch, video_labels
+from modeling.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
 
-from transformers_cvis.modeling.hvpl.modeling_hvpl import HvplForVideoInstanceSegmentation
+from transformers_cvis import HvplForVideoInstanceSegmentation
+
+
+class TestHvpl(VideoModelTests):
+    model_class = HvplForVideoInstanceSegmentation
+    class_head = "class_predictor.heads.1.2.0"
+    num_class_rows = 3
 
 
 @pytest.mark.usefixtures("one_cpu_thread")

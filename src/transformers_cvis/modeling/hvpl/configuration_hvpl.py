@@ -52,12 +52,15 @@ class HvplConfig(CvisVideoConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.task_class_counts is None:
-            self.task_class_counts = [self.num_labels]
         if self.task_prompt_counts is None:
             self.task_prompt_counts = []
         if self.calibration_deltas is None:
             self.calibration_deltas = [0.0]
+
+    def share_labels(self) -> None:
+        super().share_labels()
+        if len(self.task_class_counts or [0]) == 1:
+            self.task_class_counts = [self.num_labels]
 
     def validate_architecture(self):
         super().validate_architecture()

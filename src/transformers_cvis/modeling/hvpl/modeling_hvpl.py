@@ -38,6 +38,15 @@ class HvplForVideoInstanceSegmentation(TaskLearningMixin, WholeVideoModel):
             self.video_head.encoder.eval()
         return self
 
+    def compile_clip_step(self, **kwargs) -> None:
+        """`torch.compile` the detector in place as one graph. The head stays as it is: the trees of its context encoder
+        are made on the host, and every video has others.
+
+        Args:
+            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
+        """
+        self.detector.compile(**{"fullgraph": True, **kwargs})
+
     # Inference
 
     def _associate(self, frame_queries: Tensor, training: bool = False) -> VideoStep:

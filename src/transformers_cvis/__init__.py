@@ -15,6 +15,7 @@ from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
 from .modeling.hvpl import HvplConfig, HvplForVideoInstanceSegmentation
+from .modeling.mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
@@ -64,6 +65,8 @@ __all__ = [
     "GenVisForVideoInstanceSegmentation",
     "HvplConfig",
     "HvplForVideoInstanceSegmentation",
+    "Mask2FormerVisConfig",
+    "Mask2FormerVisForVideoInstanceSegmentation",
     "MinVisConfig",
     "MinVisForVideoInstanceSegmentation",
     "Recipe",

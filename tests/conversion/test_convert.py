@@ -10,8 +10,10 @@ from conversion.detectron2_names import (
 )
 
 from transformers_cvis.conversion import convert_checkpoint, convert_state_dict
+from transformers_cvis.conversion.clip_configurations import infer_mask2former_vis_config
 from transformers_cvis.conversion.configurations import infer_frame_detector_config
 from transformers_cvis.modeling.frame_detector import FrameDetector
+from transformers_cvis.modeling.mask2former_vis import Mask2FormerVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.minvis import MinVisForVideoInstanceSegmentation
 
 STATE_DICTS = {
@@ -90,3 +92,14 @@ def test_mask2former_checkpoint_segments_videos(tmp_path, released):
     assert list(model.config.id2label.values()) == labels
     head = next(tensor for name, tensor in model.state_dict().items() if name.endswith("class_predictor.weight"))
     assert torch.equal(head, released["sem_seg_head.predictor.class_embed.weight"])
+
+
+def test_checkpoints_for_videos_have_the_same_names(released):
+    converted, report = convert_state_dict(released, "mask2former_vis")
+    assert not report.unknown
+    config = infer_mask2former_vis_config(released, max_clip_frames=20)
+    assert config.max_clip_frames == 20 and config.num_labels == 5
+    model = Mask2FormerVisForVideoInstanceSegmentation(config)
+    missing = model.load_state_dict(converted, strict=False).missing_keys
+    assert all(".swin.layernorm." in name for name in missing)
+    assert model.class_predictor.weight.equal(released["sem_seg_head.predictor.class_embed.weight"])

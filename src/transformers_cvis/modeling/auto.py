@@ -9,6 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from .frame_detector import FrameDetector, FrameDetectorConfig
 from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .hvpl import HvplConfig, HvplForVideoInstanceSegmentation
+from .mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
@@ -17,6 +18,7 @@ MODELS = {
     VitaConfig: VitaForVideoInstanceSegmentation,
     GenVisConfig: GenVisForVideoInstanceSegmentation,
     HvplConfig: HvplForVideoInstanceSegmentation,
+    Mask2FormerVisConfig: Mask2FormerVisForVideoInstanceSegmentation,
     MinVisConfig: MinVisForVideoInstanceSegmentation,
     SpvisConfig: SpvisForVideoInstanceSegmentation,
 }

@@ -179,7 +179,7 @@ COCO = [
     ),
     (
         change("annotations", 3, bbox=[0, 0, 20, 20]),
-        r"^image 8, annotation 103: the box \[0, 0, 20, 20\] is not the box of the mask, \[0.0, 0.0, 70.0, 50.0\]",
+        r"^image 8, annotation 103: the box \[0, 0, 20, 20\] is not the box of the mask, \[1.0, 0.0, 69.0, 50.0\]",
     ),
     (
         change("annotations", 1, segmentation={"size": [60, 80], "counts": [5]}),

@@ -60,7 +60,8 @@ def map_categories(
     mapped = {name: mapping[name] for name in names if name in mapping}
     if not mapped:
         raise ValueError(
-            f"class_mapping leaves nothing: it names {', '.join(mapping) or 'no category'}, the file has {', '.join(names)}."
+            f"class_mapping leaves nothing: it names {', '.join(mapping) or 'no category'}, the file has "
+            f"{', '.join(names)}."
         )
     for name, label in mapped.items():
         if labels is not None and label not in labels:

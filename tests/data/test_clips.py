@@ -116,7 +116,7 @@ def test_types_and_shapes(shapes):
     assert labels["masks"].shape == (num_instances, 3, height, width) and labels["masks"].dtype == torch.bool
     assert labels["ids"].shape == (num_instances, 3)
     assert labels["ids"].dtype == labels["class_labels"].dtype == torch.int64
-    assert set(sample) == {"pixel_values_videos", "labels", "video_id", "frame_indices"}
+    assert set(sample) == {"pixel_values_videos", "labels", "video_id", "frame_indices", "name"}
 
 
 def test_ids(tiny):
@@ -170,7 +170,7 @@ def test_crowds_and_empty_videos_are_dropped(tiny):
     dataset = ClipDataset(tiny(crowd), 4, 4, AS_IT_IS)
     assert len(dataset) == 1
     assert {label for number in range(5) for label in dataset[number]["labels"]["class_labels"].tolist()} == {0}
-    with pytest.raises(ValueError, match="No video of the data set has an annotation to train on"):
+    with pytest.raises(ValueError, match="No video or image of the data set has an annotation to train on"):
         ClipDataset(tiny(lambda content: [a.update(iscrowd=1) for a in content["annotations"]]), 2, 2, AS_IT_IS)
 
 

@@ -370,6 +370,38 @@ class CommonTests:
             model(video_batch(), labels=[crowd, crowd])
 
 
+class FrameByFrameTests:
+    """Further tests of online models that see frames one by one, whatever the clips, and average their class logits."""
+
+    @torch.no_grad()
+    def test_clips_of_any_length_give_the_same_video(self):
+        model = self.model()
+        assert model.is_online
+        video = video_batch(7, batch_size=1)
+        logits, masks = predictions(model(video))
+        for clip_length in (1, 3):
+            clips = list(model.stream(video.split(clip_length, dim=1)))
+            streamed = torch.cat([clip.masks_queries_logits for clip in clips], dim=2)
+            torch.testing.assert_close(streamed, masks, rtol=1e-4, atol=1e-4)
+            num_frames = torch.tensor([clip.masks_queries_logits.shape[2] for clip in clips])
+            means = torch.stack([clip.class_queries_logits for clip in clips])
+            mean = (num_frames.view(-1, 1, 1, 1) * means).sum(0) / 7
+            torch.testing.assert_close(mean, logits, rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
+    def test_state_can_be_used_twice_and_keeps_one_frame(self):
+        model = self.model()
+        first, second = video_batch().split(2, dim=1)
+        state = model(first).state
+        for queries in vars(state).values():
+            assert queries.shape == (2, 5, 32)
+            assert queries.untyped_storage().nbytes() == queries.numel() * 4
+        once, again = predictions(model(second, state=state)), predictions(model(second, state=state))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(once, again, strict=True))
+        with pytest.raises(ValueError, match="`state` belongs to a batch of 2 videos, but .* holds 1"):
+            model(second[:1], state=state)
+
+
 class VideoModelTests(CommonTests):
     """The common tests, and those of the models made of a frame detector and a video head."""
 

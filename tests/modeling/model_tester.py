@@ -85,7 +85,7 @@ class CommonTests:
         model.save_pretrained(tmp_path)
         loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
-        assert not loaded.training
+        assert not loaded.training and not loaded.untrained_parts
         assert type(AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path)) is self.model_class
         trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         assert trainable == {name: parameter.requires_grad for name, parameter in loaded.named_parameters()}
@@ -110,6 +110,9 @@ class CommonTests:
             self.model_class.from_pretrained(tmp_path, id2label=more)
         fresh = self.model_class.from_pretrained(tmp_path, id2label=more, ignore_mismatched_sizes=True).eval()
         assert fresh(video_batch()).class_queries_logits.shape[-1] == 5
+        assert {part.split(".")[-1] for part in fresh.untrained_parts} == {"class_predictor"}
+        with pytest.raises(ValueError, match=r"would mean nothing: .*class_predictor.* Train the model first"):
+            fresh.check_trained()
 
     def test_corrupt_weights_are_an_error(self, tmp_path):
         self.model().save_pretrained(tmp_path)

@@ -17,14 +17,20 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def sample_clip_frames(length: int, num_frames: int, frame_range: int, rng: np.random.Generator) -> np.ndarray:
+def sample_clip_frames(length: int, num_frames: int, frame_range: int | None, rng: np.random.Generator) -> np.ndarray:
     """Sorted frame numbers of a training clip: a reference frame and others from at most `frame_range` frames around.
 
     The others are drawn with replacement, so frames may repeat; where there is no other frame the reference repeats.
+    With `frame_range=None` the frames are consecutive, from any place of the video; a shorter video gives all its
+    frames, some of them repeated.
 
     Returns:
         int64 `(num_frames,)`.
     """
+    if frame_range is None:
+        if length < num_frames:
+            return np.sort(np.append(np.arange(length), rng.integers(length, size=num_frames - length)))
+        return rng.integers(length - num_frames + 1) + np.arange(num_frames)
     reference = int(rng.integers(length))
     window = np.arange(max(0, reference - frame_range), min(length, reference + frame_range + 1))
     candidates = window[window != reference]
@@ -45,9 +51,10 @@ class ClipDataset(Dataset):
         dataset: rows as `load_ytvis` or `load_coco` makes them. A clip of an image is `num_frames` copies of it, which
             `PseudoVideoAugmentation` tells apart.
         num_frames: frames per clip.
-        frame_range: how far from the reference frame the other frames may lie.
+        frame_range: how far from the reference frame the other frames may lie; None takes consecutive frames.
         augmentation: drawn once per clip.
         seed: any non-negative integer.
+        reverse_probability: share of the clips that run backwards.
 
     `dataset[number]` is a dict of
     - `pixel_values_videos`: uint8 `(num_frames, 3, height, width)`, RGB;
@@ -66,14 +73,17 @@ class ClipDataset(Dataset):
         self,
         dataset: datasets.Dataset,
         num_frames: int,
-        frame_range: int,
+        frame_range: int | None,
         augmentation: ClipAugmentation | LargeScaleJitter | PseudoVideoAugmentation,
         seed: int = 0,
+        reverse_probability: float = 0.0,
     ):
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; a clip needs at least 1 frame.")
-        if frame_range < 0:
+        if frame_range is not None and frame_range < 0:
             raise ValueError(f"frame_range is {frame_range}; give a number of frames, 0 or more.")
+        if not 0 <= reverse_probability <= 1:
+            raise ValueError(f"reverse_probability is {reverse_probability}; give a share in 0..1.")
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a non-negative integer.")
         self.table = dataset.with_format("arrow")
@@ -81,6 +91,7 @@ class ClipDataset(Dataset):
         self.frame_range = frame_range
         self.augmentation = augmentation
         self.seed = seed
+        self.reverse_probability = reverse_probability
         self.rows = _rows_with_instances(dataset)
         if not len(self.rows):
             raise ValueError("No video or image of the data set has an annotation to train on (crowds do not count).")
@@ -96,6 +107,8 @@ class ClipDataset(Dataset):
         video = _Video(self.table, self._row_of_sample(number))
         rng = np.random.default_rng((self.seed, 1, number))
         frame_indices = sample_clip_frames(video.length, self.num_frames, self.frame_range, rng)
+        if self.reverse_probability and rng.random() < self.reverse_probability:
+            frame_indices = frame_indices[::-1]
         transforms = self.augmentation.draw(video.height, video.width, self.num_frames, rng)
         return video.clip(frame_indices, transforms)
 

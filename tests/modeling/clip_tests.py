@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import tiny_detector_config
-from modeling.model_tester import LABELS, CommonTests, predictions, video_batch
+from modeling.model_tester import LABELS, CommonTests, predictions, video_batch, video_labels
 
 from transformers_cvis.modeling import clip_detector
 from transformers_cvis.processing import CvisVideoProcessor, segment_video
@@ -198,6 +198,21 @@ class ClipDetectorTests(CommonTests):
         assert model.clip_memory(4, 64, 96, batch_size=2) - sizes[0] == pytest.approx(8 * steps[0], abs=10)
         assert model.clip_memory(8, 128, 192) == pytest.approx(4 * model.clip_memory(8, 64, 96), abs=10)
         assert model.to(torch.float16).clip_memory(3, 64, 96) == pytest.approx(sizes[3] / 2, abs=1)
+
+    # Training
+
+    def test_classes_of_objects_that_leave(self):
+        """Released training makes them no object; one that stays is the same either way."""
+        stays, leaves = video_labels(), video_labels()
+        for label in leaves:
+            label["ids"][1, -1] = -1
+            label["masks"][1, -1] = False
+        for labels, same in ((stays, True), (leaves, False)):
+            losses = []
+            for targets in ("visible", "released"):
+                torch.manual_seed(0)
+                losses.append(self.model(class_targets=targets).train()(video_batch(), labels=labels).loss_dict)
+            assert torch.equal(losses[0]["loss_ce"], losses[1]["loss_ce"]) is same
 
     # Input that cannot be right
 

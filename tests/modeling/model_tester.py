@@ -90,7 +90,7 @@ class CommonTests:
         model.save_pretrained(tmp_path)
         loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
-        assert not loaded.training
+        assert not loaded.training and not loaded.untrained_parts
         assert type(AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path)) is self.model_class
         trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         assert trainable == {name: parameter.requires_grad for name, parameter in loaded.named_parameters()}
@@ -117,6 +117,9 @@ class CommonTests:
             self.model_class.from_pretrained(tmp_path, id2label=more)
         fresh = self.model_class.from_pretrained(tmp_path, id2label=more, ignore_mismatched_sizes=True).eval()
         assert fresh(video_batch()).class_queries_logits.shape[-1] == 5
+        assert {part.split(".")[-1] for part in fresh.untrained_parts} == {"class_predictor"}
+        with pytest.raises(ValueError, match=r"would mean nothing: .*class_predictor.* Train the model first"):
+            fresh.check_trained()
 
     def test_corrupt_weights_are_an_error(self, tmp_path):
         self.model().save_pretrained(tmp_path)
@@ -379,6 +382,38 @@ class CommonTests:
         }
         with pytest.raises(ValueError, match="has 6 objects, but the model has only 5"):
             model(video_batch(), labels=[crowd, crowd])
+
+
+class FrameByFrameTests:
+    """Further tests of online models that see frames one by one, whatever the clips, and average their class logits."""
+
+    @torch.no_grad()
+    def test_clips_of_any_length_give_the_same_video(self):
+        model = self.model()
+        assert model.is_online
+        video = video_batch(7, batch_size=1)
+        logits, masks = predictions(model(video))
+        for clip_length in (1, 3):
+            clips = list(model.stream(video.split(clip_length, dim=1)))
+            streamed = torch.cat([clip.masks_queries_logits for clip in clips], dim=2)
+            torch.testing.assert_close(streamed, masks, rtol=1e-4, atol=1e-4)
+            num_frames = torch.tensor([clip.masks_queries_logits.shape[2] for clip in clips])
+            means = torch.stack([clip.class_queries_logits for clip in clips])
+            mean = (num_frames.view(-1, 1, 1, 1) * means).sum(0) / 7
+            torch.testing.assert_close(mean, logits, rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
+    def test_state_can_be_used_twice_and_keeps_one_frame(self):
+        model = self.model()
+        first, second = video_batch().split(2, dim=1)
+        state = model(first).state
+        for queries in vars(state).values():
+            assert queries.shape == (2, 5, 32)
+            assert queries.untyped_storage().nbytes() == queries.numel() * 4
+        once, again = predictions(model(second, state=state)), predictions(model(second, state=state))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(once, again, strict=True))
+        with pytest.raises(ValueError, match="`state` belongs to a batch of 2 videos, but .* holds 1"):
+            model(second[:1], state=state)
 
 
 class VideoModelTests(CommonTests):

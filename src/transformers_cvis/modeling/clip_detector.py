@@ -350,7 +350,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
     def _compute_loss(
         self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]
     ) -> VideoInstanceSegmentationOutput:
-        targets = VideoTargets.from_labels(labels, self.config.num_labels)
+        targets = self._targets(labels)
         features = self.read_frames(pixel_values_videos)
         queries, mask_embeddings = self.decode(features)
         mask_embeddings.append(self.embed_masks(queries[-1]))
@@ -361,6 +361,12 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         scored = predictions if self.config.use_auxiliary_loss else predictions[-1:]
         loss_dict = self.criterion(scored, features.mask_features, targets)
         return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)
+
+    def _targets(self, labels: list[dict[str, Tensor]]) -> VideoTargets:
+        targets = VideoTargets.from_labels(labels, self.config.num_labels)
+        if self.config.class_targets == "released":
+            targets = targets.with_classes_of_last_frame(no_object=self.config.num_labels)
+        return targets
 
 
 def _answer(window: Window) -> VideoInstanceSegmentationOutput:

@@ -21,6 +21,10 @@ class ClipDetectorConfig(FrameDetectorConfig):
     window_overlap (`int`, defaults to 8):
         Frames that neighbouring windows share; their tracks are joined by what they say of these. At most half a
         window.
+    class_targets (`"visible"` or `"released"`, defaults to `"visible"`):
+        Which class queries are to give an object: that of the frames of the clip which show it. Released code reads
+        classes from the last frame, so that an object which is absent there is to be no object, although its masks
+        count; choose it to repeat published training.
     score_rule (`"mean_logits"` or `"max_times_quality"`, defaults to `"mean_logits"`):
         How tracks are scored, see `TrackAccumulator`: by class logits, averaged over the windows where there are
         several, as published, or as VITA and GenVIS do.
@@ -29,6 +33,7 @@ class ClipDetectorConfig(FrameDetectorConfig):
     detector_chunk_size: int = 18
     max_clip_frames: int = 128
     window_overlap: int = 8
+    class_targets: Literal["visible", "released"] = "visible"
     score_rule: Literal["mean_logits", "max_times_quality"] = "mean_logits"
 
     # Kinds of checkpoints beside its own whose configuration is a start. "video_mask2former" are Mask2Former's own for

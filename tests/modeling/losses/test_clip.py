@@ -55,7 +55,7 @@ def make_loss(**settings):
     return criterion
 
 
-def written_out(layer, features, labels, points, class_from="first_visible"):
+def written_out(layer, features, labels, points, last_frame=False):
     """Weighted cross entropy, BCE and Dice of one layer, object by object and frame by frame."""
 
     def at_points(maps):
@@ -67,7 +67,7 @@ def written_out(layer, features, labels, points, class_from="first_visible"):
         sampled = torch.stack([at_points(mask) for mask in masks])  # (Q, T, P)
         inside = [at_points(mask) for mask in label["masks"]]  # n of (T, P)
         classes = label["class_labels"].clone()
-        if class_from == "last_frame":
+        if last_frame:
             classes[label["ids"][:, -1] == -1] = NUM_LABELS
         cost = torch.zeros(len(masks), len(classes))
         for query in range(len(masks)):
@@ -93,36 +93,27 @@ def written_out(layer, features, labels, points, class_from="first_visible"):
     return {"ce": 2 * ce / weights, "mask": 5 * bce / num_objects, "dice": 5 * dice / num_objects}
 
 
-@pytest.mark.parametrize("class_from", ["first_visible", "last_frame"])
+@pytest.mark.parametrize("last_frame", [False, True])
 @pytest.mark.parametrize("counts", [(2, 3), (0, 2), (4, 7)], ids=["objects", "an empty clip", "more than queries"])
-def test_losses_are_those_of_every_object_in_every_frame(class_from, counts):
+def test_losses_are_those_of_every_object_in_every_frame(last_frame, counts):
     layers, features, labels = make_clips(counts)
-    criterion = make_loss(class_from=class_from)
-    losses = criterion(layers, features, VideoTargets.from_labels(labels, NUM_LABELS))
+    criterion = make_loss()
+    targets = VideoTargets.from_labels(labels, NUM_LABELS)
+    if last_frame:
+        targets = targets.with_classes_of_last_frame(no_object=NUM_LABELS)
+    losses = criterion(layers, features, targets)
     assert set(losses) == {f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0")}
     for layer, suffix in zip(layers, ("_0", ""), strict=True):
-        expected = written_out(layer, features, labels, criterion.point_sampler.points, class_from)
+        expected = written_out(layer, features, labels, criterion.point_sampler.points, last_frame)
         for kind, value in expected.items():
             torch.testing.assert_close(losses[f"loss_{kind}{suffix}"], value, msg=f"{kind}{suffix}")
     gradients = torch.autograd.grad(sum(losses.values()), [features, *layers[0]])
     total = sum(
-        sum(written_out(layer, features, labels, criterion.point_sampler.points, class_from).values())
+        sum(written_out(layer, features, labels, criterion.point_sampler.points, last_frame).values())
         for layer in layers
     )
     for ours, theirs in zip(gradients, torch.autograd.grad(total, [features, *layers[0]]), strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-def test_the_class_of_an_object_that_left():
-    """Released code reads classes of the last frame alone, where an object that left has none."""
-    layers, features, labels = make_clips()
-    losses = [
-        make_loss(class_from=source)(layers, features, VideoTargets.from_labels(labels, NUM_LABELS))["loss_ce"]
-        for source in ("first_visible", "last_frame")
-    ]
-    assert losses[0] != losses[1]
-    with pytest.raises(ValueError, match="`class_from` must be one of first_visible, last_frame, got 'best'"):
-        make_loss(class_from="best")
 
 
 def test_no_objects_reach_every_input():

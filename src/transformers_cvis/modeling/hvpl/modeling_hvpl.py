@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..losses import LayerPrediction
-from ..task_learning import TaskLearningMixin
+from ..task_adapters import TaskAdapterMixin
 from ..task_queries import GroupedQueries, calibrate_class_logits
 from ..video_decoder import DecodedQueries, VideoStep
 from ..whole_video import WholeVideoModel
@@ -12,7 +12,7 @@ from .frame_detector import HvplFrameDetector
 from .video_head import HvplVideoHead
 
 
-class HvplForVideoInstanceSegmentation(TaskLearningMixin, WholeVideoModel):
+class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     """VITA that learns task by task: each later task adds prompts at frame level and at video level, and its heads.
 
     With labels the newest task is trained: before `add_task` the whole model as VITA, after it the newest prompts with

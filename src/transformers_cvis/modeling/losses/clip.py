@@ -8,8 +8,6 @@ from .mask_classification import MaskClassificationLoss, full_precision, name_lo
 from .matching import LayerPrediction, assign
 from .targets import Targets, VideoTargets
 
-CLASS_SOURCES = ("first_visible", "last_frame")
-
 
 class ClipMaskClassificationLoss(MaskClassificationLoss):
     """Mask2Former-VIS's losses: a clip is matched as one, its masks are compared frame by frame.
@@ -20,22 +18,10 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
 
     Args:
         num_labels: classes without no-object.
-        class_from: what an object's class is. `"first_visible"`: its label. `"last_frame"`: its label where it is
-            visible in the last frame, else no-object, although its masks count; released code reads the classes of the
-            last frame alone.
         kwargs: weights and points as in `MaskClassificationLoss`.
-
-    Raises:
-        ValueError: when `class_from` is neither.
 
     Source: Cheng et al., Mask2Former for Video Instance Segmentation, section 2.
     """
-
-    def __init__(self, num_labels: int, class_from: str = "first_visible", **kwargs):
-        super().__init__(num_labels, **kwargs)
-        if class_from not in CLASS_SOURCES:
-            raise ValueError(f"`class_from` must be one of {', '.join(CLASS_SOURCES)}, got {class_from!r}.")
-        self.class_from = class_from
 
     def forward(
         self, predictions: Sequence[LayerPrediction], mask_features: torch.Tensor, targets: VideoTargets
@@ -58,20 +44,13 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
                 *(full_precision(torch.stack(part)).unsqueeze(1) for part in zip(*predictions, strict=True))
             )  # (D, 1, B, Q, .)
             mask_features = full_precision(mask_features)
-            clips = self._clips(targets, mask_features.device)
+            whole = torch.ones(len(targets.ids), 1, dtype=torch.bool)
+            clips = targets.select(*targets.pairs(whole), 1, mask_features.device)
             matched = assign(self._costs(prediction, mask_features, clips), leave_surplus=True)
             matched = torch.from_numpy(matched).to(mask_features.device)
             num_objects = mask_features.new_tensor([len(targets.ids)])
             values = self._losses(prediction, mask_features, clips, matched, num_objects)
         return name_losses({f"loss_{kind}": value.squeeze(1) for kind, value in values.items()})
-
-    def _clips(self, targets: VideoTargets, device: torch.device) -> Targets:
-        whole = torch.ones(len(targets.ids), 1, dtype=torch.bool)
-        clips = targets.select(*targets.pairs(whole), 1, device)
-        if self.class_from == "last_frame":
-            absent = (targets.ids[:, -1] == -1).to(device)
-            clips.class_labels = clips.class_labels.masked_fill(absent, self.num_labels)
-        return clips
 
     def _mask_losses(self, mask_embeddings, mask_features, targets, place) -> tuple[torch.Tensor, torch.Tensor]:
         """BCE and Dice `(D, 1, M)` of each object's query, summed over the frames."""

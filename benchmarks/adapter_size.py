@@ -1,7 +1,7 @@
 """Size of a task adapter: HVPL with ResNet-50 as published, a task of 10 prompts and 5 classes, float32.
 
-Row `adapter_share`: bytes of `task_adapter_model.safetensors` with one task (ours) and of the base's `model.safetensors`
-(peer); `second_task_share`: what a second task adds to the file.
+Row `adapter_share`: bytes of `task_adapter_model.safetensors` with one task (ours) and of the base's
+`model.safetensors` (peer); `second_task_share`: what a second task adds to the file.
 """
 
 import os

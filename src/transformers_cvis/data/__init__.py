@@ -10,7 +10,7 @@ from .augmentation import (
     evaluation_resize,
     mask2former_augmentation,
 )
-from .class_mapping import CLASS_MAPPINGS
+from .class_mapping import CLASS_MAPPINGS, ClassFilter, map_categories
 from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, sample_clip_frames
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
 from .splits import split_ytvis
@@ -21,6 +21,7 @@ __all__ = [
     "CLASS_MAPPINGS",
     "SHAPES",
     "ClipAugmentation",
+    "ClassFilter",
     "ClipDataset",
     "LargeScaleJitter",
     "MixedClipDataset",
@@ -39,6 +40,7 @@ __all__ = [
     "load_coco",
     "load_ytvis",
     "make_moving_shapes",
+    "map_categories",
     "mask2former_augmentation",
     "read_annotations",
     "sample_clip_frames",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..processing import complete_file
-from .class_mapping import map_categories
+from .class_mapping import ClassFilter, map_categories
 from .validation import FORMATS, read_annotation_json, structure_problems
 
 
@@ -16,6 +16,7 @@ def read_annotations(
     kind: Literal["videos", "images"] = "videos",
     class_mapping: str | Mapping[str, str] | None = None,
     labels: Collection[str] | None = None,
+    class_filter: ClassFilter | None = None,
 ) -> dict:
     """The content of an annotation file, checked, as YouTube-VIS json.
 
@@ -23,10 +24,11 @@ def read_annotations(
         json_path: the annotation file.
         kind: "videos" for YouTube-VIS and OVIS, "images" for COCO format.
         class_mapping, labels: see `map_categories`.
+        class_filter: what is left out after the mapping.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it breaks the format, or as `map_categories`; the message names the file.
+        ValueError: it breaks the format, or as `map_categories` and `ClassFilter.apply`; the message names the file.
     """
     content, form = read_annotation_json(json_path), FORMATS[kind]
     problems = list(structure_problems(content, form, limit=5))
@@ -38,11 +40,13 @@ def read_annotations(
         )
     if kind == "images":
         content = images_as_videos(content)
-    if class_mapping is not None:
-        try:
-            content = map_categories(content, class_mapping, labels)
-        except ValueError as error:
-            raise ValueError(f"{json_path}: {error}") from error
+    try:
+        if class_mapping is not None:
+            content = map_categories(content, class_mapping, labels if class_filter is None else None)
+        if class_filter is not None:
+            content = class_filter.apply(content)
+    except ValueError as error:
+        raise ValueError(f"{json_path}: {error}") from error
     return content
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 _COCO_TO_YTVIS = {
     **{name: name for name in ("person", "airplane", "train", "truck", "boat", "skateboard", "surfboard", "snowboard")},
@@ -26,6 +27,49 @@ CLASS_MAPPINGS = {
     "ovis": COCO_TO_OVIS,
 }
 """From COCO's categories to those of a video data set, as VITA and GenVIS were trained (Heo et al., 2022, 2023)."""
+
+
+@dataclass(frozen=True)
+class ClassFilter:
+    """What a task may see of a data set that holds classes of other tasks, too.
+
+    Attributes:
+        keep: labels of these classes are kept, all others dropped; the objects stay in the picture.
+        require: a video (or image) without an object of one of these classes is left out.
+        exclude: so is one with an object of one of these.
+    """
+
+    keep: tuple[str, ...]
+    require: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+
+    def apply(self, content: dict) -> dict:
+        """A json, in which categories are classes, without what the task may not see. Crowds do not count as objects.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        name_of = {category["id"]: category["name"] for category in content["categories"]}
+        shown: dict[int, set[str]] = {video["id"]: set() for video in content["videos"]}
+        for annotation in content.get("annotations") or []:
+            if not annotation.get("iscrowd"):
+                shown[annotation["video_id"]].add(name_of[annotation["category_id"]])
+        allowed = {
+            video for video, names in shown.items() if names & set(self.require) and not names & set(self.exclude)
+        }
+        if not allowed:
+            without = f" and none of {', '.join(self.exclude)}" if self.exclude else ""
+            raise ValueError(f"no video shows one of the classes {', '.join(self.require)}{without}.")
+        return {
+            **content,
+            "categories": [category for category in content["categories"] if category["name"] in self.keep],
+            "videos": [video for video in content["videos"] if video["id"] in allowed],
+            "annotations": [
+                annotation
+                for annotation in content["annotations"]
+                if annotation["video_id"] in allowed and name_of[annotation["category_id"]] in self.keep
+            ],
+        }
 
 
 def map_categories(

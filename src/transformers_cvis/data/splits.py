@@ -1,14 +1,12 @@
 """A train part and a test part of an annotated data set, for benchmarks whose own test labels are hidden."""
 
-import json
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from ..processing import complete_file
-from .validation import read_ytvis_json, structure_problems
+from .annotation_files import read_annotations, write_annotations
 
 
 def split_ytvis(
@@ -40,9 +38,7 @@ def split_ytvis(
     """
     if not 0 < test_share < 1:
         raise ValueError(f"test_share is {test_share}; give a share of the videos between 0 and 1, for example 0.2.")
-    content = read_ytvis_json(json_path)
-    if problem := next(structure_problems(content, limit=1), None):
-        raise ValueError(f"{json_path} breaks the YouTube-VIS format: {problem}")
+    content = read_annotations(json_path)
     if not content.get("annotations") or len(content["videos"]) < 2:
         raise ValueError(
             f"{json_path} cannot be split: it has {len(content['videos'])} videos and "
@@ -68,9 +64,7 @@ def split_ytvis(
             "annotations": [row for row in content["annotations"] if (row["video_id"] in test_videos) == in_test],
         }
         path = Path(output_dir) / f"{name}_split.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(path) as file:
-            file.write(json.dumps(part).encode())
+        write_annotations(part, path)
         paths.append(path)
     return paths[0], paths[1]
 

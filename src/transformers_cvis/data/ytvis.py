@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from datasets.arrow_writer import ArrowWriter
 from pycocotools import mask as mask_utils
 
 from .annotation_files import read_annotations
-from .class_mapping import CLASS_MAPPINGS
+from .class_mapping import CLASS_MAPPINGS, ClassFilter
 
 TABLE_VERSION = 2  # part of the cache key: raise it when the rows change
 IMAGE_FOLDER = "JPEGImages"
@@ -26,6 +27,7 @@ def load_ytvis(
     *,
     labels: Sequence[str] | Mapping[int, str] | None = None,
     class_mapping: str | Mapping[str, str] | None = None,
+    class_filter: ClassFilter | None = None,
     require_annotations: bool = True,
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
@@ -42,6 +44,7 @@ def load_ytvis(
             model's numbers. None: a category's number is the rank of its id.
         class_mapping: from category names to class names, other categories are dropped: a mapping, or the name of one
             of `CLASS_MAPPINGS`. None: categories are classes.
+        class_filter: what is left out, after the mapping, since it belongs to another task.
         require_annotations: refuse a file without annotations (the valid and test files of the benchmarks).
         cache_dir: where the arrow file goes; the cache of `datasets` if None.
 
@@ -60,7 +63,9 @@ def load_ytvis(
         ValueError: the json breaks the format, has no annotations, or has categories that `labels` lacks.
     """
     image_root = find_image_root(json_path) if image_root is None else Path(image_root)
-    return _load_table("videos", json_path, image_root, labels, class_mapping, require_annotations, cache_dir)
+    return _load_table(
+        "videos", json_path, image_root, labels, class_mapping, class_filter, require_annotations, cache_dir
+    )
 
 
 def load_coco(
@@ -69,6 +74,7 @@ def load_coco(
     *,
     labels: Sequence[str] | Mapping[int, str] | None = None,
     class_mapping: str | Mapping[str, str] | None = None,
+    class_filter: ClassFilter | None = None,
     require_annotations: bool = True,
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
@@ -83,7 +89,9 @@ def load_coco(
     Returns:
         A dataset with the columns of `load_ytvis`, where the id is called `image_id`.
     """
-    return _load_table("images", json_path, Path(image_root), labels, class_mapping, require_annotations, cache_dir)
+    return _load_table(
+        "images", json_path, Path(image_root), labels, class_mapping, class_filter, require_annotations, cache_dir
+    )
 
 
 def _load_table(
@@ -92,6 +100,7 @@ def _load_table(
     image_root: Path,
     labels: Sequence[str] | Mapping[int, str] | None,
     class_mapping: str | Mapping[str, str] | None,
+    class_filter: ClassFilter | None,
     require_annotations: bool,
     cache_dir: str | os.PathLike | None,
 ) -> datasets.Dataset:
@@ -104,12 +113,13 @@ def _load_table(
         labels = [labels[index] for index in range(len(labels))]
     mapping = CLASS_MAPPINGS.get(class_mapping, {}) if isinstance(class_mapping, str) else class_mapping
     mapping = mapping and sorted(mapping.items(), key=str)
-    key_parts = [TABLE_VERSION, kind, content_hash, str(image_root), labels, mapping, require_annotations]
+    rules = class_filter and astuple(class_filter)
+    key_parts = [TABLE_VERSION, kind, content_hash, str(image_root), labels, mapping, rules, require_annotations]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:32]
     cache_dir = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "transformers_cvis_ytvis"
     table_path = cache_dir / f"{json_path.stem}-{key}.arrow"
     if not table_path.exists():
-        content = read_annotations(json_path, kind, class_mapping, labels)
+        content = read_annotations(json_path, kind, class_mapping, labels, class_filter)
         if require_annotations and not content.get("annotations"):
             if class_mapping is not None:
                 raise ValueError(f"{json_path} has no annotation of a category that class_mapping keeps.")

@@ -143,7 +143,9 @@ def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
             load = load_coco
             if data.image_rotation is not None:
                 augmentation = PseudoVideoAugmentation(augmentation, data.image_rotation)
-        table = load(source.json, source.images, labels=names, class_mapping=source.class_mapping)
+        table = load(
+            source.json, source.images, labels=names, class_mapping=source.class_mapping, class_filter=source.classes
+        )
         names = names or class_names(table)
         clips.append(ClipDataset(table, data.num_frames, data.frame_range, augmentation, recipe.seed))
     if len(clips) == 1:

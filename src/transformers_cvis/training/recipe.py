@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ..data import ClipAugmentation, LargeScaleJitter, RandomRotation
+from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -43,6 +43,7 @@ class SourceRecipe:
     class_mapping: from category names to class names, e.g. `{person: human}`, or the name of a published mapping of
         COCO's categories ("ytvis2019", "ytvis2021", "ytvis2022", "ovis"); categories without an entry are dropped.
         None: categories are classes.
+    classes: fields of `transformers_cvis.data.ClassFilter`, by which a schedule hides other tasks; None hides nothing.
     ratio: relative probability that a training sample comes from this source, when there are several. use: false
         leaves the source out.
     """
@@ -51,6 +52,7 @@ class SourceRecipe:
     images: str
     kind: Literal["videos", "images"] = "videos"
     class_mapping: str | dict | None = None
+    classes: ClassFilter | None = None
     ratio: float = 1.0
     use: bool = True
 
@@ -189,15 +191,15 @@ class Recipe:
             FileNotFoundError: neither a file nor a shipped recipe. ValueError: an unknown key (the message gives the
                 nearest valid one), a missing key, or a value of the wrong type.
         """
-        values = source.to_dict() if isinstance(source, Recipe) else _read_yaml(source)
+        values = source.to_dict() if isinstance(source, Recipe) else read_yaml(source, RECIPES_DIRECTORY, "recipe")
         for override in overrides:
-            _apply_override(values, override)
+            apply_override(values, override)
         return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Recipe":
         """Build a recipe from nested dictionaries, with the checks of [`Recipe.load`]."""
-        return _convert(cls, values, where="")
+        return convert(cls, values, where="")
 
     def to_dict(self) -> dict:
         """Nested dictionaries of what JSON and YAML can hold."""
@@ -209,24 +211,26 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES_DIRECTORY.glob("*.yaml"))
 
 
-def _read_yaml(source: str | Path) -> dict:
+def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
+    """The mapping in a YAML file, or in the file of this name in the folder `shipped`; `kind` is for messages."""
     path = Path(source)
     if not path.is_file():
-        path = RECIPES_DIRECTORY / f"{source}.yaml"
+        path = shipped / f"{source}.yaml"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"No recipe {str(source)!r}: give a YAML file or one of {', '.join(shipped_recipes())}."
-        )
+        names = sorted(path.stem for path in shipped.glob("*.yaml"))
+        raise FileNotFoundError(f"No {kind} {str(source)!r}: give a YAML file or one of {', '.join(names)}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"Recipe {path} is not valid YAML: {error}") from error
+        raise ValueError(f"{kind.capitalize()} {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"Recipe {path} must be a mapping of keys to values, got {type(values).__name__}.")
+        raise ValueError(
+            f"{kind.capitalize()} {path} must be a mapping of keys to values, got {type(values).__name__}."
+        )
     return values
 
 
-def _apply_override(values: dict, override: str) -> None:
+def apply_override(values: dict, override: str) -> None:
     """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created.
 
     A single data source is a list of one, whichever way it is written: its number may be given or left out.
@@ -258,7 +262,7 @@ def _open(node: dict | list, key: str, override: str) -> dict | list:
     return node
 
 
-def _convert(expected: Any, value: Any, where: str) -> Any:
+def convert(expected: Any, value: Any, where: str) -> Any:
     """Turn plain YAML `value` into type `expected`; `where` is the dotted key for messages."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (types.UnionType, typing.Union):
@@ -271,19 +275,19 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
                 kinds = " or ".join(choice.__name__ for choice in choices)
                 raise ValueError(f"Recipe: `{where}` must be of type {kinds}, got {value!r}.")
             choices = fitting or choices
-        return _convert(choices[0], value, where)
+        return convert(choices[0], value, where)
     if dataclasses.is_dataclass(expected):
         return _convert_dataclass(expected, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ValueError(f"Recipe: `{where}` must be a list of the length of {expected}, got {value!r}.")
-        return tuple(_convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
+        return tuple(convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
     if origin is list:
         if isinstance(value, dict) and dataclasses.is_dataclass(arguments[0]):
             value = [value]  # a single data source needs no list
         if not isinstance(value, list):
             raise ValueError(f"Recipe: `{where}` must be a list, got {value!r}.")
-        return [_convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value)]
+        return [convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value)]
     if origin is Literal:
         if value is False and "no" in arguments:
             value = "no"  # YAML reads a bare `no` as False
@@ -323,7 +327,7 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
         if required and entry.name not in value:
             raise ValueError(f"Recipe: {place} needs the key {entry.name!r}.")
     prefix = f"{where}." if where else ""
-    arguments = {key: _convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
+    arguments = {key: convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
     try:
         return expected(**arguments)
     except ValueError as error:

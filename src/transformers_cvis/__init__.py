@@ -11,6 +11,7 @@ from transformers import AutoVideoProcessor
 
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path
 from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
+from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
@@ -58,6 +59,8 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AutoModelForVideoInstanceSegmentation",
+    "CrispConfig",
+    "CrispForVideoInstanceSegmentation",
     "CvisVideoProcessor",
     "FrameDetector",
     "FrameDetectorConfig",

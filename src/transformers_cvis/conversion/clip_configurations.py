@@ -1,9 +1,10 @@
-"""Configurations of Mask2Former-VIS read from the shapes of a released state dict."""
+"""Configurations of Mask2Former-VIS and CRISP read from the shapes of a released state dict."""
 
 import torch
 
+from ..modeling.crisp import CrispConfig
 from ..modeling.mask2former_vis import Mask2FormerVisConfig
-from .configurations import infer_frame_detector_config
+from .configurations import count, infer_frame_detector_config
 
 
 def infer_mask2former_vis_config(state_dict: dict[str, torch.Tensor], **settings) -> Mask2FormerVisConfig:
@@ -17,3 +18,36 @@ def infer_mask2former_vis_config(state_dict: dict[str, torch.Tensor], **settings
         ValueError: when a tensor that a size is read from is missing.
     """
     return Mask2FormerVisConfig.from_frame_detector(infer_frame_detector_config(state_dict), **settings)
+
+
+def infer_crisp_config(state_dict: dict[str, torch.Tensor], **settings) -> CrispConfig:
+    """The configuration of a released CRISP checkpoint after any of its tasks.
+
+    Args:
+        state_dict: released names to tensors.
+        settings: fields that shapes do not tell, for example `id2label` or `calibration_deltas`.
+
+    Raises:
+        ValueError: when the checkpoint has no class heads of tasks, or a tensor that a size is read from is missing.
+    """
+    predictor = "sem_seg_head.predictor"
+    heads, tokens = f"{predictor}.class_embed.cls", f"{predictor}.sem_prompter.learnable_prompts"
+    num_heads = count(state_dict, r"sem_seg_head\.predictor\.class_embed\.cls\.(\d+)\.")
+    if not num_heads:
+        raise ValueError(f"This checkpoint has no class heads of tasks (`{heads}.*`): no CRISP.")
+    deep = f"{heads}.0.layers.2.weight" in state_dict
+    output = "layers.2.weight" if deep else "weight"
+    class_counts = [len(state_dict[f"{heads}.{head}.{output}"]) for head in range(1, num_heads)]
+    prompts = [f"{predictor}.prompt_feat.{task}.weight" for task in range(len(class_counts) - 1)]
+    found = {
+        "task_class_counts": class_counts,
+        "task_prompt_counts": [len(state_dict[name]) if name in state_dict else 0 for name in prompts],
+        "deep_class_head": deep,
+    }
+    if f"{tokens}.0.weight" in state_dict:
+        found["text_hidden_size"] = state_dict[f"{tokens}.0.weight"].shape[1]
+    else:
+        found |= {"residual_prompts": False, "lambda_isc": 0.0}
+    id2label = settings.pop("id2label", {index: f"LABEL_{index}" for index in range(sum(class_counts))})
+    detector_config = infer_frame_detector_config(state_dict, id2label=id2label)
+    return CrispConfig.from_frame_detector(detector_config, **{**found, **settings})

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from .hub import commit_folder, model_card
+from .hub import commit_folder, model_card, write_training_summary
 from .task_learning import TaskLearningMixin
 
 ADAPTER_CONFIG_FILE = "task_adapter_config.json"
@@ -446,6 +446,8 @@ class TaskAdapterMixin(TaskLearningMixin):
                 video_processor.save_pretrained(temporary)
             if report is not None:
                 report.save(temporary)
+            if training_summary:
+                write_training_summary(training_summary, temporary)
             self._adapter_card(name or folder.name, revision, report, license, training_summary, place).save(
                 Path(temporary) / "README.md"
             )

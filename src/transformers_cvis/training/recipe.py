@@ -230,6 +230,15 @@ def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
     return values
 
 
+def merge(values: dict, overrides: dict) -> dict:
+    """`values` with `overrides` on top, nested dictionaries key by key."""
+    merged = dict(values)
+    for key, override in overrides.items():
+        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], override) if both else override
+    return merged
+
+
 def apply_override(values: dict, override: str) -> None:
     """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created.
 

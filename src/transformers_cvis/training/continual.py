@@ -81,17 +81,20 @@ class _ContinualRun:
 
     @cached_property
     def train_sources(self) -> list[SourceRecipe]:
+        sources = [source for source in self.schedule.train if source.use]
         if self.schedule.test_share is None:
-            return self.schedule.train
-        (source,) = self.schedule.train
-        return [replace(source, json=str(self.output_dir / "splits" / "train_split.json"))]
+            return sources
+        return [replace(sources[0], json=str(self.split_folder / "train_split.json")), *sources[1:]]
 
     @cached_property
     def test_source(self) -> SourceRecipe:
         if self.schedule.test is not None:
             return self.schedule.test
-        (source,) = self.schedule.train
-        return replace(source, json=str(self.output_dir / "splits" / "test_split.json"))
+        return replace(self.schedule.train[0], json=str(self.split_folder / "test_split.json"))
+
+    @property
+    def split_folder(self) -> Path:
+        return self.output_dir / "splits"
 
     @cached_property
     def videos_of_classes(self) -> list[dict[str, int]]:
@@ -160,9 +163,9 @@ class _ContinualRun:
                 self._delete()
             if path.is_file():
                 self._check_same_schedule(json.loads(path.read_text(encoding="utf-8")))
-            if self.schedule.test_share is not None and not (self.output_dir / "splits" / "test_split.json").is_file():
-                (source,) = self.schedule.train
-                split_ytvis(source.json, self.output_dir / "splits", self.schedule.test_share, self.schedule.seed)
+            if self.schedule.test_share is not None and not (self.split_folder / "test_split.json").is_file():
+                source = self.schedule.train[0]
+                split_ytvis(source.json, self.split_folder, self.schedule.test_share, self.schedule.seed)
             _ = self.datasets  # written to the cache once, before the other processes ask for it
         state.wait_for_everyone()
         _ = self.ground_truth, self.datasets
@@ -176,8 +179,8 @@ class _ContinualRun:
     def _delete(self) -> None:
         for path in self.output_dir.glob("task-*"):
             shutil.rmtree(path)
-        for name in (REPORT_FOLDER, "splits"):
-            shutil.rmtree(self.output_dir / name, ignore_errors=True)
+        for folder in (self.output_dir / REPORT_FOLDER, self.split_folder):
+            shutil.rmtree(folder, ignore_errors=True)
         (self.output_dir / SCHEDULE_FILE).unlink(missing_ok=True)
 
     def _check_same_schedule(self, former: dict) -> None:

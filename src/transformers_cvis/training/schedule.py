@@ -155,8 +155,8 @@ class Schedule:
     method: "hvpl", "crisp", or what they are compared with: "eclipse", "finetune", "mib", "comformer", "pod", and
         "joint", which learns all classes at once.
     train: data to learn from, one source or a list; the first has the classes, further ones need a `class_mapping`.
-    test: data to evaluate on after every task; or test_share: instead of it, this share of the videos of `train`, held
-        out class by class (see `split_ytvis`).
+    test: data to evaluate on after every task; or test_share: instead of it, this share of the videos of the first
+        source, held out class by class (see `split_ytvis`).
     classes: the classes of every task.
     recipe: what all tasks have in common, as in a [`Recipe`] without `system`, `seed`, `data.train`, `data.valid` and
         `data.class_names`. base, increment: what differs in the first task and in all later ones; tasks: in single
@@ -191,8 +191,6 @@ class Schedule:
             raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}.")
         if (self.test is None) == (self.test_share is None):
             raise ValueError("give either `test`, a data set to evaluate on, or `test_share`, for example 0.2.")
-        if self.test_share is not None and len(self.train) > 1:
-            raise ValueError("`test_share` splits a single `train` source; split it beforehand and name `test`.")
         if self.num_prompts < 1:
             raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
         if self.gradient_projection is not None and not self.rules.projects_gradients:

@@ -81,7 +81,15 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         Returns:
             `(N, F, C)`: the queries of all groups after the first self-attention.
         """
-        raise NotImplementedError
+        first_layer = self.detector.model.transformer_module.decoder.layers[0]
+        outputs = []
+        hook = first_layer.self_attn_layer_norm.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        try:
+            self.detector(frames, output_mask_features=False)
+        finally:
+            hook.remove()
+        num_queries = sum(len(group.features) for group in self.detector.groups())
+        return outputs[0][:, :num_queries]
 
     def layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
         newest = GroupedQueries(self.video_head.groups()[-1:], alignment=1)

@@ -17,8 +17,9 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from .. import __version__
+from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..modeling.hub import save_model
-from .building import SYSTEMS, build_dataset, build_model, build_processor, collate
+from .building import build_dataset, build_model, build_processor, collate
 from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
 from .evaluating import evaluate_on_processes
 from .recipe import Recipe
@@ -67,7 +68,7 @@ def train(
     if checkpoint is None:
         model = build_model(recipe, names)
     else:
-        model = SYSTEMS[recipe.system][1].from_pretrained(checkpoint)
+        model = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
         if PartialState().is_main_process:
             tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
     if recipe.model.gradient_checkpointing:

@@ -71,7 +71,8 @@ class Trainer:
     each normalised by its own objects.
 
     Args:
-        model: returns an output with `loss` and `loss_dict` when called with a batch.
+        model: returns an output with `loss` and `loss_dict` when called with a batch. One that has
+            `set_training_progress` is told before each step what share of the training is done.
         dataset: `dataset[n]` is sample `n` of the run, for any `n >= 0`, a function of `n` and the seed alone.
         collate: list of samples -> `(batch of keyword arguments of the model, names of the samples)`.
         evaluate: model -> metrics by name; called in every process.
@@ -178,6 +179,8 @@ class Trainer:
             factor = learning_rate_factor(recipe.schedule, step, recipe.max_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
+            if hasattr(self.unwrapped_model, "set_training_progress"):
+                self.unwrapped_model.set_training_progress(step / recipe.max_steps)
             for _ in range(recipe.gradient_accumulation_steps):
                 fetch_start = time.perf_counter()
                 inputs, names = next(batches)

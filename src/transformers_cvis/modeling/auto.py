@@ -8,6 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .frame_detector import FrameDetector, FrameDetectorConfig
 from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+from .hvpl import HvplConfig, HvplForVideoInstanceSegmentation
 from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
@@ -15,6 +16,7 @@ from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 MODELS = {
     VitaConfig: VitaForVideoInstanceSegmentation,
     GenVisConfig: GenVisForVideoInstanceSegmentation,
+    HvplConfig: HvplForVideoInstanceSegmentation,
     MinVisConfig: MinVisForVideoInstanceSegmentation,
     SpvisConfig: SpvisForVideoInstanceSegmentation,
 }

@@ -44,8 +44,10 @@ class PickledArray:
     """Stands for `numpy.ndarray`.
 
     Attributes:
-        array (`np.ndarray`): numbers of the machine's byte order, rows first.
+        array (`np.ndarray`): numbers of the machine's byte order, rows first; None where the pickle gives no content.
     """
+
+    array: np.ndarray | None = None
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, columns_first, data = state

@@ -52,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike) -> ReleasedCheckpoint:
     left_out = [str(key) for key in content if key != "model"] if state_dict is not content else []
     tensors = {}
     for name, value in state_dict.items():
-        if isinstance(value, PickledArray):
+        if isinstance(value, PickledArray) and value.array is not None:
             value = torch.from_numpy(value.array)
         if isinstance(name, str) and isinstance(value, torch.Tensor):
             tensors[name] = value

@@ -7,6 +7,8 @@ import torch
 from transformers_cvis.data.moving_shapes import SHAPES
 from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
 from transformers_cvis.modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
+from transformers_cvis.modeling.hvpl.modeling_hvpl import HvplForVideoInstanceSegmentation
 from transformers_cvis.processing import CvisVideoProcessor
 
 
@@ -55,6 +57,26 @@ def tiny_genvis(seed: int = 0, **changes) -> GenVisForVideoInstanceSegmentation:
         }
     )
     return GenVisForVideoInstanceSegmentation(config).eval()
+
+
+def tiny_hvpl(seed: int = 0, **changes) -> HvplForVideoInstanceSegmentation:
+    """An HVPL with random weights that has learnt its base."""
+    torch.manual_seed(seed)
+    config = HvplConfig(
+        **{
+            "detector_config": tiny_detector_config(),
+            "num_queries": 5,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "dim_feedforward": 32,
+            "num_attention_heads": 2,
+            "num_frame_query_layers": 2,
+            "train_num_points": 32,
+            "id2label": {0: "disk", 1: "star", 2: "ring"},
+            **changes,
+        }
+    )
+    return HvplForVideoInstanceSegmentation(config).eval()
 
 
 def save_tiny_genvis(folder: Path, seed: int = 0) -> str:

@@ -14,6 +14,7 @@ from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmen
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
+from .modeling.hvpl import HvplConfig, HvplForVideoInstanceSegmentation
 from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
@@ -61,6 +62,8 @@ __all__ = [
     "FrameDetectorConfig",
     "GenVisConfig",
     "GenVisForVideoInstanceSegmentation",
+    "HvplConfig",
+    "HvplForVideoInstanceSegmentation",
     "MinVisConfig",
     "MinVisForVideoInstanceSegmentation",
     "Recipe",

@@ -146,6 +146,7 @@ def load_model(options: argparse.Namespace):
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(
         name, config=config, revision=options.revision, dtype=getattr(torch, options.dtype)
     )
+    model.check_trained()
     video_processor = AutoVideoProcessor.from_pretrained(name, revision=options.revision)
     return model.to(device).eval(), video_processor
 

@@ -1,5 +1,6 @@
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,12 +33,30 @@ def rectangle(height, width, top, left, bottom, right):
     )
 
 
-class TinyFile:
-    """A correct annotation file of two 20x30 videos with 4 and 3 frames, to be spoilt by tests."""
+class AnnotationFile:
+    """A correct annotation file in `folder`, to be spoilt by tests; its pictures are in `images`."""
+
+    folder: Path
+    content: dict
+
+    @property
+    def images(self):
+        return self.folder / "JPEGImages"
+
+    def write(self, spoil=None, name="data.json"):
+        content = copy.deepcopy(self.content)
+        if spoil is not None:
+            spoil(content)
+        path = self.folder / name
+        path.write_text(json.dumps(content))
+        return path
+
+
+class TinyFile(AnnotationFile):
+    """Of YouTube-VIS format: two 20x30 videos with 4 and 3 frames."""
 
     def __init__(self, folder):
         self.folder = folder
-        self.images = folder / "JPEGImages"
         videos = []
         for video_id, length in ((1, 4), (2, 3)):
             names = [f"v{video_id}/{frame:05d}.jpg" for frame in range(length)]
@@ -67,15 +86,55 @@ class TinyFile:
             "bboxes": [box for _, box in tracks],
         }
 
-    def write(self, spoil=None, name="data.json"):
-        content = copy.deepcopy(self.content)
-        if spoil is not None:
-            spoil(content)
-        path = self.folder / name
-        path.write_text(json.dumps(content))
-        return path
+
+class TinyCoco(AnnotationFile):
+    """Of COCO format: three 60x80 images.
+
+    Image 7 shows a person (polygons), a tennis racket (an RLE) and a crowd of people; image 8 a car of two polygons;
+    image 9 nothing.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.images.mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8)
+        for image_id, image in zip((7, 8, 9), pixels, strict=True):
+            Image.fromarray(image).save(self.images / f"{image_id}.png")
+        racket, racket_box = rectangle(60, 80, 30, 50, 45, 70)
+        crowd = {"size": [60, 80], "counts": [2400, 2400]}  # the right half, uncompressed as COCO's crowds are
+        self.content = {
+            "images": [{"id": i, "width": 80, "height": 60, "file_name": f"{i}.png"} for i in (7, 8, 9)],
+            "categories": [
+                {"id": 43, "name": "tennis racket", "supercategory": "sports"},
+                {"id": 1, "name": "person", "supercategory": "person"},
+                {"id": 3, "name": "car", "supercategory": "vehicle"},
+            ],
+            "annotations": [
+                self._annotation(100, 7, 1, [[10, 5, 40, 5, 40, 55, 10, 55]], [10, 5, 30, 50]),
+                {**self._annotation(101, 7, 1, crowd, [40, 0, 40, 60]), "iscrowd": 1},
+                self._annotation(102, 7, 43, racket, racket_box),
+                self._annotation(103, 8, 3, [[0, 0, 20, 0, 20, 20], [50, 40, 70, 40, 70, 50, 50, 50]], [0, 0, 70, 50]),
+            ],
+        }
+
+    @staticmethod
+    def _annotation(annotation_id, image_id, category_id, segmentation, box):
+        return {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": category_id,
+            "iscrowd": 0,
+            "area": box[2] * box[3],
+            "segmentation": segmentation,
+            "bbox": box,
+        }
 
 
 @pytest.fixture
 def tiny_file(tmp_path):
     return TinyFile(tmp_path)
+
+
+@pytest.fixture
+def tiny_coco(tmp_path):
+    return TinyCoco(tmp_path / "coco")

@@ -2,8 +2,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_cvis.data import ClipAugmentation, RandomCropPath, evaluation_resize, mask2former_augmentation
-from transformers_cvis.data.augmentation import Crop, FrameTransform, HorizontalFlip, Resize, resize_short_side
+from transformers_cvis.data import (
+    ClipAugmentation,
+    LargeScaleJitter,
+    PseudoVideoAugmentation,
+    RandomCropPath,
+    RandomRotation,
+    evaluation_resize,
+    mask2former_augmentation,
+)
+from transformers_cvis.data.augmentation import (
+    Crop,
+    FrameTransform,
+    HorizontalFlip,
+    Pad,
+    Resize,
+    Rotation,
+    resize_short_side,
+)
 
 
 def draws(augmentation, height, width, num_frames, count=200):
@@ -143,6 +159,149 @@ def test_other_presets():
     assert {transform.steps for clip in clips for transform in clip} == {(Resize(720, 1280, 448, 796),)}
 
 
+# ---------------------------------------------------------------- polygons
+
+
+def star(rng, height, width, reach=1.3):
+    """A polygon of 11 points around the middle of the frame, concave, with parts outside of it."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 11))
+    radii = rng.uniform(0.2, reach, 11)[:, None] * (width / 2, height / 2)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii + (width / 2, height / 2)
+
+
+def rasterised(points, height, width):
+    return FrameTransform((), height, width).polygon_mask([points.ravel()])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clipping_a_polygon_keeps_what_the_window_shows(seed):
+    rng = np.random.default_rng(seed)
+    points = star(rng, 80, 120)
+    whole = rasterised(points + 100, 300, 300)  # far from any edge
+    crop = Crop(int(rng.integers(0, 40)), int(rng.integers(0, 60)), 40, 60)
+    clipped = crop.polygon(points)
+    assert (clipped >= -1e-9).all() and (clipped <= np.array([60, 40]) + 1e-9).all()
+    expected = whole[100 + crop.top :, 100 + crop.left :][:40, :60]
+    mask = FrameTransform((crop,), 40, 60).polygon_mask([points.ravel()])
+    assert (mask != expected).sum() <= 8  # rasterised from other corners, the outline moves by a pixel here and there
+    corners = np.array([[1.0, 1], [119, 1], [119, 79], [1, 79]])
+    np.testing.assert_array_equal(Crop(0, 0, 80, 120).polygon(corners), corners)
+    assert not len(Crop(0, 0, 80, 120).polygon(corners + 200))
+
+
+def test_a_polygon_that_the_window_cuts_in_two():
+    """A U whose legs alone are in the window: two parts, and nothing between them."""
+    legs = np.array([[10.0, 10], [20, 10], [20, 40], [60, 40], [60, 10], [70, 10], [70, 50], [10, 50]])
+    mask = FrameTransform((Crop(0, 0, 30, 100),), 30, 100).polygon_mask([legs.ravel()])
+    expected = np.zeros((30, 100), dtype=bool)
+    expected[10:, 10:20] = expected[10:, 60:70] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_polygon_and_mask_go_the_same_way(seed):
+    """A polygon that is transformed and then rasterised covers what its mask covers when that is transformed."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(side) for side in rng.integers(150, 300, 2))
+    points = star(rng, height, width, reach=0.9)
+    crop = RandomCropPath(probability=0.7, short_sides=(140, 180), window=(100, 150))
+    augmentation = PseudoVideoAugmentation(ClipAugmentation((150, 200), crop=crop), RandomRotation(max_angle=25))
+    if seed % 3 == 0:
+        augmentation = LargeScaleJitter(size=160, scale=(0.5, 1.6))
+    for transform in augmentation.draw(height, width, 3, rng):
+        from_polygon = transform.polygon_mask([points.ravel().tolist()])
+        from_mask = transform.masks(rasterised(points, height, width)[None])[0]
+        assert from_polygon.shape == from_mask.shape == (transform.height, transform.width)
+        outline = (np.diff(from_polygon, axis=0) != 0).sum() + (np.diff(from_polygon, axis=1) != 0).sum()
+        assert (from_polygon != from_mask).sum() <= outline + 4
+        (box,) = transform.boxes(np.concatenate([points.min(0), points.max(0)])[None])
+        rows, columns = np.nonzero(from_polygon)
+        if rows.size:  # a rotated box holds the box of what is rotated
+            assert (box[:2] <= [columns.min() + 1, rows.min() + 1]).all()
+            assert (box[2:] >= [columns.max(), rows.max()]).all()
+
+
+def test_an_object_of_several_polygons():
+    squares = [[0, 0, 10, 0, 10, 10, 0, 10], [20, 20, 30, 20, 30, 30, 20, 30]]
+    mask = FrameTransform((HorizontalFlip(40),), 40, 40).polygon_mask(squares)
+    expected = np.zeros((40, 40), dtype=bool)
+    expected[:10, 30:] = expected[20:30, 10:20] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+# ---------------------------------------------------------------- images as clips
+
+
+def test_rotation_is_counter_clockwise_and_around_its_centre():
+    image = Image.new("RGB", (81, 61))
+    image.paste((255, 255, 255), (60, 28, 66, 33))  # right of the centre
+    rotation = Rotation(90.0, (40.5, 30.5))
+    rows, columns = np.nonzero(np.asarray(rotation.image(image))[..., 0] > 127)
+    assert (rows.mean() < 15) and abs(columns.mean() - 40) < 1  # now above it
+    (box,) = rotation.boxes(np.array([[60.0, 28, 66, 33]]))
+    np.testing.assert_allclose(box, [38, 5, 43, 11], atol=1e-9)
+    np.testing.assert_allclose(rotation.polygon(np.array([[40.5, 30.5]])), [[40.5, 30.5]])
+    corner = np.asarray(Rotation(10.0, (40.5, 30.5)).image(Image.new("RGB", (81, 61), "white")))[0, 0]
+    assert (corner == 0).all()  # what comes from outside is black
+
+
+def test_rotations_of_a_clip_turn_one_way_around_one_centre():
+    directions, centres = set(), []
+    for seed in range(200):
+        rotations = RandomRotation().draw(200, 400, 5, np.random.default_rng(seed))
+        angles = np.array([rotation.angle for rotation in rotations])
+        assert np.abs(angles).max() <= 15 and len({rotation.centre for rotation in rotations}) == 1
+        assert (np.diff(angles) > 0).all() or (np.diff(angles) < 0).all()
+        directions.add(bool(angles[0] < angles[1]))
+        centres.append(rotations[0].centre)
+    assert directions == {True, False}
+    centres = np.array(centres)
+    assert (centres >= [160, 80]).all() and (centres <= [240, 120]).all()
+    assert (centres.min(0) < [165, 83]).all() and (centres.max(0) > [235, 117]).all()
+
+
+def test_rotation_comes_last_and_always():
+    for clip in draws(PseudoVideoAugmentation(), 480, 640, 3, 50):
+        for transform in clip:
+            assert [isinstance(step, Rotation) for step in transform.steps].index(True) == len(transform.steps) - 1
+    same = [
+        ClipAugmentation().draw(480, 640, 3, np.random.default_rng(7)),
+        PseudoVideoAugmentation().draw(480, 640, 3, np.random.default_rng(7)),
+    ]
+    assert [transform.steps for transform in same[0]] == [transform.steps[:-1] for transform in same[1]]
+
+
+def test_large_scale_jitter():
+    scales, offsets = [], []
+    for (transform,) in draws(LargeScaleJitter(), 480, 640, 1, 400):
+        assert (transform.height, transform.width) == (1024, 1024)
+        (resize,), (crop,), (pad,) = (steps_of(transform, kind) for kind in (Resize, Crop, Pad))
+        scales.append(resize.width / 1024)
+        assert abs(resize.height / 480 - resize.width / 640) < 0.02  # the aspect is kept
+        assert (crop.height, crop.width) == (min(1024, resize.height), min(1024, resize.width))
+        free = resize.height - crop.height, resize.width - crop.width
+        if free[0] > 50:  # one share of the free range for both sides
+            offsets.append((crop.top / free[0], crop.left / free[1]))
+        assert (pad.height, pad.width) == (1024, 1024)
+    assert 0.1 <= min(scales) < 0.15 and 1.95 < max(scales) <= 2.0
+    offsets = np.array(offsets)
+    np.testing.assert_allclose(offsets[:, 0], offsets[:, 1], atol=0.02)
+    assert offsets.min() < 0.05 and offsets.max() > 0.95
+    flipped = sum(bool(steps_of(transform, HorizontalFlip)) for (transform,) in draws(LargeScaleJitter(), 48, 64, 1))
+    assert 70 < flipped < 130
+
+
+def test_large_scale_jitter_pads_with_grey_below_and_right():
+    augmentation = LargeScaleJitter(size=64, scale=(0.5, 0.5))
+    (transform,) = augmentation.draw(60, 80, 1, np.random.default_rng(0))
+    image = transform.image(Image.new("RGB", (80, 60), (200, 10, 10)))
+    assert (image[:24, :32] == (200, 10, 10)).all()
+    assert (image[24:] == 128).all() and (image[:, 32:] == 128).all()
+    masks = transform.masks(np.ones((2, 60, 80), dtype=bool))
+    assert masks[:, :24, :32].all() and masks.sum() == 2 * 24 * 32
+    np.testing.assert_array_equal(transform.boxes(np.array([[0.0, 0, 80, 60]])), [[0, 0, 32, 24]])
+
+
 def test_augmentation_from_plain_fields_as_in_a_recipe():
     fields = {"short_sides": [80, 96], "max_size": 200, "crop": {"short_sides": [100], "window": [64, 96]}}
     augmentation = ClipAugmentation(**fields)
@@ -159,6 +318,11 @@ def test_augmentation_from_plain_fields_as_in_a_recipe():
         (lambda: RandomCropPath(probability=-1), "probability is -1"),
         (lambda: RandomCropPath(window=(5, 3)), "1 <= smallest <= largest"),
         (lambda: RandomCropPath(short_sides=()), "short_sides"),
+        (lambda: LargeScaleJitter(size=0), "size is 0; give a positive number of pixels"),
+        (lambda: LargeScaleJitter(scale=(0, 2)), r"scale is \(0, 2\); give .* 0 < smallest <= largest"),
+        (lambda: LargeScaleJitter(flip_probability=-1), "flip_probability is -1"),
+        (lambda: RandomRotation(max_angle=-15), "max_angle is -15; give a number of degrees, 0 or more"),
+        (lambda: RandomRotation(centre=(0.6, 0.4)), r"centre is \(0.6, 0.4\); give \(smallest, largest\)"),
     ],
 )
 def test_bad_fields(make, message):

@@ -86,6 +86,34 @@ def test_short_videos_repeat_the_reference():
     assert len(sample_clip_frames(9, 1, 5, rng)) == 1
 
 
+def test_consecutive_frames_come_from_everywhere():
+    clips = [sample_clip_frames(8, 3, None, np.random.default_rng(seed)).tolist() for seed in range(200)]
+    assert {tuple(clip) for clip in clips} == {(start, start + 1, start + 2) for start in range(6)}
+    assert sample_clip_frames(3, 3, None, np.random.default_rng(0)).tolist() == [0, 1, 2]
+
+
+def test_consecutive_frames_of_a_short_video_are_all_of_it_in_order():
+    clips = [sample_clip_frames(3, 5, None, np.random.default_rng(seed)) for seed in range(50)]
+    assert all(len(clip) == 5 and (np.diff(clip) >= 0).all() and set(clip) == {0, 1, 2} for clip in clips)
+    assert len({tuple(clip) for clip in clips}) > 3  # which of them repeat is random
+    assert sample_clip_frames(1, 2, None, np.random.default_rng(0)).tolist() == [0, 0]
+
+
+def test_clips_that_run_backwards(shapes):
+    """The same clip in another order, half of the time; frames, masks and ids go together."""
+    there = ClipDataset(shapes, 4, None, evaluation_resize(48), seed=1)
+    back = ClipDataset(shapes, 4, None, evaluation_resize(48), seed=1, reverse_probability=1.0)
+    for number in range(6):
+        one, other = there[number], back[number]
+        assert other["frame_indices"] == one["frame_indices"][::-1]
+        assert torch.equal(other["pixel_values_videos"], one["pixel_values_videos"].flip(0))
+        for name in ("ids", "masks"):
+            assert torch.equal(other["labels"][name], one["labels"][name].flip(1))
+    half = ClipDataset(shapes, 4, None, evaluation_resize(48), seed=1, reverse_probability=0.5)
+    backwards = [half[number]["frame_indices"][0] > half[number]["frame_indices"][-1] for number in range(40)]
+    assert 10 < sum(backwards) < 30
+
+
 # ---------------------------------------------------------------- samples
 
 
@@ -116,7 +144,7 @@ def test_types_and_shapes(shapes):
     assert labels["masks"].shape == (num_instances, 3, height, width) and labels["masks"].dtype == torch.bool
     assert labels["ids"].shape == (num_instances, 3)
     assert labels["ids"].dtype == labels["class_labels"].dtype == torch.int64
-    assert set(sample) == {"pixel_values_videos", "labels", "video_id", "frame_indices"}
+    assert set(sample) == {"pixel_values_videos", "labels", "video_id", "frame_indices", "name"}
 
 
 def test_ids(tiny):
@@ -170,7 +198,7 @@ def test_crowds_and_empty_videos_are_dropped(tiny):
     dataset = ClipDataset(tiny(crowd), 4, 4, AS_IT_IS)
     assert len(dataset) == 1
     assert {label for number in range(5) for label in dataset[number]["labels"]["class_labels"].tolist()} == {0}
-    with pytest.raises(ValueError, match="No video of the data set has an annotation to train on"):
+    with pytest.raises(ValueError, match="No video or image of the data set has an annotation to train on"):
         ClipDataset(tiny(lambda content: [a.update(iscrowd=1) for a in content["annotations"]]), 2, 2, AS_IT_IS)
 
 
@@ -284,6 +312,7 @@ def test_mask_that_cannot_be_decoded_is_named(tiny):
         ({"num_frames": 0}, "num_frames is 0; a clip needs at least 1 frame"),
         ({"frame_range": -1}, "frame_range is -1; give a number of frames, 0 or more"),
         ({"seed": -3}, "seed is -3; give a non-negative integer"),
+        ({"reverse_probability": 2}, "reverse_probability is 2; give a share in 0..1"),
     ],
 )
 def test_bad_arguments(tiny, arguments, message):

@@ -104,6 +104,12 @@ def test_objects_leave_and_reenter_and_classes_repeat():
     assert all(masks.any() for video in videos for masks in video.masks)
 
 
+def test_a_stride_leaves_frames_out():
+    fast, slow = (generate_video(n, (32, 48), 4, stride=stride) for n, stride in ((3, 4), (12, 1)))
+    np.testing.assert_array_equal(fast.frames, slow.frames[::4])
+    np.testing.assert_array_equal(fast.masks, slow.masks[:, ::4])
+
+
 def test_same_seed_same_video_in_another_process():
     code = (
         "import hashlib, runpy, sys; video = runpy.run_path(sys.argv[1])['generate_video'](4, (40, 56), 7);"
@@ -196,6 +202,7 @@ def test_existing_data_is_not_touched(tmp_path):
     ("arguments", "message"),
     [
         ({"num_frames": 0}, "num_frames is 0; a video needs at least 1 frame"),
+        ({"stride": 0}, "stride is 0; give a number of frames, at least 1"),
         ({"size": (8, 64)}, r"size is \(8, 64\); give \(height, width\) of at least 16"),
         ({"num_objects": (0, 2)}, "1 <= fewest <= most"),
         ({"object_size": (0.5, 0.2)}, "0 < smallest <= largest"),

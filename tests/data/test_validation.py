@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from transformers_cvis.data import validate_ytvis
+from transformers_cvis.data import validate_annotations, validate_ytvis
 from transformers_cvis.data.validation import _run_lengths
 
 
@@ -137,6 +137,77 @@ def test_missing_frames(tiny_file):
     assert problem.video_id == 1 and problem.annotation_id is None
     assert "2 of 4 frames are missing, the first is" in problem.message and "v1/00001.jpg" in problem.message
     assert validate_ytvis(path) == []
+
+
+COCO = [
+    (lambda c: c.update(images=None), "^The top-level key 'images' is missing or no list; add it"),
+    (lambda c: c.update(images=[], annotations=[]), "^'images' is empty; add at least one image"),
+    (remove("images", 1, "file_name"), r"^image 8: images\[1\] has no 'file_name'; add it"),
+    (change("images", 1, file_name=3), "^image 8: 'file_name' is 3; give a text"),
+    (change("images", 1, height=0), "^image 8: 'height' is 0; give a positive integer"),
+    (change("images", 1, id=7), r"^image 7: images\[1\] uses the image id 7 again; give every image its own id"),
+    (
+        remove("annotations", 3, "segmentation"),
+        r"^image 8, annotation 103: annotations\[3\] has no 'segmentation'; add it",
+    ),
+    (
+        change("annotations", 3, image_id=5),
+        "^image 5, annotation 103: there is no image of this id in 'images'; correct image_id or add the image",
+    ),
+    (
+        change("annotations", 3, category_id=2),
+        r"^image 8, annotation 103: category_id 2 is not in 'categories' \(ids \[1, 3, 43\]\); correct it or add",
+    ),
+    (
+        change("annotations", 3, bbox=[1, 2]),
+        r"^image 8, annotation 103: the box is \[1, 2\]; give \[x, y, width, height\] or null",
+    ),
+    (change("annotations", 3, segmentation="x"), "^image 8, annotation 103: the segmentation is 'x'; give an RLE"),
+    (
+        change("annotations", 2, segmentation={"size": [80, 60], "counts": "PP"}),
+        r"^image 7, annotation 102: the RLE has the size \[80, 60\] but the image is \[60, 80\] \(height, width\) "
+        r"\(height and width are swapped\); encode the mask at the size of the image",
+    ),
+    (lambda c: c.pop("annotations"), "^There are no annotations"),
+    (
+        change("annotations", 3, segmentation=[]),
+        "^image 8, annotation 103: there is a box but no segmentation, so the annotation is dropped; give both",
+    ),
+    (
+        change("annotations", 3, segmentation=[[1, 2, 3, 4]]),
+        "^image 8, annotation 103: a polygon of 4 values is dropped; give x and y of at least 3 points",
+    ),
+    (
+        change("annotations", 3, bbox=[0, 0, 20, 20]),
+        r"^image 8, annotation 103: the box \[0, 0, 20, 20\] is not the box of the mask, \[1.0, 0.0, 69.0, 50.0\]",
+    ),
+    (
+        change("annotations", 1, segmentation={"size": [60, 80], "counts": [5]}),
+        r"^image 7, annotation 101: the RLE covers 5 pixels, its size \[60, 80\] asks for 4800; encode the mask again",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), COCO)
+def test_each_problem_of_a_coco_file_is_named(tiny_coco, spoil, message):
+    problems = validate_annotations(tiny_coco.write(spoil), tiny_coco.images)
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(str(problems[0]))
+
+
+def test_the_format_is_told_by_its_sections(tiny_file, tiny_coco):
+    assert validate_annotations(tiny_file.write(), tiny_file.images) == []
+    assert validate_annotations(tiny_coco.write(), tiny_coco.images) == []
+    (problem,) = validate_ytvis(tiny_coco.write())
+    assert "'videos' is missing or no list; add it. It has 'images', so it is of COCO format" in problem.message
+
+
+def test_missing_images(tiny_coco):
+    (tiny_coco.images / "8.png").unlink()
+    (problem,) = validate_annotations(tiny_coco.write(), tiny_coco.images)
+    assert (problem.image_id, problem.video_id, problem.annotation_id) == (8, None, None)
+    assert "8.png is missing; add it or correct file_name or the image folder" in problem.message
+    assert validate_annotations(tiny_coco.write()) == []
 
 
 def test_several_problems_up_to_the_limit(tiny_file):

@@ -8,7 +8,6 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from transformers_cvis.data import class_names, find_image_root, load_ytvis, ytvis
-from transformers_cvis.data.ytvis import compressed_counts
 
 
 def load(tiny_file, cache_dir, spoil=None, **arguments):
@@ -38,23 +37,34 @@ def test_frames_without_box_or_without_mask_are_dropped(tiny_file, cache_dir):
         content["annotations"][0]["segmentations"][3] = []
 
     annotation = load(tiny_file, cache_dir, spoil)[0]["annotations"][0]
-    assert annotation["segmentations"] == annotation["boxes"] == [None] * 4
+    assert annotation["segmentations"] == annotation["polygons"] == annotation["boxes"] == [None] * 4
 
 
-def test_mask_formats_agree():
-    mask = np.zeros((12, 16), dtype=np.uint8, order="F")
+def test_mask_formats(tiny_file, cache_dir):
+    """RLEs of every form become compressed counts; polygons stay what they are, those that are none are dropped."""
+    mask = np.zeros((20, 30), dtype=np.uint8, order="F")
     mask[3:9, 4:10] = 1
-    compressed = mask_utils.encode(mask)
-    counts = compressed["counts"].decode()
+    counts = mask_utils.encode(mask)["counts"].decode()
     runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(mask.ravel("F"))) + 1, [mask.size]])).tolist()
-    polygon = [4, 3, 10, 3, 10, 9, 4, 9]
-    assert compressed_counts({"size": [12, 16], "counts": counts}, 12, 16) == counts
-    assert compressed_counts(compressed, 12, 16) == counts
-    assert compressed_counts({"size": [12, 16], "counts": runs}, 12, 16) == counts
-    assert compressed_counts([polygon], 12, 16) == counts
-    assert compressed_counts([polygon, [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]], 12, 16) == counts
-    assert compressed_counts([[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]], 12, 16) is None
-    assert compressed_counts(None, 12, 16) is None and compressed_counts([], 12, 16) is None
+    polygon, too_short, odd = [4, 3, 10, 3, 10, 9, 4, 9], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]
+    forms = [
+        ({"size": [20, 30], "counts": counts}, counts, None),
+        ({"size": [20, 30], "counts": runs}, counts, None),
+        ([polygon], None, [polygon]),
+        ([too_short, polygon, odd], None, [polygon]),
+        ([too_short, odd], None, None),
+        ([], None, None),
+        (None, None, None),
+    ]
+    for segmentation, expected_counts, expected_polygons in forms:
+
+        def spoil(content, segmentation=segmentation):
+            content["annotations"][0]["segmentations"][0] = segmentation
+
+        annotation = load(tiny_file, cache_dir, spoil)[0]["annotations"][0]
+        assert annotation["segmentations"][0] == expected_counts
+        assert annotation["polygons"][0] == expected_polygons
+        assert (annotation["boxes"][0] is None) == (expected_counts is expected_polygons is None)
 
 
 def test_labels_are_matched_by_name(tiny_file, cache_dir):
@@ -67,8 +77,8 @@ def test_labels_are_matched_by_name(tiny_file, cache_dir):
 
 def test_json_is_parsed_once_and_again_when_it_changes(tiny_file, cache_dir, monkeypatch):
     reads = []
-    original = ytvis.read_ytvis_json
-    monkeypatch.setattr(ytvis, "read_ytvis_json", lambda path: reads.append(path) or original(path))
+    original = ytvis.read_annotations
+    monkeypatch.setattr(ytvis, "read_annotations", lambda *arguments: reads.append(arguments) or original(*arguments))
     first = load(tiny_file, cache_dir)
     second = load(tiny_file, cache_dir)
     assert len(reads) == 1 and first[1] == second[1]

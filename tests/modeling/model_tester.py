@@ -7,6 +7,7 @@ class TestVita(VideoModelTests):
 
 import json
 import logging
+import re
 from dataclasses import fields
 
 import pytest
@@ -59,6 +60,10 @@ class CommonTests:
     model_class: type
     settings: dict = {}
     """Fields of the configuration beyond those of `config()`."""
+    class_head = "class_predictor"
+    """Last layer of the class head, by its path in the model or in its video head."""
+    num_class_rows = 4
+    """Its rows: the classes, and no-object where it has no head of its own."""
     nothing_frozen: dict = {}
     """Fields of the configuration with which every parameter trains."""
 
@@ -85,7 +90,7 @@ class CommonTests:
         model.save_pretrained(tmp_path)
         loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
-        assert not loaded.training
+        assert not loaded.training and not loaded.untrained_parts
         assert type(AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path)) is self.model_class
         trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         assert trainable == {name: parameter.requires_grad for name, parameter in loaded.named_parameters()}
@@ -106,10 +111,15 @@ class CommonTests:
     def test_another_number_of_classes_is_an_error(self, tmp_path):
         self.model().save_pretrained(tmp_path)
         more = {**LABELS, 3: "moon"}
-        with pytest.raises(ValueError, match=r"class_predictor\.weight: checkpoint \(4, 32\), model \(5, 32\)"):
+        old, new = self.num_class_rows, self.num_class_rows + 1
+        head = re.escape(self.class_head)
+        with pytest.raises(ValueError, match=rf"{head}\.weight: checkpoint \({old}, 32\), model \({new}, 32\)"):
             self.model_class.from_pretrained(tmp_path, id2label=more)
         fresh = self.model_class.from_pretrained(tmp_path, id2label=more, ignore_mismatched_sizes=True).eval()
         assert fresh(video_batch()).class_queries_logits.shape[-1] == 5
+        assert {part.split(".")[-1] for part in fresh.untrained_parts} == {"class_predictor"}
+        with pytest.raises(ValueError, match=r"would mean nothing: .*class_predictor.* Train the model first"):
+            fresh.check_trained()
 
     def test_corrupt_weights_are_an_error(self, tmp_path):
         self.model().save_pretrained(tmp_path)
@@ -370,6 +380,38 @@ class CommonTests:
             model(video_batch(), labels=[crowd, crowd])
 
 
+class FrameByFrameTests:
+    """Further tests of online models that see frames one by one, whatever the clips, and average their class logits."""
+
+    @torch.no_grad()
+    def test_clips_of_any_length_give_the_same_video(self):
+        model = self.model()
+        assert model.is_online
+        video = video_batch(7, batch_size=1)
+        logits, masks = predictions(model(video))
+        for clip_length in (1, 3):
+            clips = list(model.stream(video.split(clip_length, dim=1)))
+            streamed = torch.cat([clip.masks_queries_logits for clip in clips], dim=2)
+            torch.testing.assert_close(streamed, masks, rtol=1e-4, atol=1e-4)
+            num_frames = torch.tensor([clip.masks_queries_logits.shape[2] for clip in clips])
+            means = torch.stack([clip.class_queries_logits for clip in clips])
+            mean = (num_frames.view(-1, 1, 1, 1) * means).sum(0) / 7
+            torch.testing.assert_close(mean, logits, rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
+    def test_state_can_be_used_twice_and_keeps_one_frame(self):
+        model = self.model()
+        first, second = video_batch().split(2, dim=1)
+        state = model(first).state
+        for queries in vars(state).values():
+            assert queries.shape == (2, 5, 32)
+            assert queries.untyped_storage().nbytes() == queries.numel() * 4
+        once, again = predictions(model(second, state=state)), predictions(model(second, state=state))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(once, again, strict=True))
+        with pytest.raises(ValueError, match="`state` belongs to a batch of 2 videos, but .* holds 1"):
+            model(second[:1], state=state)
+
+
 class VideoModelTests(CommonTests):
     """The common tests, and those of the models made of a frame detector and a video head."""
 
@@ -421,12 +463,12 @@ class VideoModelTests(CommonTests):
         for table in (head.queries_features, head.queries_embedder, head.frame_queries_embedder):
             assert 0.7 < table.weight.std() < 1.3
         bound = (6 / (4 * 32)) ** 0.5
-        attention = head.encoder.layers[0].self_attn
+        attention = head.decoder.layers[0].self_attn
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             assert 0.9 * bound < projection.weight.abs().max() <= bound
             assert not projection.bias.any()
         assert attention.out_proj.weight.abs().max() > bound
-        assert head.class_predictor.weight.abs().max() <= 32**-0.5
+        assert head.get_submodule(self.class_head).weight.abs().max() <= 32**-0.5
         assert not head.mask_projection.bias.any() and not head.input_projection.bias.any()
         deformable = model.detector.model.pixel_level_module.decoder.encoder.layers[0].self_attn
         assert not deformable.sampling_offsets.weight.any() and deformable.sampling_offsets.bias.abs().max() == 4

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from transformers_cvis import (
     FrameDetector,
     GenVisConfig,
     MinVisForVideoInstanceSegmentation,
+    SpvisForVideoInstanceSegmentation,
     cli,
 )
 from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
@@ -195,6 +197,41 @@ def test_command_line(repository, frames, tmp_path, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [category["name"] for category in results["categories"]] == list(LABELS.values())
     assert (tmp_path / "out" / "my.mp4").is_file()
+
+
+class TestStartOfSpvis:
+    """As the start of SPVIS they leave its tracker and refiner random, which no one can miss."""
+
+    @pytest.fixture
+    def propagated(self, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("transformers_cvis"), "propagate", True)
+
+    @pytest.mark.parametrize(("refiner", "parts"), [(None, "tracker"), ("spvis", "tracker, refiner")])
+    def test_new_weights_are_named_and_the_pipeline_refuses_them(
+        self, checkpoint, tmp_path, caplog, propagated, refiner, parts
+    ):
+        model = SpvisForVideoInstanceSegmentation.from_pretrained(checkpoint[1], refiner=refiner)
+        assert f"{checkpoint[1]} has no weights for {parts} of this SpvisForVideoInstanceSegm" in caplog.text
+        refusal = rf"would mean nothing: {parts} hold random values, because {checkpoint[1]} has no weights for them"
+        with pytest.raises(ValueError, match=refusal):
+            pipeline(TASK, model=model)
+        model.save_pretrained(tmp_path)  # as after a training
+        caplog.clear()
+        assert pipeline(TASK, model=str(tmp_path)).model.is_online == (refiner is None)
+        assert "has no weights" not in caplog.text
+
+    def test_a_folder_whose_configuration_promises_more_than_its_weights(self, checkpoint, tmp_path, frames, capsys):
+        model = SpvisForVideoInstanceSegmentation.from_pretrained(checkpoint[1], refiner="spvis")
+        for name in ("model.safetensors", "preprocessor_config.json"):
+            shutil.copy(checkpoint[1] / name, tmp_path)
+        model.config.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="tracker, refiner hold random values"):
+            pipeline(TASK, model=str(tmp_path))
+        with VideoWriter(tmp_path / "my.mp4", fps=5) as writer:
+            writer.write(frames[0])
+        arguments = ["segment", tmp_path / "my.mp4", "--model", tmp_path, "--out", tmp_path / "out"]
+        assert cli.main([str(argument) for argument in arguments]) == 1
+        assert "error: What this SpvisForVideoInstanceSegmentation finds would mean" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import json
 import pytest
 from training.standin import RECIPE
 
+from transformers_cvis.data import CLASS_MAPPINGS, ClipAugmentation, LargeScaleJitter, RandomRotation
 from transformers_cvis.training import Recipe, shipped_recipes
 
 
@@ -96,6 +97,48 @@ def test_files(tmp_path):
         Recipe.load(broken)
 
 
+def with_sources(*sources, **data) -> Recipe:
+    return recipe_with(data={**RECIPE["data"], "train": [*sources], **data})
+
+
+def test_sources_of_images_with_other_classes():
+    videos = {"json": "a.json", "images": "a"}
+    images = {"json": "b.json", "images": "b", "kind": "images", "class_mapping": {"person": "human"}, "ratio": 0.5}
+    recipe = with_sources(videos, images, {**images, "class_mapping": "ovis", "use": False})
+    assert [source.kind for source in recipe.data.train] == ["videos", "images", "images"]
+    assert recipe.data.train[1].class_mapping == {"person": "human"}
+    assert recipe.data.train[2].class_mapping == "ovis"
+    assert recipe.data.used_sources == recipe.data.train[:2]
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert len(Recipe.load(recipe, ["data.train.2.use=true"]).data.used_sources) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "image"}, "`data.train.0.kind` must be one of 'videos', 'images', got 'image'"),
+        ({"class_mapping": ["person"]}, r"`data.train.0.class_mapping` must be of type str or dict, got \['person'\]"),
+        ({"use": False}, "`data.train` must name a source in use"),
+    ],
+)
+def test_errors_of_sources(changes, message):
+    with pytest.raises(ValueError, match=message):
+        with_sources({"json": "a.json", "images": "a", **changes})
+
+
+def test_augmentation_is_one_of_two_kinds():
+    """Which one, its fields tell."""
+    videos = {"json": "a.json", "images": "a"}
+    jittered = with_sources(videos, augmentation={"size": 64, "scale": [0.5, 1]}, image_rotation=None)
+    assert jittered.data.augmentation == LargeScaleJitter(64, (0.5, 1.0)) and jittered.data.image_rotation is None
+    assert Recipe.from_dict(jittered.to_dict()) == jittered
+    plain = with_sources(videos, augmentation={"flip_probability": 0.0}, image_rotation={"max_angle": 5})
+    assert plain.data.augmentation == ClipAugmentation(flip_probability=0.0)
+    assert plain.data.image_rotation == RandomRotation(5.0)
+    with pytest.raises(ValueError, match="unknown key 'short_side' at `data.augmentation`. Did you mean 'short_sides'"):
+        with_sources(videos, augmentation={"short_side": [64]})
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_load(name):
     recipe = Recipe.load(name)
@@ -124,3 +167,31 @@ def test_published_hyper_parameters(name, steps, milestones, frames, frame_range
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.max_gradient_norm) == (5e-5, 0.05, 0.01)
     assert (optimizer.betas, optimizer.epsilon, optimizer.backbone_factor) == ([0.9, 0.999], 1e-8, 0.1)
     assert recipe.evaluation.top_k == (20 if "ovis" in name else 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [
+        ("vita_r50_ytvis2019", 0.75),
+        ("vita_r50_ytvis2021", 0.8),
+        ("vita_r50_ovis", 0.25),
+        *((f"genvis_r50_ytvis2019_{mode}online", 0.75) for mode in ("", "semi_")),
+        *((f"genvis_r50_ytvis2021_{mode}online", 0.75) for mode in ("", "semi_")),
+        *((f"genvis_r50_ovis_{mode}online", 0.25) for mode in ("", "semi_")),
+    ],
+)
+def test_published_mixtures_with_coco(name, ratio):
+    """As shipped, the videos alone; with COCO, whose share is published relative to 1, on request."""
+    (videos,) = Recipe.load(name).data.used_sources
+    assert videos.kind == "videos" and videos.class_mapping is None
+    videos, images = Recipe.load(name, ["data.train.1.use=true"]).data.used_sources
+    assert (images.kind, images.ratio, videos.ratio) == ("images", 1.0, ratio)
+    assert images.class_mapping == name.split("_")[2] and images.class_mapping in CLASS_MAPPINGS
+
+
+def test_published_pre_training_on_coco():
+    recipe = Recipe.load("vita_r50_coco")
+    assert (recipe.max_steps, recipe.schedule.milestones, recipe.batch_size) == (368_750, [327_778, 355_092], 16)
+    assert recipe.data.augmentation == LargeScaleJitter() and recipe.data.num_frames == 1
+    assert recipe.data.image_rotation is None and recipe.data.train[0].class_mapping is None
+    assert recipe.optimizer.learning_rate == 1e-4 and recipe.model.config == {"encoder_window_size": 0}

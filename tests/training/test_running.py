@@ -133,6 +133,63 @@ def test_several_sources_are_mixed_by_ratio(shapes, tmp_path):
     assert 20 <= sum(length <= 1 for length in lengths) <= 40  # three of four samples come from the short videos
 
 
+def coco_file(shapes: Path, folder: Path) -> dict:
+    """A source of images: the first frames of the videos, with polygons and categories of other names."""
+    content = json.loads((shapes / "train.json").read_text())
+    images = [
+        {**{key: video[key] for key in ("id", "width", "height")}, "file_name": video["file_names"][0]}
+        for video in content["videos"]
+    ]
+    annotations = []
+    for annotation in content["annotations"]:
+        if annotation["bboxes"][0] is not None:
+            x, y, width, height = annotation["bboxes"][0]
+            polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
+            annotation = {**annotation, "image_id": annotation["video_id"], "segmentation": [polygon]}
+            annotations.append({**annotation, "bbox": [x, y, width, height], "iscrowd": 0})
+    categories = [{**category, "name": f"my {category['name']}"} for category in content["categories"]]
+    path = folder / "coco.json"
+    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+    return {
+        "json": str(path),
+        "images": str(shapes / "JPEGImages"),
+        "kind": "images",
+        "class_mapping": {category["name"]: category["name"].removeprefix("my ") for category in categories},
+    }
+
+
+def test_joint_training_on_videos_and_images(shapes, tmp_path):
+    """Images of other category names join the videos; a validation set may be of images, and of such names, too."""
+    images = coco_file(shapes, tmp_path)
+    data = tiny_recipe(shapes).to_dict()["data"]
+    data |= {"train": [*data["train"], {**images, "ratio": 3.0}], "valid": images}
+    recipe = tiny_recipe(shapes, data=data, max_steps=2, checkpoint_every=0)
+    dataset, names = build_dataset(recipe)
+    assert names == list(SHAPES)
+    samples = [dataset[number] for number in range(40)]
+    from_images = [sample for sample in samples if sample["name"].startswith("image")]
+    assert 20 <= len(from_images) < 40
+    assert all(not torch.equal(*sample["pixel_values_videos"]) for sample in from_images)  # rotated one after the other
+
+    summary = train(recipe, tmp_path / "vita")
+    assert set(summary["metrics"]) >= {"AP", "AR10"}
+    assert (
+        list(AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "vita").config.id2label.values()) == names
+    )
+
+
+def test_pre_training_on_images_alone(shapes, tmp_path):
+    images = {**coco_file(shapes, tmp_path), "class_mapping": None}
+    data = tiny_recipe(shapes).to_dict()["data"]
+    data |= {"train": images, "num_frames": 1, "augmentation": {"size": 64}, "image_rotation": None}
+    recipe = tiny_recipe(shapes, data=data, max_steps=1, checkpoint_every=0)
+    dataset, names = build_dataset(recipe)
+    assert names == [f"my {name}" for name in SHAPES]
+    assert tuple(dataset[0]["pixel_values_videos"].shape) == (1, 3, 64, 64)
+    train(recipe, tmp_path / "vita")
+    assert (tmp_path / "vita/model.safetensors").exists()
+
+
 def test_killed_training_continues_bit_for_bit(shapes, tmp_path):
     """VITA with random points in its losses, two loader workers, killed without warning after the first checkpoint."""
     overrides = ["data.num_workers=2", "max_steps=8", "data.augmentation.short_sides=[48, 64]"]

@@ -1,28 +1,50 @@
-"""Annotated videos in, training clips out: YouTube-VIS and OVIS files, validation, clip sampling, a generator."""
+"""Annotated videos and images in, training clips out: files, validation, clip sampling, augmentation, a generator."""
 
-from .augmentation import ClipAugmentation, RandomCropPath, evaluation_resize, mask2former_augmentation
+from .annotation_files import images_as_videos, read_annotations
+from .augmentation import (
+    ClipAugmentation,
+    LargeScaleJitter,
+    PseudoVideoAugmentation,
+    RandomCropPath,
+    RandomRotation,
+    evaluation_resize,
+    mask2former_augmentation,
+)
+from .class_mapping import CLASS_MAPPINGS, ClassFilter, map_categories
 from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, sample_clip_frames
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
-from .validation import Problem, validate_ytvis
-from .ytvis import class_names, find_image_root, load_ytvis
+from .splits import split_ytvis
+from .validation import Problem, validate_annotations, validate_ytvis
+from .ytvis import class_names, find_image_root, load_coco, load_ytvis
 
 __all__ = [
+    "CLASS_MAPPINGS",
     "SHAPES",
     "ClipAugmentation",
+    "ClassFilter",
     "ClipDataset",
+    "LargeScaleJitter",
     "MixedClipDataset",
     "MovingShapesVideo",
     "Problem",
+    "PseudoVideoAugmentation",
     "RandomCropPath",
+    "RandomRotation",
     "VideoDataset",
     "class_names",
     "collate_clips",
     "evaluation_resize",
     "find_image_root",
     "generate_video",
+    "images_as_videos",
+    "load_coco",
     "load_ytvis",
     "make_moving_shapes",
+    "map_categories",
     "mask2former_augmentation",
+    "read_annotations",
     "sample_clip_frames",
+    "split_ytvis",
+    "validate_annotations",
     "validate_ytvis",
 ]

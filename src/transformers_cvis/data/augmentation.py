@@ -2,6 +2,7 @@
 
 Sizes and rules are those of the released training code of Mask2Former-VIS (Cheng et al., 2021) and of VITA and GenVIS
 (Heo et al., 2022, 2023). Images are resized by Pillow's antialiased bilinear filter, masks by the nearest pixel.
+Polygons stay coordinates until the last step, so that no step costs them precision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as mask_utils
+
+PADDING_VALUE = 128  # of each channel, as in the released COCO pre-training
 
 
 def _nearest(old_size: int, size: int) -> np.ndarray:
@@ -39,8 +43,14 @@ class Resize:
         return masks[:, :, columns][:, rows]  # columns first: decoded RLEs lie column by column
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        horizontal, vertical = self.width / self.old_width, self.height / self.old_height
-        return boxes * np.array([horizontal, vertical, horizontal, vertical])
+        return boxes * np.tile(self._scale, 2)
+
+    def polygon(self, points: np.ndarray) -> np.ndarray:
+        return points * self._scale
+
+    @property
+    def _scale(self) -> np.ndarray:
+        return np.array([self.width / self.old_width, self.height / self.old_height])
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,29 @@ class Crop:
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
         return boxes - np.array([self.left, self.top, self.left, self.top])
 
+    def polygon(self, points: np.ndarray) -> np.ndarray:
+        return _clip_polygon(points - np.array([self.left, self.top]), self.height, self.width)
+
+
+def _clip_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part of a polygon inside a frame, by Sutherland and Hodgman (1974): one edge of the frame after the other.
+
+    Parts that fall apart stay joined by lines along the edge, which enclose nothing.
+    """
+    for axis, edge, inward in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        distance = inward * (points[:, axis] - edge)
+        inside = distance >= 0
+        crossing = inside != np.roll(inside, -1)
+        if not crossing.any():
+            if not inside.any():
+                return points[:0]
+            continue
+        change = np.where(crossing, distance - np.roll(distance, -1), 1.0)
+        crossings = points + (distance / change)[:, None] * (np.roll(points, -1, axis=0) - points)
+        kept = np.stack([inside, crossing], axis=1)  # each point, and where the line that starts there meets the edge
+        points = np.stack([points, crossings], axis=1)[kept]
+    return points
+
 
 @dataclass(frozen=True)
 class HorizontalFlip:
@@ -77,8 +110,60 @@ class HorizontalFlip:
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
         return np.stack([self.width - boxes[:, 2], boxes[:, 1], self.width - boxes[:, 0], boxes[:, 3]], axis=1)
 
+    def polygon(self, points: np.ndarray) -> np.ndarray:
+        return np.stack([self.width - points[:, 0], points[:, 1]], axis=1)
 
-Step = Resize | Crop | HorizontalFlip
+
+@dataclass(frozen=True)
+class Pad:
+    """Grey below and right of the frame, up to (height, width)."""
+
+    height: int
+    width: int
+
+    def image(self, image: Image.Image) -> Image.Image:
+        padded = Image.new("RGB", (self.width, self.height), (PADDING_VALUE,) * 3)
+        padded.paste(image)
+        return padded
+
+    def masks(self, masks: np.ndarray) -> np.ndarray:
+        return np.pad(masks, ((0, 0), (0, self.height - masks.shape[1]), (0, self.width - masks.shape[2])))
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        return boxes
+
+    def polygon(self, points: np.ndarray) -> np.ndarray:
+        return points
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """By `angle` degrees counter-clockwise around `centre`, x and y in pixels; the frame keeps its size, its corners
+    turn black."""
+
+    angle: float
+    centre: tuple[float, float]
+
+    def image(self, image: Image.Image) -> Image.Image:
+        return image.rotate(self.angle, Image.Resampling.BILINEAR, center=self.centre)
+
+    def masks(self, masks: np.ndarray) -> np.ndarray:
+        rotated = np.empty_like(masks)
+        for mask, result in zip(masks, rotated, strict=True):
+            image = Image.fromarray(mask.astype(np.uint8))
+            result[:] = np.asarray(image.rotate(self.angle, Image.Resampling.NEAREST, center=self.centre))
+        return rotated
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        corners = self.polygon(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)).reshape(-1, 4, 2)
+        return np.concatenate([corners.min(1), corners.max(1)], axis=1)
+
+    def polygon(self, points: np.ndarray) -> np.ndarray:
+        cosine, sine = np.cos(np.radians(self.angle)), np.sin(np.radians(self.angle))
+        return (points - self.centre) @ np.array([[cosine, -sine], [sine, cosine]]) + self.centre
+
+
+Step = Resize | Crop | HorizontalFlip | Pad | Rotation
 
 
 @dataclass(frozen=True)
@@ -106,6 +191,20 @@ class FrameTransform:
         for step in self.steps:
             boxes = step.boxes(boxes)
         return boxes.clip(0, np.array([self.width, self.height, self.width, self.height]))
+
+    def polygon_mask(self, polygons: Sequence[Sequence[float]]) -> np.ndarray:
+        """Polygons of one object, each x1, y1, x2, y2, ... in pixels -> bool (height, width)."""
+        transformed = []
+        for polygon in polygons:
+            points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+            for step in self.steps:
+                points = step.polygon(points)
+            if len(points) >= 3:
+                transformed.append(points.ravel().tolist())
+        if not transformed:
+            return np.zeros((self.height, self.width), dtype=bool)
+        rle = mask_utils.merge(mask_utils.frPyObjects(transformed, self.height, self.width))
+        return mask_utils.decode(rle).astype(bool)
 
 
 def _check_probability(name: str, value: float) -> None:
@@ -196,6 +295,90 @@ class ClipAugmentation:
         return [FrameTransform(tuple(frame_steps), resize.height, resize.width) for frame_steps in steps]
 
 
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Flip, resize by a scale drawn widely, crop and pad to a square: the augmentation of COCO pre-training (Ghiasi et
+    al., "Simple Copy-Paste", 2021, as Mask2Former uses it).
+
+    Attributes:
+        size: side of the square that every frame ends up as, pixels.
+        scale: (smallest, largest): the long side becomes `size` times a number uniform in between.
+        flip_probability: of mirroring the clip.
+    """
+
+    size: int = 1024
+    scale: tuple[float, float] = (0.1, 2.0)
+    flip_probability: float = 0.5
+
+    def __post_init__(self):
+        _check_probability("flip_probability", self.flip_probability)
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; give a positive number of pixels.")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is {self.scale}; give (smallest, largest) with 0 < smallest <= largest.")
+
+    def draw(self, height: int, width: int, num_frames: int, rng: np.random.Generator) -> list[FrameTransform]:
+        """One transform for a frame of (height, width), `num_frames` times."""
+        flip = [HorizontalFlip(width)] if rng.random() < self.flip_probability else []
+        resize = _resize(height, width, self.size * rng.uniform(*self.scale) / max(height, width))
+        crop_height, crop_width = min(resize.height, self.size), min(resize.width, self.size)
+        share = rng.random()  # one for both sides, as released
+        top, left = (round(share * free) for free in (resize.height - crop_height, resize.width - crop_width))
+        steps = (*flip, resize, Crop(top, left, crop_height, crop_width), Pad(self.size, self.size))
+        return [FrameTransform(steps, self.size, self.size)] * num_frames
+
+
+@dataclass(frozen=True)
+class RandomRotation:
+    """Rotate the frames of a clip one way, each a little further.
+
+    Attributes:
+        max_angle: degrees; the angles are sorted numbers uniform in [-max_angle, max_angle].
+        centre: (smallest, largest) x and y of the centre, relative to width and height; one draw per clip.
+    """
+
+    max_angle: float = 15.0
+    centre: tuple[float, float] = (0.4, 0.6)
+
+    def __post_init__(self):
+        if self.max_angle < 0:
+            raise ValueError(f"max_angle is {self.max_angle}; give a number of degrees, 0 or more.")
+        if not 0 <= self.centre[0] <= self.centre[1] <= 1:
+            raise ValueError(f"centre is {self.centre}; give (smallest, largest) with 0 <= smallest <= largest <= 1.")
+
+    def draw(self, height: int, width: int, num_frames: int, rng: np.random.Generator) -> list[Rotation]:
+        """One rotation per frame, around one centre."""
+        angles = np.sort(rng.uniform(-self.max_angle, self.max_angle, num_frames))
+        if rng.random() < 0.5:
+            angles = angles[::-1]
+        x, y = rng.uniform(*self.centre, 2) * (width, height)
+        return [Rotation(float(angle), (float(x), float(y))) for angle in angles]
+
+
+@dataclass(frozen=True)
+class PseudoVideoAugmentation:
+    """What makes a clip out of copies of one image: an augmentation, then a rotation of each frame. The defaults are
+    VITA's and GenVIS's.
+
+    Attributes:
+        augmentation: drawn once per clip; its crop path moves the window from frame to frame.
+        rotation: comes last, always.
+    """
+
+    augmentation: ClipAugmentation | LargeScaleJitter = ClipAugmentation()
+    rotation: RandomRotation = RandomRotation()
+
+    def draw(self, height: int, width: int, num_frames: int, rng: np.random.Generator) -> list[FrameTransform]:
+        """One transform per frame for a clip of frames of (height, width); all results have one size."""
+        transforms = self.augmentation.draw(height, width, num_frames, rng)
+        height, width = transforms[0].height, transforms[0].width
+        rotations = self.rotation.draw(height, width, num_frames, rng)
+        return [
+            FrameTransform((*transform.steps, rotation), height, width)
+            for transform, rotation in zip(transforms, rotations, strict=True)
+        ]
+
+
 def mask2former_augmentation(
     short_sides: Sequence[int] = (360, 480), max_size: int = 1333, flip_probability: float = 0.5
 ) -> ClipAugmentation:
@@ -210,5 +393,8 @@ def evaluation_resize(short_side: int = 360, max_size: int = 1333) -> ClipAugmen
 
 def resize_short_side(height: int, width: int, short_side: int, max_size: int) -> Resize:
     """The resize that brings the short side to `short_side`, or the long side to `max_size` if it would exceed it."""
-    scale = min(short_side / min(height, width), max_size / max(height, width))
+    return _resize(height, width, min(short_side / min(height, width), max_size / max(height, width)))
+
+
+def _resize(height: int, width: int, scale: float) -> Resize:
     return Resize(height, width, max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))

@@ -1,29 +1,36 @@
-"""Clips out of annotated videos: sampling, decoding, targets, batches."""
+"""Clips out of annotated videos and images: sampling, decoding, targets, batches."""
 
 from collections.abc import Sequence
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from pyarrow.compute import invert, list_parent_indices
 from pycocotools import mask as mask_utils
 from torch.utils.data import Dataset
 
-from .augmentation import ClipAugmentation, FrameTransform
+from .augmentation import ClipAugmentation, FrameTransform, LargeScaleJitter, PseudoVideoAugmentation
 
 SMALLEST_BOX_SIDE = 1e-5  # pixels; an instance whose box gets smaller in a frame counts as absent there
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def sample_clip_frames(length: int, num_frames: int, frame_range: int, rng: np.random.Generator) -> np.ndarray:
+def sample_clip_frames(length: int, num_frames: int, frame_range: int | None, rng: np.random.Generator) -> np.ndarray:
     """Sorted frame numbers of a training clip: a reference frame and others from at most `frame_range` frames around.
 
     The others are drawn with replacement, so frames may repeat; where there is no other frame the reference repeats.
+    With `frame_range=None` the frames are consecutive, from any place of the video; a shorter video gives all its
+    frames, some of them repeated.
 
     Returns:
         int64 `(num_frames,)`.
     """
+    if frame_range is None:
+        if length < num_frames:
+            return np.sort(np.append(np.arange(length), rng.integers(length, size=num_frames - length)))
+        return rng.integers(length - num_frames + 1) + np.arange(num_frames)
     reference = int(rng.integers(length))
     window = np.arange(max(0, reference - frame_range), min(length, reference + frame_range + 1))
     candidates = window[window != reference]
@@ -41,37 +48,42 @@ class ClipDataset(Dataset):
     annotations are dropped, and so are videos without any other annotation.
 
     Args:
-        dataset: rows as `load_ytvis` makes them.
+        dataset: rows as `load_ytvis` or `load_coco` makes them. A clip of an image is `num_frames` copies of it, which
+            `PseudoVideoAugmentation` tells apart.
         num_frames: frames per clip.
-        frame_range: how far from the reference frame the other frames may lie.
+        frame_range: how far from the reference frame the other frames may lie; None takes consecutive frames.
         augmentation: drawn once per clip.
         seed: any non-negative integer.
+        reverse_probability: share of the clips that run backwards.
 
     `dataset[number]` is a dict of
     - `pixel_values_videos`: uint8 `(num_frames, 3, height, width)`, RGB;
     - `labels`: `class_labels` int64 `(num_instances,)`; `ids` int64 `(num_instances, num_frames)`, the same number
       wherever an instance is visible, -1 where it is not; `masks` bool `(num_instances, num_frames, height, width)`.
       Instances that no frame of the augmented clip shows are left out;
-    - `video_id` int and `frame_indices`, a list of int.
+    - `video_id` int (of an image, its id), `frame_indices`, a list of int, and `name`, "video 7" or "image 7".
 
     Raises:
         ValueError: an argument out of range, or no video has annotations.
         FileNotFoundError, ValueError: when a sample is read, a frame that is missing, broken or of another size, or a
-            mask that cannot be decoded; the message names the video.
+            mask that cannot be decoded; the message names the video or image.
     """
 
     def __init__(
         self,
         dataset: datasets.Dataset,
         num_frames: int,
-        frame_range: int,
-        augmentation: ClipAugmentation,
+        frame_range: int | None,
+        augmentation: ClipAugmentation | LargeScaleJitter | PseudoVideoAugmentation,
         seed: int = 0,
+        reverse_probability: float = 0.0,
     ):
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; a clip needs at least 1 frame.")
-        if frame_range < 0:
+        if frame_range is not None and frame_range < 0:
             raise ValueError(f"frame_range is {frame_range}; give a number of frames, 0 or more.")
+        if not 0 <= reverse_probability <= 1:
+            raise ValueError(f"reverse_probability is {reverse_probability}; give a share in 0..1.")
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a non-negative integer.")
         self.table = dataset.with_format("arrow")
@@ -79,9 +91,10 @@ class ClipDataset(Dataset):
         self.frame_range = frame_range
         self.augmentation = augmentation
         self.seed = seed
+        self.reverse_probability = reverse_probability
         self.rows = _rows_with_instances(dataset)
         if not len(self.rows):
-            raise ValueError("No video of the data set has an annotation to train on (crowds do not count).")
+            raise ValueError("No video or image of the data set has an annotation to train on (crowds do not count).")
         self._epoch_order: tuple[int, np.ndarray] = (-1, self.rows)
 
     def __len__(self) -> int:
@@ -94,6 +107,8 @@ class ClipDataset(Dataset):
         video = _Video(self.table, self._row_of_sample(number))
         rng = np.random.default_rng((self.seed, 1, number))
         frame_indices = sample_clip_frames(video.length, self.num_frames, self.frame_range, rng)
+        if self.reverse_probability and rng.random() < self.reverse_probability:
+            frame_indices = frame_indices[::-1]
         transforms = self.augmentation.draw(video.height, video.width, self.num_frames, rng)
         return video.clip(frame_indices, transforms)
 
@@ -170,12 +185,17 @@ class VideoDataset(Dataset):
 
 
 def _rows_with_instances(dataset: datasets.Dataset) -> np.ndarray:
-    kept = []
-    for index, annotations in enumerate(dataset.select_columns("annotations").with_format("arrow")):
-        annotations = annotations["annotations"][0]
-        if any(not crowd.as_py() for crowd in annotations.values.field("iscrowd")):
-            kept.append(index)
-    return np.array(kept, dtype=np.int64)
+    """The rows with an annotation that is no crowd and has a mask in some frame."""
+    kept, first_row = [], 0
+    for batch in dataset.select_columns("annotations").with_format("arrow").iter(1000):
+        annotations = batch["annotations"].combine_chunks()
+        instances, row_of_instance = annotations.flatten(), list_parent_indices(annotations)
+        boxes = instances.field("boxes")
+        visible = list_parent_indices(boxes).filter(boxes.flatten().is_valid()).unique()
+        visible = visible.filter(invert(instances.field("iscrowd").take(visible)))
+        kept.append(first_row + row_of_instance.take(visible).unique().to_numpy())
+        first_row += len(batch)
+    return np.concatenate(kept)
 
 
 class _Video:
@@ -183,7 +203,9 @@ class _Video:
 
     def __init__(self, table: datasets.Dataset, row: int):
         self.row = table[row]
-        self.video_id = self.row["video_id"][0].as_py()
+        self.holder = "image" if "image_id" in table.column_names else "video"
+        self.video_id = self.row[f"{self.holder}_id"][0].as_py()
+        self.name = f"{self.holder} {self.video_id}"
         self.height = self.row["height"][0].as_py()
         self.width = self.row["width"][0].as_py()
         self.length = self.row["length"][0].as_py()
@@ -200,21 +222,23 @@ class _Video:
             "labels": self._labels(frame_indices, transforms),
             "video_id": self.video_id,
             "frame_indices": frame_indices.tolist(),
+            "name": self.name,
         }
 
     def _image(self, frame: int) -> Image.Image:
         path = self.row["file_names"][0][frame].as_py()
+        where = f"{self.name}: {'frame ' if self.holder == 'video' else ''}{path}"
         try:
             with Image.open(path) as image:
-                image = image.convert("RGB")
+                image = ImageOps.exif_transpose(image).convert("RGB")
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"video {self.video_id}: frame {path} does not exist.") from error
+            raise FileNotFoundError(f"{where} does not exist.") from error
         except OSError as error:
-            raise ValueError(f"video {self.video_id}: frame {path} cannot be read ({error}); replace it.") from error
+            raise ValueError(f"{where} cannot be read ({error}); replace it.") from error
         if image.size != (self.width, self.height):
             raise ValueError(
-                f"video {self.video_id}: frame {path} is {image.height}x{image.width} (height x width), the json says "
-                f"{self.height}x{self.width}; make them agree."
+                f"{where} is {image.height}x{image.width} (height x width), the json says {self.height}x{self.width}; "
+                "make them agree."
             )
         return image
 
@@ -223,26 +247,33 @@ class _Video:
         height, width = transforms[0].height, transforms[0].width
         masks = np.zeros((len(annotations), len(frame_indices), height, width), dtype=bool)
         for slot, (frame, transform) in enumerate(zip(frame_indices.tolist(), transforms, strict=True)):
-            visible, counts, boxes = [], [], []
+            visible, boxes = [], []
+            encoded = {}  # of the instances whose mask is no polygon
             for index, annotation in enumerate(annotations):
-                count = annotation["segmentations"][frame].as_py()
-                if count is not None:
-                    visible.append(index)
-                    counts.append(count)
-                    boxes.append(annotation["boxes"][frame].as_py())
-            if not visible:
-                continue
-            boxes = np.array(boxes)
-            corners = transform.boxes(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
-            has_box = (corners[:, 2:] - corners[:, :2] > SMALLEST_BOX_SIDE).all(1)
-            masks[visible, slot] = transform.masks(self._decode(counts, frame)) & has_box[:, None, None]
+                box = annotation["boxes"][frame].as_py()
+                if box is None:
+                    continue
+                visible.append(index)
+                boxes.append(box)
+                polygons = annotation["polygons"][frame].as_py()
+                if polygons is None:
+                    encoded[index] = annotation["segmentations"][frame].as_py()
+                else:
+                    masks[index, slot] = transform.polygon_mask(polygons)
+            if encoded:
+                masks[list(encoded), slot] = transform.masks(self._decode(list(encoded.values()), frame))
+            if visible:
+                boxes = np.array(boxes)
+                corners = transform.boxes(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
+                has_box = (corners[:, 2:] - corners[:, :2] > SMALLEST_BOX_SIDE).all(1)
+                masks[visible, slot] &= has_box[:, None, None]
 
         present = masks.any((2, 3))
         seen = present.any(1)
-        ids = np.array([annotation["id"].as_py() for annotation in annotations], dtype=np.int64)[seen]
-        classes = np.array([annotation["label"].as_py() for annotation in annotations], dtype=np.int64)[seen]
+        ids = np.flatnonzero(seen)
         if ids.size:
-            ids = ids - ids.min()
+            ids = ids - ids[0]
+        classes = np.array([annotation["label"].as_py() for annotation in annotations], dtype=np.int64)[seen]
         return {
             "class_labels": torch.from_numpy(classes),
             "ids": torch.from_numpy(np.where(present[seen], ids[:, None], -1)),
@@ -254,9 +285,9 @@ class _Video:
         try:
             decoded = mask_utils.decode([{"size": [self.height, self.width], "counts": count} for count in counts])
         except ValueError as error:
+            of_frame = f" of frame {frame}" if self.holder == "video" else ""
             raise ValueError(
-                f"video {self.video_id}: a mask of frame {frame} cannot be decoded ({error}); `transformers-cvis "
-                "validate` says which."
+                f"{self.name}: a mask{of_frame} cannot be decoded ({error}); `transformers-cvis validate` says which."
             ) from error
         return decoded.transpose(2, 0, 1).astype(bool)
 

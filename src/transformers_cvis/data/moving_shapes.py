@@ -139,6 +139,7 @@ def generate_video(
     object_size: tuple[float, float] = (0.35, 0.75),
     typical_colours: float = 0.9,
     background_images: Sequence[str | os.PathLike] = (),
+    stride: int = 1,
 ) -> MovingShapesVideo:
     """Draw one video. The result depends on nothing but the arguments.
 
@@ -152,27 +153,28 @@ def generate_video(
         typical_colours: share of the objects that wear the hue of their category, a value in 0..1; the others have any
             colour, and only their outline tells them apart. The lower, the more training it takes.
         background_images: paths; a background is one of them half of the time. None: procedural backgrounds only.
+        stride: every so many frames of a video that is so many times as long: a lower frame rate.
 
     Raises:
         ValueError: an argument out of range or an unknown category.
     """
-    categories = _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours)
+    categories = _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours, stride)
     rng = np.random.default_rng(seed)
-    background, background_offsets = _background(rng, num_frames, size, background_images)
+    background, background_offsets = _background(rng, num_frames * stride, size, background_images)
     mean_colour = background.reshape(-1, 3).mean(0)
     shapes: list[_MovingShape] = []
     for _ in range(rng.integers(num_objects[0], num_objects[1] + 1)):
         repeat_class = shapes and rng.random() < 0.35  # instances of one class are the hard case of tracking
         category = shapes[-1].category if repeat_class else categories[rng.integers(len(categories))]
-        centres, linear_maps = _motion(rng, num_frames, size, object_size)
+        centres, linear_maps = _motion(rng, num_frames * stride, size, object_size)
         texture = _texture(rng, mean_colour, category, typical_colours)
-        shapes.append(_MovingShape(category, texture, centres, linear_maps))
+        shapes.append(_MovingShape(category, texture, centres[::stride], linear_maps[::stride]))
 
     height, width = size
     frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
     masks = np.zeros((len(shapes), num_frames, height, width), dtype=bool)
     for frame in range(num_frames):
-        top, left = background_offsets[frame]
+        top, left = background_offsets[frame * stride]
         canvas = background[top : top + height, left : left + width].copy()
         for index, shape in enumerate(shapes):  # from the farthest to the nearest
             footprint = shape.footprint(frame, size)
@@ -189,7 +191,9 @@ def generate_video(
     return MovingShapesVideo(frames, masks[seen], [shapes[index].category for index in seen])
 
 
-def _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours) -> list[str]:
+def _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours, stride) -> list[str]:
+    if stride < 1:
+        raise ValueError(f"stride is {stride}; give a number of frames, at least 1.")
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; a video needs at least 1 frame.")
     if min(size) < 16:
@@ -329,6 +333,7 @@ def make_moving_shapes(
     object_size: tuple[float, float] = (0.35, 0.75),
     typical_colours: float = 0.9,
     background_dir: str | os.PathLike | None = None,
+    stride: int = 1,
     write_mp4: bool = False,
     fps: int = 12,
     progress: bool = False,
@@ -342,8 +347,8 @@ def make_moving_shapes(
     Args:
         output_dir: must not exist yet, or be empty.
         num_frames: the length of every video, or (shortest, longest).
-        size, categories, num_objects, object_size, typical_colours: as for `generate_video`. Category ids are 1, 2, ...
-            in this order.
+        size, categories, num_objects, object_size, typical_colours, stride: as for `generate_video`. Category ids are
+            1, 2, ... in this order.
         background_dir: a folder of photographs (searched recursively) that half of the videos get as background.
         fps: frame rate of the mp4 files.
 
@@ -358,7 +363,7 @@ def make_moving_shapes(
     lengths = (num_frames, num_frames) if isinstance(num_frames, int) else tuple(num_frames)
     if lengths[0] > lengths[1]:
         raise ValueError(f"num_frames is {lengths}; give (shortest, longest) with shortest <= longest.")
-    categories = _check_arguments(lengths[0], size, categories, num_objects, object_size, typical_colours)
+    categories = _check_arguments(lengths[0], size, categories, num_objects, object_size, typical_colours, stride)
     backgrounds = _find_images(background_dir)
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -371,7 +376,15 @@ def make_moving_shapes(
                 rng_key = (seed, split, index)
                 length = int(np.random.default_rng((*rng_key, 0)).integers(lengths[0], lengths[1] + 1))
                 video = generate_video(
-                    length, size, (*rng_key, 1), categories, num_objects, object_size, typical_colours, backgrounds
+                    length,
+                    size,
+                    (*rng_key, 1),
+                    categories,
+                    num_objects,
+                    object_size,
+                    typical_colours,
+                    backgrounds,
+                    stride,
                 )
                 video_name = f"{name}_{index:05d}"
                 _write_frames(video.frames, partial_dir / "JPEGImages" / video_name)

@@ -1,4 +1,4 @@
-"""YouTube-VIS and OVIS annotation files as memory-mapped `datasets.Dataset`s."""
+"""YouTube-VIS, OVIS and COCO annotation files as memory-mapped `datasets.Dataset`s."""
 
 import hashlib
 import json
@@ -6,15 +6,18 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
+from typing import Literal
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
 from pycocotools import mask as mask_utils
 
-from .validation import read_ytvis_json, structure_problems
+from .annotation_files import read_annotations
+from .class_mapping import CLASS_MAPPINGS, ClassFilter
 
-TABLE_VERSION = 1  # part of the cache key: raise it when the rows change
+TABLE_VERSION = 2  # part of the cache key: raise it when the rows change
 IMAGE_FOLDER = "JPEGImages"
 
 
@@ -23,6 +26,8 @@ def load_ytvis(
     image_root: str | os.PathLike | None = None,
     *,
     labels: Sequence[str] | Mapping[int, str] | None = None,
+    class_mapping: str | Mapping[str, str] | None = None,
+    class_filter: ClassFilter | None = None,
     require_annotations: bool = True,
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
@@ -37,6 +42,9 @@ def load_ytvis(
             `<name of the json>/JPEGImages`, or `<name of the json>`, whichever exists.
         labels: the class names of a model (a list, or its `config.id2label`). Classes are matched by name and get the
             model's numbers. None: a category's number is the rank of its id.
+        class_mapping: from category names to class names, other categories are dropped: a mapping, or the name of one
+            of `CLASS_MAPPINGS`. None: categories are classes.
+        class_filter: what is left out, after the mapping, since it belongs to another task.
         require_annotations: refuse a file without annotations (the valid and test files of the benchmarks).
         cache_dir: where the arrow file goes; the cache of `datasets` if None.
 
@@ -44,48 +52,90 @@ def load_ytvis(
         A dataset with the columns
         - `video_id` int, `height`, `width` (pixels), `length` (frames), `file_names` (paths of the frames);
         - `annotations`, a list of `{"id", "category_id" (of the json), "label" (class number), "iscrowd",
-          "segmentations": length x (counts of a compressed RLE of size (height, width), or None), "boxes": length x
-          ((x, y, width, height) in pixels, or None)}`. A frame without a box or without a mask is None in both.
+          "segmentations": length x (counts of a compressed RLE of size (height, width), or None), "polygons": length x
+          (a list of [x1, y1, x2, y2, ...] in pixels, or None), "boxes": length x ((x, y, width, height) in pixels, or
+          None)}`. A mask is either counts or polygons, as it is in the json; a frame without a box or without a mask
+          is None in all three.
         `class_names(dataset)` gives the names of the class numbers.
 
     Raises:
         FileNotFoundError: the json, the image folder, or the first frame of a video is missing.
         ValueError: the json breaks the format, has no annotations, or has categories that `labels` lacks.
     """
+    image_root = find_image_root(json_path) if image_root is None else Path(image_root)
+    return _load_table(
+        "videos", json_path, image_root, labels, class_mapping, class_filter, require_annotations, cache_dir
+    )
+
+
+def load_coco(
+    json_path: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    labels: Sequence[str] | Mapping[int, str] | None = None,
+    class_mapping: str | Mapping[str, str] | None = None,
+    class_filter: ClassFilter | None = None,
+    require_annotations: bool = True,
+    cache_dir: str | os.PathLike | None = None,
+) -> datasets.Dataset:
+    """Read an annotation file of COCO format; one row per image, which is a video of one frame.
+
+    Everything else is as `load_ytvis` says. A `ClipDataset` of these rows with a `PseudoVideoAugmentation` makes
+    training clips of them.
+
+    Args:
+        image_root: the folder that each `file_name` is relative to.
+
+    Returns:
+        A dataset with the columns of `load_ytvis`, where the id is called `image_id`.
+    """
+    return _load_table(
+        "images", json_path, Path(image_root), labels, class_mapping, class_filter, require_annotations, cache_dir
+    )
+
+
+def _load_table(
+    kind: Literal["videos", "images"],
+    json_path: str | os.PathLike,
+    image_root: Path,
+    labels: Sequence[str] | Mapping[int, str] | None,
+    class_mapping: str | Mapping[str, str] | None,
+    class_filter: ClassFilter | None,
+    require_annotations: bool,
+    cache_dir: str | os.PathLike | None,
+) -> datasets.Dataset:
     json_path = Path(json_path)
     content_hash = _hash_file(json_path)
-    image_root = find_image_root(json_path) if image_root is None else Path(image_root).resolve()
+    image_root = image_root.resolve()
     if not image_root.is_dir():
         raise FileNotFoundError(f"The image folder {image_root} does not exist; correct image_root.")
     if labels is not None:
         labels = [labels[index] for index in range(len(labels))]
-    key_parts = [TABLE_VERSION, content_hash, str(image_root), labels, require_annotations]
+    mapping = CLASS_MAPPINGS.get(class_mapping, {}) if isinstance(class_mapping, str) else class_mapping
+    mapping = mapping and sorted(mapping.items(), key=str)
+    rules = class_filter and astuple(class_filter)
+    key_parts = [TABLE_VERSION, kind, content_hash, str(image_root), labels, mapping, rules, require_annotations]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:32]
     cache_dir = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "transformers_cvis_ytvis"
     table_path = cache_dir / f"{json_path.stem}-{key}.arrow"
     if not table_path.exists():
-        content = read_ytvis_json(json_path)
-        problems = list(structure_problems(content, limit=5))
-        if problems:
-            listing = "\n".join(f"  - {problem}" for problem in problems)
-            raise ValueError(
-                f"{json_path} breaks the YouTube-VIS format:\n{listing}\n"
-                "`transformers-cvis validate` lists all problems of a file."
-            )
+        content = read_annotations(json_path, kind, class_mapping, labels, class_filter)
         if require_annotations and not content.get("annotations"):
+            if class_mapping is not None:
+                raise ValueError(f"{json_path} has no annotation of a category that class_mapping keeps.")
             raise ValueError(
                 f"{json_path} has no annotations. The labels of the benchmarks' valid and test files are hidden: train "
                 "and evaluate on a file that has them (hold a part of train.json out), or pass "
                 "require_annotations=False to predict only."
             )
-        _write_table(content, image_root, labels, json_path, table_path)
+        _write_table(content, kind, image_root, labels, json_path, table_path)
     dataset = datasets.Dataset.from_file(str(table_path))
-    _check_first_frames(dataset, image_root)
+    _check_first_frames(dataset, kind, image_root)
     return dataset
 
 
 def class_names(dataset: datasets.Dataset) -> list[str]:
-    """The names of the class numbers 0, 1, ... of a dataset made by `load_ytvis`."""
+    """The names of the class numbers 0, 1, ... of a dataset made by `load_ytvis` or `load_coco`."""
     return dataset.features["annotations"].feature["label"].names
 
 
@@ -119,31 +169,36 @@ def _hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_first_frames(dataset: datasets.Dataset, image_root: Path) -> None:
-    for video_id, file_names in zip(dataset["video_id"], dataset["file_names"], strict=True):
+def _check_first_frames(dataset: datasets.Dataset, kind: str, image_root: Path) -> None:
+    holder = kind.removesuffix("s")
+    for holder_id, file_names in zip(dataset[f"{holder}_id"][:], dataset["file_names"][:], strict=True):
         if not os.path.exists(file_names[0]):
+            frame = "the frame " if kind == "videos" else ""
             raise FileNotFoundError(
-                f"video {video_id}: the frame {file_names[0]} does not exist. Is {image_root} the folder that "
-                "file_names are relative to?"
+                f"{holder} {holder_id}: {frame}{file_names[0]} does not exist. Is {image_root} the folder that the "
+                "file names of the json are relative to?"
             )
 
 
-def _write_table(content: dict, image_root: Path, labels: list[str] | None, json_path: Path, table_path: Path) -> None:
+def _write_table(
+    content: dict, kind: str, image_root: Path, labels: list[str] | None, json_path: Path, table_path: Path
+) -> None:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories] if labels is None else labels
     unknown = [category["name"] for category in categories if category["name"] not in names]
     if unknown:
         raise ValueError(
             f"{json_path} has categories that are no label of the model: {unknown}. The model's labels are {names}. "
-            "Rename the categories, drop them from the json, or make a model with these labels."
+            "Rename the categories, give a class_mapping that says which label each becomes (others are dropped), or "
+            "make a model with these labels."
         )
     label_of_category = {category["id"]: names.index(category["name"]) for category in categories}
     table_path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial_path = tempfile.mkstemp(dir=table_path.parent, prefix=".partial-", suffix=".arrow")
     os.close(descriptor)
     try:
-        with ArrowWriter(path=partial_path, features=_features(names), writer_batch_size=100) as writer:
-            for row in _rows(content, image_root, label_of_category):
+        with ArrowWriter(path=partial_path, features=_features(names, kind), writer_batch_size=100) as writer:
+            for row in _rows(content, kind, image_root, label_of_category):
                 writer.write(row)
             writer.finalize()
         os.replace(partial_path, table_path)
@@ -152,18 +207,19 @@ def _write_table(content: dict, image_root: Path, labels: list[str] | None, json
         raise
 
 
-def _features(names: list[str]) -> datasets.Features:
+def _features(names: list[str], kind: str) -> datasets.Features:
     annotation = {
         "id": datasets.Value("int64"),
         "category_id": datasets.Value("int64"),
         "label": datasets.ClassLabel(names=names),
         "iscrowd": datasets.Value("bool"),
         "segmentations": datasets.List(datasets.Value("string")),
+        "polygons": datasets.List(datasets.List(datasets.List(datasets.Value("float64")))),
         "boxes": datasets.List(datasets.List(datasets.Value("float64"))),
     }
     return datasets.Features(
         {
-            "video_id": datasets.Value("int64"),
+            f"{kind.removesuffix('s')}_id": datasets.Value("int64"),
             "height": datasets.Value("int64"),
             "width": datasets.Value("int64"),
             "length": datasets.Value("int64"),
@@ -173,20 +229,20 @@ def _features(names: list[str]) -> datasets.Features:
     )
 
 
-def _rows(content: dict, image_root: Path, label_of_category: dict[int, int]) -> Iterator[dict]:
+def _rows(content: dict, kind: str, image_root: Path, label_of_category: dict[int, int]) -> Iterator[dict]:
     annotations_of_video = defaultdict(list)
     for annotation in content.get("annotations") or []:
         annotations_of_video[annotation["video_id"]].append(annotation)
     for video in content["videos"]:
         rows = []
         for annotation in annotations_of_video[video["id"]]:
-            counts = [
-                compressed_counts(segmentation, video["height"], video["width"]) if box else None
+            masks = [
+                _mask(segmentation, video["height"], video["width"]) if box else (None, None)
                 for segmentation, box in zip(annotation["segmentations"], annotation["bboxes"], strict=True)
             ]
             boxes = [
-                None if count is None else [float(value) for value in box]
-                for count, box in zip(counts, annotation["bboxes"], strict=True)
+                None if mask == (None, None) else [float(value) for value in box]
+                for mask, box in zip(masks, annotation["bboxes"], strict=True)
             ]
             rows.append(
                 {
@@ -194,12 +250,13 @@ def _rows(content: dict, image_root: Path, label_of_category: dict[int, int]) ->
                     "category_id": annotation["category_id"],
                     "label": label_of_category[annotation["category_id"]],
                     "iscrowd": bool(annotation.get("iscrowd", 0)),
-                    "segmentations": counts,
+                    "segmentations": [counts for counts, _ in masks],
+                    "polygons": [polygons for _, polygons in masks],
                     "boxes": boxes,
                 }
             )
         yield {
-            "video_id": video["id"],
+            f"{kind.removesuffix('s')}_id": video["id"],
             "height": video["height"],
             "width": video["width"],
             "length": len(video["file_names"]),
@@ -208,20 +265,17 @@ def _rows(content: dict, image_root: Path, label_of_category: dict[int, int]) ->
         }
 
 
-def compressed_counts(segmentation: dict | list | None, height: int, width: int) -> str | None:
-    """The counts of the compressed RLE of a segmentation: a compressed or uncompressed RLE, or polygons.
+def _mask(segmentation: dict | list | None, height: int, width: int) -> tuple[str | None, list[list[float]] | None]:
+    """A segmentation as the counts of a compressed RLE, or as polygons, or as neither if there is nothing.
 
-    Of polygons only those with an even number of coordinates, at least 6, count. None: there is nothing.
+    Of polygons only those with an even number of coordinates, at least 6, count.
     """
-    if not segmentation:
-        return None
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            counts = mask_utils.frPyObjects(segmentation, height, width)["counts"]
-    else:
+    if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
-        if not polygons:
-            return None
-        counts = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))["counts"]
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts
+        return None, polygons or None
+    if not segmentation:
+        return None, None
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        counts = mask_utils.frPyObjects(segmentation, height, width)["counts"]
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts, None

@@ -1,5 +1,6 @@
-"""Video AP and AR on pycocotools, forgetting over tasks, predictions over a data set, zips for the test servers."""
+"""Video AP and AR on pycocotools, association, forgetting over tasks, predictions over a data set, submissions."""
 
+from .association import AssociationResult, evaluate_association
 from .continual_report import ContinualReport, TaskEvaluation, evaluate_after_task
 from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting
 from .ground_truth import GroundTruth, check_results, read_results
@@ -8,6 +9,7 @@ from .submission import write_submission
 from .video_ap import EvaluationResult, evaluate_ytvis
 
 __all__ = [
+    "AssociationResult",
     "ContinualReport",
     "EvaluationResult",
     "ForgettingRate",
@@ -16,6 +18,7 @@ __all__ = [
     "check_results",
     "crisp_forgetting",
     "evaluate_after_task",
+    "evaluate_association",
     "evaluate_ytvis",
     "hvpl_forgetting",
     "predict_dataset",

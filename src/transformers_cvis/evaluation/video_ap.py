@@ -144,9 +144,11 @@ class _VideoEvaluation(COCOeval):
         for video_id in self.params.imgIds:
             video = self._ground_truth.videos[video_id]
             best_first = sorted(tracks.pop(video_id, []), key=lambda named: -named[1]["score"])
-            self._prepare_video(video_id, _Tracks(annotations.pop(video_id, []), video), _Tracks(best_first, video))
+            self._prepare_video(
+                video_id, VideoTracks(annotations.pop(video_id, []), video), VideoTracks(best_first, video)
+            )
 
-    def _prepare_video(self, video_id: int, truths: "_Tracks", found: "_Tracks") -> None:
+    def _prepare_video(self, video_id: int, truths: "VideoTracks", found: "VideoTracks") -> None:
         # COCOeval takes id 0 for "no match", so both sides get ids of their own that start at 1.
         for row, (annotation, area) in enumerate(zip(truths.tracks, truths.mean_areas(), strict=True)):
             if "areas" in annotation:
@@ -182,7 +184,7 @@ class _VideoEvaluation(COCOeval):
         }
 
 
-class _Tracks:
+class VideoTracks:
     """The masks of some tracks of one video, and their areas `(tracks, frames)` in pixels.
 
     Every frame's masks go by a nominal width of their own. pycocotools compares the widths before it reads any run, so
@@ -217,7 +219,7 @@ class _Tracks:
         return rows
 
 
-def _track_ious(found: _Tracks, found_rows: list[int], truths: _Tracks, truth_rows: list[int]) -> np.ndarray:
+def _track_ious(found: VideoTracks, found_rows: list[int], truths: VideoTracks, truth_rows: list[int]) -> np.ndarray:
     """IoU over all frames of each pair, `(found, truths)`.
 
     pycocotools gives the ratio i / u of the two masks of a frame. With both areas known the whole number i follows

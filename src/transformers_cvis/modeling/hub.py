@@ -4,6 +4,7 @@ import fnmatch
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ from huggingface_hub import (
     ModelCard,
     ModelCardData,
 )
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
 TRAINING_SUMMARY_FILE = "training_summary.json"
 TASK = "video-instance-segmentation"
 
-# A push owns these files of a revision: those which it does not write again are removed.
-OWNED_FILES = ("model*.safetensors", "model.safetensors.index.json", TRAINING_SUMMARY_FILE)
+# A push owns these files of a revision: those which it does not write again are removed. A new branch starts with all
+# that is on `main`, and a revision may hold a whole model at one time and a task adapter at another.
+OWNED_FILES = (
+    *("model*.safetensors", "model.safetensors.index.json", TRAINING_SUMMARY_FILE),
+    *("task_adapter_config.json", "task_adapter_model.safetensors", "task_learning_state.safetensors"),
+    *("report.json", "report.md", "ap_matrix.png", "steps.png", "forgetting.png"),
+)
 
 
 class HubMixin:
@@ -92,14 +99,10 @@ def push_to_hub(
 
     Raises:
         HfHubHTTPError: the Hub refuses; the revision is unchanged.
+        RuntimeError: someone else wrote to the revision meanwhile; it is as the other left it.
     """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    branches = {branch.name for branch in api.list_repo_refs(repo_id).branches}
-    new_branch = revision is not None and not revision.startswith("refs/pr/") and revision not in branches
-    parent = None if new_branch else revision
-
     with tempfile.TemporaryDirectory() as folder:
+        repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
         save_model(
             model,
             video_processor,
@@ -112,33 +115,88 @@ def push_to_hub(
             training_summary=training_summary,
             max_shard_size=max_shard_size,
         )
-        additions = [
-            CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
-            for path in sorted(Path(folder).rglob("*"))
-            if path.is_file()
-        ]
-        written = {addition.path_in_repo for addition in additions}
-        deletions = [
-            CommitOperationDelete(name)
-            for name in api.list_repo_files(repo_id, revision=parent)
-            if name not in written and any(fnmatch.fnmatch(name, pattern) for pattern in OWNED_FILES)
-        ]
-        api.preupload_lfs_files(repo_id, additions, revision=parent, create_pr=create_pr, free_memory=False)
+        return commit_folder(
+            folder,
+            repo_id,
+            revision=revision,
+            commit_message=commit_message or f"Upload {type(model).__name__}",
+            commit_description=commit_description,
+            token=token,
+            create_pr=create_pr,
+        )
+
+
+def commit_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    revision: str | None,
+    commit_message: str,
+    commit_description: str | None = None,
+    token: bool | str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Uploads the files of a folder to one revision of an existing repository, in one commit.
+
+    What the revision holds of `OWNED_FILES` and the folder does not is deleted.
+
+    Args:
+        revision, commit_message, commit_description, token, create_pr: as for [`push_to_hub`].
+
+    Raises:
+        HfHubHTTPError: the Hub refuses. RuntimeError: someone else wrote to the revision meanwhile. In both cases the
+            revision is as it was, or as the other left it.
+    """
+    api = HfApi(token=token)
+    branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(repo_id).branches}
+    new_branch = revision is not None and not revision.startswith("refs/pr/") and revision not in branches
+    parent = api.repo_info(repo_id, revision=None if new_branch else revision).sha
+    folder = Path(folder)
+    additions = [
+        CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    written = {addition.path_in_repo for addition in additions}
+    deletions = [
+        CommitOperationDelete(name)
+        for name in api.list_repo_files(repo_id, revision=parent)
+        if name not in written and any(fnmatch.fnmatch(name, pattern) for pattern in OWNED_FILES)
+    ]
+    api.preupload_lfs_files(
+        repo_id, additions, revision=None if new_branch else revision, create_pr=create_pr, free_memory=False
+    )
+    try:
         if new_branch:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        try:
-            return api.create_commit(
-                repo_id,
-                additions + deletions,
-                commit_message=commit_message or f"Upload {type(model).__name__}",
-                commit_description=commit_description,
-                revision=revision,
-                create_pr=create_pr,
-            )
-        except BaseException:
-            if new_branch:  # it would offer the model of `main` under the name of this one
-                api.delete_branch(repo_id, branch=revision)
-            raise
+            api.create_branch(repo_id, branch=revision, revision=parent)
+    except HfHubHTTPError as error:
+        raise _explained(error, repo_id, revision) from error
+    try:
+        return api.create_commit(
+            repo_id,
+            additions + deletions,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent,
+        )
+    except BaseException as error:
+        if new_branch:  # it would offer the model of `main` under the name of this one
+            api.delete_branch(repo_id, branch=revision)
+        if isinstance(error, HfHubHTTPError):
+            raise _explained(error, repo_id, revision) from error
+        raise
+
+
+def _explained(error: HfHubHTTPError, repo_id: str, revision: str | None) -> Exception:
+    """A RuntimeError that says so where another writer came first, else the error itself."""
+    if error.response is None or error.response.status_code not in (409, 412):
+        return error
+    return RuntimeError(
+        f"{repo_id}, revision {revision or 'main'}: somebody else wrote to it during this push, of which nothing was "
+        "committed. Look at what is there now, and push again to replace it."
+    )
 
 
 def save_model(
@@ -192,10 +250,12 @@ def model_card(
     license: str = "unknown",
     base_model: str | None = None,
     training_summary: dict[str, Any] | None = None,
+    sections: Mapping[str, str] | None = None,
 ) -> ModelCard:
     """The card of a model: what it does, its classes, how to load it, what was measured, how it was trained.
 
     Args:
+        sections: further sections, headings to Markdown texts, after "How to load it".
         training_summary: what is known of the training. `metrics` (name -> number) and `dataset` (what they were
             measured on) make the table of measurements; `command`, `seed`, `steps`, `seconds` and `hardware` the
             paragraph on the training. All of them optional.
@@ -222,7 +282,7 @@ def model_card(
         ]
         or None,
     )
-    sections = [
+    parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name.split('/')[-1]}",
         f"`{type(model).__name__}` for video instance segmentation: it detects, segments and tracks every object of a "
@@ -230,12 +290,13 @@ def model_card(
         _overview(model, license, base_model),
         "## How to load it",
         _how_to_load(name, revision),
-        "## Measured",
-        _measurements(metrics, dataset),
     ]
+    for heading, text in (sections or {}).items():
+        parts += [f"## {heading}", text]
+    parts += ["## Measured", _measurements(metrics, dataset)]
     if training := _training(summary):
-        sections += ["## Training", training]
-    return ModelCard("\n\n".join(sections) + "\n", ignore_metadata_errors=True)
+        parts += ["## Training", training]
+    return ModelCard("\n\n".join(parts) + "\n", ignore_metadata_errors=True)
 
 
 def _overview(model, license: str, base_model: str | None) -> str:

@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 
 from .. import kernels
 from .hub import HubMixin
+
+logger = logging.get_logger(__name__)
 
 
 class CvisPreTrainedModel(HubMixin, PreTrainedModel):
@@ -17,6 +20,10 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     Initialisation: Linear layers as PyTorch does, convolutions Kaiming-uniform (a=1, fan-in) with zero bias,
     embeddings N(0, 1), norms one and zero. A layer that differs has a method `initialize_parameters()` built on
     `transformers.initialization`, whose functions leave loaded weights alone; it runs after those of its children.
+
+    Attributes:
+        untrained_parts (`tuple[str, ...]`): the parts of the model for which `from_pretrained` found no weights; they
+            hold random values.
     """
 
     base_model_prefix = "model"
@@ -24,6 +31,7 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     input_modalities = ("video",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    untrained_parts: tuple[str, ...] = ()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -50,7 +58,8 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers, and weights of other sizes than the model's are named, each with both sizes.
+        """As in transformers, with a warning that names the parts of the model which the checkpoint has no weights for;
+        weights of other sizes than the model's are named, each with both sizes.
 
         Raises:
             ValueError: when the checkpoint holds a weight of another shape, for example a class head for another number
@@ -76,7 +85,23 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
                 "no-object: keep the checkpoint's classes, or pass `ignore_mismatched_sizes=True` to start these "
                 "weights afresh."
             )
+        missing = {*loading_info["missing_keys"], *(name for name, *_ in mismatched)}
+        model.untrained_parts = tuple(_parts_made_of(model, missing))
+        if model.untrained_parts:
+            logger.warning(
+                f"{pretrained_model_name_or_path} has no weights for {', '.join(model.untrained_parts)} of this "
+                f"{cls.__name__}: they hold random values. Train the model before you use it."
+            )
         return (model, loading_info) if return_loading_info else model
+
+    def check_trained(self) -> None:
+        """Raise a ValueError if `from_pretrained` left parts of the model random."""
+        if self.untrained_parts:
+            raise ValueError(
+                f"What this {type(self).__name__} finds would mean nothing: {', '.join(self.untrained_parts)} hold "
+                f"random values, because {self.name_or_path} has no weights for them. Train the model first; if you "
+                "have done so since you loaded it, save it and load what you saved."
+            )
 
     def set_use_kernels(
         self,
@@ -123,3 +148,18 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     def kernel_report(self) -> dict[str, str]:
         """For each layer that can run on a kernel, by its path in the model: which path it runs."""
         return kernels.kernel_report(self)
+
+
+def _parts_made_of(model: nn.Module, names: set[str]) -> list[str]:
+    """The outermost modules, and parameters beside them, whose parameters are all in `names`."""
+    parameters = [name for name, _ in model.named_parameters()]
+    outside = [name for name in parameters if name not in names]
+    parts = []
+    for name in parameters:
+        if name in names and not any(name == part or name.startswith(f"{part}.") for part in parts):
+            path = name.split(".")
+            candidates = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+            parts.append(
+                next(part for part in candidates if not any(other.startswith(f"{part}.") for other in outside))
+            )
+    return parts

@@ -82,6 +82,10 @@ class TaskClassPredictor(nn.Module):
             ours.copy_(theirs.expand_as(ours))  # the output layer has one row, the others are of one shape
         self.heads.append(head)
 
+    def remove_task(self) -> None:
+        """Drop the head of the last task."""
+        del self.heads[-1]
+
     def forward(self, queries: Tensor) -> Tensor:
         """(..., C) -> raw class logits (..., K + 1), classes task after task, no-object last"""
         heads = [*self.heads[1:], self.heads[0]]

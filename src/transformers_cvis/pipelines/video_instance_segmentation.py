@@ -68,6 +68,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
                 f"{type(model).__name__} is no video instance segmentation model. The pipeline takes the models of "
                 "transformers_cvis, and Mask2Former checkpoints by their name or folder."
             )
+        model.check_trained()
         super().__init__(model=model, **kwargs)
         self.video_processor = video_processor if video_processor is not None else _find_video_processor(model)
 

@@ -8,7 +8,15 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig
 
-from ..data import ClipDataset, MixedClipDataset, class_names, collate_clips, load_ytvis
+from ..data import (
+    ClipDataset,
+    MixedClipDataset,
+    PseudoVideoAugmentation,
+    class_names,
+    collate_clips,
+    load_coco,
+    load_ytvis,
+)
 from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from ..modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from ..modeling.modeling_video import CvisVideoModel
@@ -129,15 +137,22 @@ def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
     data = recipe.data
     names = data.class_names
     clips = []
-    for source in data.train:
-        table = load_ytvis(source.json, source.images, labels=names)
+    for source in data.used_sources:
+        load, augmentation = load_ytvis, data.augmentation
+        if source.kind == "images":
+            load = load_coco
+            if data.image_rotation is not None:
+                augmentation = PseudoVideoAugmentation(augmentation, data.image_rotation)
+        table = load(
+            source.json, source.images, labels=names, class_mapping=source.class_mapping, class_filter=source.classes
+        )
         names = names or class_names(table)
-        clips.append(ClipDataset(table, data.num_frames, data.frame_range, data.augmentation, recipe.seed))
+        clips.append(ClipDataset(table, data.num_frames, data.frame_range, augmentation, recipe.seed))
     if len(clips) == 1:
         return clips[0], names
-    return MixedClipDataset(clips, [source.ratio for source in data.train], recipe.seed), names
+    return MixedClipDataset(clips, [source.ratio for source in data.used_sources], recipe.seed), names
 
 
 def collate(samples: list[dict]) -> tuple[dict[str, torch.Tensor | list], list[str]]:
-    """Samples -> keyword arguments of the model, and the videos' ids for messages."""
-    return collate_clips(samples), [f"video {sample['video_id']}" for sample in samples]
+    """Samples -> keyword arguments of the model, and what messages call the samples."""
+    return collate_clips(samples), [sample["name"] for sample in samples]

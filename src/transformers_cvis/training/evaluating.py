@@ -1,12 +1,10 @@
 """Measuring a model during training."""
 
-import json
-from pathlib import Path
-
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
+from ..data import read_annotations
 from ..evaluation import evaluate_ytvis, predict_dataset
 from .recipe import EvaluationRecipe, SourceRecipe
 
@@ -14,13 +12,14 @@ from .recipe import EvaluationRecipe, SourceRecipe
 def evaluate_on_processes(
     model: torch.nn.Module, processor, source: SourceRecipe, recipe: EvaluationRecipe
 ) -> dict[str, float]:
-    """The 12 numbers of `model` on `source`; the videos are shared out over the processes of a distributed run.
+    """The 12 numbers of `model` on `source`; the videos are shared out over the processes of a distributed run. An
+    image is evaluated as a video of one frame.
 
     Returns:
         Numbers by name in the main process, nothing in the others.
     """
     state = PartialState()
-    ground_truth = json.loads(Path(source.json).read_text(encoding="utf-8"))
+    ground_truth = read_annotations(source.json, source.kind, source.class_mapping)
     share = {
         "videos": ground_truth["videos"][state.process_index :: state.num_processes],
         "categories": ground_truth["categories"],

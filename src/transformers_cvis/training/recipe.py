@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ..data import ClipAugmentation
+from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -36,15 +36,25 @@ class ModelRecipe:
 
 @dataclass
 class SourceRecipe:
-    """One data set in YouTube-VIS format.
+    """One data set.
 
-    json: annotation file. images: folder that the file names in it start from. ratio: relative probability that a
-        training sample comes from this source, when there are several.
+    json: annotation file. images: folder that the file names in it start from. kind: "videos" in YouTube-VIS format,
+        or "images" in COCO format: a training clip then is copies of one image, rotated one after the other.
+    class_mapping: from category names to class names, e.g. `{person: human}`, or the name of a published mapping of
+        COCO's categories ("ytvis2019", "ytvis2021", "ytvis2022", "ovis"); categories without an entry are dropped.
+        None: categories are classes.
+    classes: fields of `transformers_cvis.data.ClassFilter`, by which a schedule hides other tasks; None hides nothing.
+    ratio: relative probability that a training sample comes from this source, when there are several. use: false
+        leaves the source out.
     """
 
     json: str
     images: str
+    kind: Literal["videos", "images"] = "videos"
+    class_mapping: str | dict | None = None
+    classes: ClassFilter | None = None
     ratio: float = 1.0
+    use: bool = True
 
 
 @dataclass
@@ -54,8 +64,9 @@ class DataRecipe:
     train: one source, or a list of them. valid: the source evaluated on, None for no evaluation.
     num_frames: frames of one training clip. frame_range: they are drawn at most this many frames away from a
         reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`, whose defaults are those of
-        VITA and GenVIS.
-    class_names: classes in label order; None takes the categories of the training json in the order of their ids.
+        VITA and GenVIS, or of `LargeScaleJitter`, for pre-training on images. image_rotation: fields of
+        `transformers_cvis.data.RandomRotation`, which frames of an image get besides; None does not rotate.
+    class_names: classes in label order; None takes those of the first source in `train`, in the order of their ids.
     num_workers: processes that prepare batches ahead; 0 prepares them in the training process.
     """
 
@@ -63,9 +74,14 @@ class DataRecipe:
     num_frames: int
     frame_range: int
     valid: SourceRecipe | None = None
-    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    augmentation: ClipAugmentation | LargeScaleJitter = field(default_factory=ClipAugmentation)
+    image_rotation: RandomRotation | None = field(default_factory=RandomRotation)
     class_names: list[str] | None = None
     num_workers: int = 1
+
+    @property
+    def used_sources(self) -> list[SourceRecipe]:
+        return [source for source in self.train if source.use]
 
 
 @dataclass
@@ -158,8 +174,8 @@ class Recipe:
                 f"`batch_size` ({self.batch_size}) is the total per optimiser step and must be a multiple of "
                 f"`gradient_accumulation_steps` ({self.gradient_accumulation_steps})."
             )
-        if self.data.num_frames < 1 or not self.data.train:
-            raise ValueError("`data.num_frames` must be at least 1 and `data.train` must name a source.")
+        if self.data.num_frames < 1 or not self.data.used_sources:
+            raise ValueError("`data.num_frames` must be at least 1 and `data.train` must name a source in use.")
         if any(source.ratio <= 0 for source in self.data.train):
             raise ValueError("every `data.train` source needs a `ratio` above 0; leave out unused sources.")
 
@@ -175,15 +191,15 @@ class Recipe:
             FileNotFoundError: neither a file nor a shipped recipe. ValueError: an unknown key (the message gives the
                 nearest valid one), a missing key, or a value of the wrong type.
         """
-        values = source.to_dict() if isinstance(source, Recipe) else _read_yaml(source)
+        values = source.to_dict() if isinstance(source, Recipe) else read_yaml(source, RECIPES_DIRECTORY, "recipe")
         for override in overrides:
-            _apply_override(values, override)
+            apply_override(values, override)
         return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Recipe":
         """Build a recipe from nested dictionaries, with the checks of [`Recipe.load`]."""
-        return _convert(cls, values, where="")
+        return convert(cls, values, where="")
 
     def to_dict(self) -> dict:
         """Nested dictionaries of what JSON and YAML can hold."""
@@ -195,24 +211,26 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES_DIRECTORY.glob("*.yaml"))
 
 
-def _read_yaml(source: str | Path) -> dict:
+def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
+    """The mapping in a YAML file, or in the file of this name in the folder `shipped`; `kind` is for messages."""
     path = Path(source)
     if not path.is_file():
-        path = RECIPES_DIRECTORY / f"{source}.yaml"
+        path = shipped / f"{source}.yaml"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"No recipe {str(source)!r}: give a YAML file or one of {', '.join(shipped_recipes())}."
-        )
+        names = sorted(path.stem for path in shipped.glob("*.yaml"))
+        raise FileNotFoundError(f"No {kind} {str(source)!r}: give a YAML file or one of {', '.join(names)}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"Recipe {path} is not valid YAML: {error}") from error
+        raise ValueError(f"{kind.capitalize()} {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"Recipe {path} must be a mapping of keys to values, got {type(values).__name__}.")
+        raise ValueError(
+            f"{kind.capitalize()} {path} must be a mapping of keys to values, got {type(values).__name__}."
+        )
     return values
 
 
-def _apply_override(values: dict, override: str) -> None:
+def apply_override(values: dict, override: str) -> None:
     """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created.
 
     A single data source is a list of one, whichever way it is written: its number may be given or left out.
@@ -244,25 +262,32 @@ def _open(node: dict | list, key: str, override: str) -> dict | list:
     return node
 
 
-def _convert(expected: Any, value: Any, where: str) -> Any:
+def convert(expected: Any, value: Any, where: str) -> Any:
     """Turn plain YAML `value` into type `expected`; `where` is the dotted key for messages."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (types.UnionType, typing.Union):  # every union here is "something or None"
-        if value is None:
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
             return None
-        return _convert(next(argument for argument in arguments if argument is not type(None)), value, where)
+        choices = [argument for argument in arguments if argument is not type(None)]
+        if len(choices) > 1:
+            fitting = [choice for choice in choices if _fits(choice, value)]
+            if not fitting and not isinstance(value, dict):
+                kinds = " or ".join(choice.__name__ for choice in choices)
+                raise ValueError(f"Recipe: `{where}` must be of type {kinds}, got {value!r}.")
+            choices = fitting or choices
+        return convert(choices[0], value, where)
     if dataclasses.is_dataclass(expected):
         return _convert_dataclass(expected, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ValueError(f"Recipe: `{where}` must be a list of the length of {expected}, got {value!r}.")
-        return tuple(_convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
+        return tuple(convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
     if origin is list:
         if isinstance(value, dict) and dataclasses.is_dataclass(arguments[0]):
             value = [value]  # a single data source needs no list
         if not isinstance(value, list):
             raise ValueError(f"Recipe: `{where}` must be a list, got {value!r}.")
-        return [_convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value)]
+        return [convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value)]
     if origin is Literal:
         if value is False and "no" in arguments:
             value = "no"  # YAML reads a bare `no` as False
@@ -277,6 +302,13 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ValueError(f"Recipe: `{where}` must be of type {expected.__name__}, got {value!r}.")
     return value
+
+
+def _fits(choice: type, value: Any) -> bool:
+    """Whether a value is meant for this part of a union: it is of the type, or all its keys are fields."""
+    if dataclasses.is_dataclass(choice) and isinstance(value, dict):
+        return value.keys() <= {entry.name for entry in dataclasses.fields(choice)}
+    return isinstance(value, choice)
 
 
 def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
@@ -295,7 +327,7 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
         if required and entry.name not in value:
             raise ValueError(f"Recipe: {place} needs the key {entry.name!r}.")
     prefix = f"{where}." if where else ""
-    arguments = {key: _convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
+    arguments = {key: convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
     try:
         return expected(**arguments)
     except ValueError as error:

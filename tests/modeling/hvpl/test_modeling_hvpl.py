@@ -2,30 +2,16 @@
 
 import pytest
 import torch
-from helpers import tiny_detector_config
-from modeling.model_tester import LABELS, loss_of, video_batch, video_labels
+from helpers import tiny_hvpl
+from modeling.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
 
-from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
-from transformers_cvis.modeling.hvpl.modeling_hvpl import HvplForVideoInstanceSegmentation
+from transformers_cvis import HvplForVideoInstanceSegmentation
 
 
-def tiny_hvpl(**changes) -> HvplForVideoInstanceSegmentation:
-    torch.manual_seed(0)
-    config = HvplConfig(
-        **{
-            "detector_config": tiny_detector_config(),
-            "num_queries": 5,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "dim_feedforward": 32,
-            "num_attention_heads": 2,
-            "num_frame_query_layers": 2,
-            "train_num_points": 32,
-            "id2label": LABELS,
-            **changes,
-        }
-    )
-    return HvplForVideoInstanceSegmentation(config).eval()
+class TestHvpl(VideoModelTests):
+    model_class = HvplForVideoInstanceSegmentation
+    class_head = "class_predictor.heads.1.2.0"
+    num_class_rows = 3
 
 
 @pytest.mark.usefixtures("one_cpu_thread")

@@ -3,34 +3,27 @@
 import pytest
 import torch
 from helpers import tiny_detector_config
-from modeling.model_tester import LABELS, CommonTests, loss_of, predictions, video_batch, video_labels
+from modeling.model_tester import (
+    LABELS,
+    CommonTests,
+    FrameByFrameTests,
+    loss_of,
+    predictions,
+    video_batch,
+    video_labels,
+)
 
 from transformers_cvis import CvisVideoProcessor, MinVisForVideoInstanceSegmentation, segment_video
 from transformers_cvis.modeling.minvis import MinVisConfig, match_frame_queries
 
 
-class TestMinVis(CommonTests):
+class TestMinVis(FrameByFrameTests, CommonTests):
     model_class = MinVisForVideoInstanceSegmentation
 
     def config(self, **changes):
         detector = tiny_detector_config(num_queries=5, freeze_batch_norm=False).to_dict()
         del detector["model_type"]
         return MinVisConfig(**{**detector, "id2label": LABELS, **self.settings, **changes})
-
-    @torch.no_grad()
-    def test_clips_of_any_length_give_the_same_video(self):
-        model = self.model()
-        assert model.is_online
-        video = video_batch(7, batch_size=1)
-        logits, masks = predictions(model(video))
-        for clip_length in (1, 3):
-            clips = list(model.stream(video.split(clip_length, dim=1)))
-            streamed = torch.cat([clip.masks_queries_logits for clip in clips], dim=2)
-            torch.testing.assert_close(streamed, masks, rtol=1e-4, atol=1e-4)
-            num_frames = torch.tensor([clip.masks_queries_logits.shape[2] for clip in clips])
-            means = torch.stack([clip.class_queries_logits for clip in clips])
-            mean = (num_frames.view(-1, 1, 1, 1) * means).sum(0) / 7
-            torch.testing.assert_close(mean, logits, rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
     def test_first_frame_is_what_the_detector_says(self):
@@ -52,18 +45,6 @@ class TestMinVis(CommonTests):
         video = video_batch()
         for ours, theirs in zip(predictions(shuffled(video)), predictions(model(video)), strict=True):
             torch.testing.assert_close(ours, theirs[:, order], rtol=1e-4, atol=1e-4)
-
-    @torch.no_grad()
-    def test_state_can_be_used_twice_and_keeps_one_frame(self):
-        model = self.model()
-        first, second = video_batch().split(2, dim=1)
-        state = model(first).state
-        assert state.frame_queries.shape == (2, 5, 32)
-        assert state.frame_queries.untyped_storage().nbytes() == state.frame_queries.numel() * 4
-        once, again = predictions(model(second, state=state)), predictions(model(second, state=state))
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(once, again, strict=True))
-        with pytest.raises(ValueError, match="`state` belongs to a batch of 2 videos, but .* holds 1"):
-            model(second[:1], state=state)
 
     def test_every_frame_is_an_image_of_its_own(self):
         """The loss of a clip is that of its frames as a batch of images."""

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from helpers import tiny_detector_config
-from modeling.model_tester import LABELS, CommonTests, loss_of, predictions, video_batch, video_labels
+from modeling.model_tester import (
+    LABELS,
+    CommonTests,
+    FrameByFrameTests,
+    loss_of,
+    predictions,
+    video_batch,
+    video_labels,
+)
 
 from transformers_cvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
@@ -25,34 +33,7 @@ class SpvisTests(CommonTests):
         return SpvisConfig(**{**detector_settings(), **sizes, **self.settings, **changes})
 
 
-class TestSpvisOnline(SpvisTests):
-    @torch.no_grad()
-    def test_clips_of_any_length_give_the_same_video(self):
-        model = self.model()
-        assert model.is_online
-        video = video_batch(7, batch_size=1)
-        logits, masks = predictions(model(video))
-        for clip_length in (1, 3):
-            clips = list(model.stream(video.split(clip_length, dim=1)))
-            streamed = torch.cat([clip.masks_queries_logits for clip in clips], dim=2)
-            torch.testing.assert_close(streamed, masks, rtol=1e-4, atol=1e-4)
-            weights = torch.tensor([clip.masks_queries_logits.shape[2] for clip in clips]).view(-1, 1, 1, 1)
-            mean = (weights * torch.stack([clip.class_queries_logits for clip in clips])).sum(0) / 7
-            torch.testing.assert_close(mean, logits, rtol=1e-4, atol=1e-4)
-
-    @torch.no_grad()
-    def test_state_can_be_used_twice_and_keeps_one_frame(self):
-        model = self.model()
-        first, second = video_batch().split(2, dim=1)
-        state = model(first).state
-        for queries in (state.frame_queries, state.tracks):
-            assert queries.shape == (2, 5, 32)
-            assert queries.untyped_storage().nbytes() == queries.numel() * 4
-        once, again = predictions(model(second, state=state)), predictions(model(second, state=state))
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(once, again, strict=True))
-        with pytest.raises(ValueError, match="`state` belongs to a batch of 2 videos, but .* holds 1"):
-            model(second[:1], state=state)
-
+class TestSpvisOnline(FrameByFrameTests, SpvisTests):
     def test_starts_from_a_segmenter(self, tmp_path):
         torch.manual_seed(0)
         segmenter = MinVisForVideoInstanceSegmentation(MinVisConfig(**detector_settings()))
@@ -61,6 +42,7 @@ class TestSpvisOnline(SpvisTests):
             tmp_path, tracker_layers=1, output_loading_info=True
         )
         assert info["missing_keys"] and all(name.startswith("tracker.") for name in info["missing_keys"])
+        assert model.untrained_parts == ("tracker",)
         assert torch.equal(model.class_predictor.weight, segmenter.class_predictor.weight)
         assert model.config.model_type == "spvis"
 
@@ -91,6 +73,7 @@ class TestSpvisOnline(SpvisTests):
             ({"tracker_layers": 0}, "`tracker_layers` must be at least 1, got 0"),
             ({"guided_share": 2}, "`guided_share` is a share in 0..1 of the training, got 2"),
             ({"filter": "coffee"}, "filter"),
+            ({"class_targets": "coffee"}, "class_targets"),
             ({"refiner": "best"}, "refiner"),
         ],
     )
@@ -126,9 +109,43 @@ class TestSpvisOffline(SpvisTests):
         assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
         assert (model.refiner.joint == "interaction_only") != hasattr(model.refiner, "compensator")
 
+    @pytest.mark.parametrize("freeze_tracker", [True, False])
+    def test_frozen_parts_build_no_graph(self, freeze_tracker):
+        model, graphs = self.model(freeze_tracker=freeze_tracker).train(), []
+        assert model.refiner.training and not model.model.training
+        for part in (model.model, model.tracker):
+            norm = part.layer_norm if part is model.tracker else part.transformer_module.decoder.layernorm
+            norm.register_forward_hook(lambda *call: graphs.append(call[-1].requires_grad))
+        loss_of(model).backward()
+        assert set(graphs) == {False} if freeze_tracker else graphs[-1] and not graphs[0]
+
 
 class TestDvisOffline(SpvisTests):
     settings = {"filter": "referring", "alignment": "released", "refiner": "dvis"}
+
+
+class TestReleasedClassTargets:
+    """The released code takes the class of an object from the last frame of a clip."""
+
+    @pytest.mark.parametrize("system", [TestSpvisOnline, TestSpvisOffline])
+    def test_objects_that_are_gone_in_the_end_are_no_objects(self, system):
+        labels = video_labels()
+        for label in labels:
+            label["ids"][0, 2:], label["masks"][0, 2:] = -1, False  # gone before the second one appears
+        losses = {}
+        for class_targets in ("visible", "released"):
+            model = system().model(class_targets=class_targets, guided_share=0.0)
+            with torch.no_grad():  # every query is sure that it holds the class of the objects which go, video by video
+                for predictor in [module for name, module in model.named_modules() if name.endswith("class_predictor")]:
+                    predictor.weight.zero_()
+                    predictor.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0]))
+            torch.manual_seed(0)
+            losses[class_targets] = model.train()(video_batch(), labels=labels).loss_dict["loss_spvis_ce"]
+        assert losses["released"] > 1.5 * losses["visible"]
+
+    def test_an_object_of_the_last_frame_keeps_its_class(self):
+        losses = [loss_of(TestSpvisOnline().model(class_targets=rule)) for rule in ("visible", "released")]
+        assert torch.equal(*losses)
 
 
 def test_joined_probabilities_are_the_larger_ones():

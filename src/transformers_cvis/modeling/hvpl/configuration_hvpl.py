@@ -5,6 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_cvis import CvisVideoConfig
+from ..task_learning import check_tasks
 
 
 @strict
@@ -51,27 +52,20 @@ class HvplConfig(CvisVideoConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.task_class_counts is None:
-            self.task_class_counts = [self.num_labels]
         if self.task_prompt_counts is None:
             self.task_prompt_counts = []
         if self.calibration_deltas is None:
             self.calibration_deltas = [0.0]
 
+    def share_labels(self) -> None:
+        super().share_labels()
+        if len(self.task_class_counts or [0]) == 1:
+            self.task_class_counts = [self.num_labels]
+
     def validate_architecture(self):
         super().validate_architecture()
-        class_counts, prompt_counts = self.task_class_counts, self.task_prompt_counts or []
-        if class_counts is not None:
-            if sum(class_counts) != self.num_labels or min(class_counts, default=0) < 1:
-                raise ValueError(
-                    f"`task_class_counts` {class_counts} must be at least 1 each and add up to the {self.num_labels} "
-                    "classes of `id2label`."
-                )
-            if len(prompt_counts) != len(class_counts) - 1 or min(prompt_counts, default=1) < 1:
-                raise ValueError(
-                    f"`task_prompt_counts` {prompt_counts} must be at least 1 for each of the {len(class_counts) - 1} "
-                    "tasks after the base in `task_class_counts`."
-                )
+        if self.task_class_counts is not None:
+            check_tasks(self)
         if self.calibration_deltas is not None and not self.calibration_deltas:
             raise ValueError("`calibration_deltas` must hold at least one number; 0 leaves logits as they are.")
         if self.encoder == "attention" and self.encoder_slices != "per_task":

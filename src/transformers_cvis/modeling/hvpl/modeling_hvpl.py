@@ -1,9 +1,9 @@
 """HVPL: hierarchical visual prompt learning for continual video instance segmentation (Dong et al., 2025)."""
 
-
 from torch import Tensor, nn
 
 from ..losses import LayerPrediction
+from ..task_adapters import TaskAdapterMixin
 from ..task_queries import GroupedQueries, calibrate_class_logits
 from ..video_decoder import DecodedQueries, VideoStep
 from ..whole_video import WholeVideoModel
@@ -12,7 +12,7 @@ from .frame_detector import HvplFrameDetector
 from .video_head import HvplVideoHead
 
 
-class HvplForVideoInstanceSegmentation(WholeVideoModel):
+class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     """VITA that learns task by task: each later task adds prompts at frame level and at video level, and its heads.
 
     With labels the newest task is trained: before `add_task` the whole model as VITA, after it the newest prompts with
@@ -29,74 +29,23 @@ class HvplForVideoInstanceSegmentation(WholeVideoModel):
             config.detector_config, config.task_class_counts, config.task_prompt_counts, config.deep_class_head
         )
 
-    # Tasks
-
-    def add_task(self, class_names: list[str], num_prompts: int) -> None:
-        """Start to learn new classes: a group of prompts and heads at both levels, all else frozen.
-
-        Args:
-            class_names: of the new task; `config.id2label` continues with them.
-            num_prompts: prompts at each level, the most objects of the new classes in a video.
-
-        Raises:
-            ValueError: when there is no class or no prompt, or a class is known already.
-        """
-        known = set(self.config.label2id)
-        twice = sorted({name for name in class_names if name in known or class_names.count(name) > 1})
-        if twice:
-            raise ValueError(f"Classes {twice} are known already or named twice; a task brings new classes only.")
-        if not class_names or num_prompts < 1:
-            raise ValueError(f"A task needs at least 1 class and 1 prompt, got {len(class_names)} and {num_prompts}.")
-        for level in (self.detector, self.video_head):
-            level.add_task(len(class_names), num_prompts)
-        config = self.config
-        config.id2label = dict(enumerate([*config.id2label.values(), *class_names]))
-        config.label2id = {name: index for index, name in config.id2label.items()}
-        config.task_class_counts = [*config.task_class_counts, len(class_names)]
-        config.task_prompt_counts = [*config.task_prompt_counts, num_prompts]
-        config.share_labels()
-        self.criterion.num_labels = self.detector.criterion.num_labels = config.num_labels
-        self._freeze()
-        self.train(self.training)
-
-    @property
-    def num_tasks(self) -> int:
-        """Tasks learnt so far, the base included."""
-        return len(self.config.task_class_counts)
-
-    def task_parameters(self, task: int) -> dict[str, nn.Parameter]:
-        """What task `task` >= 1 added to the model, by name; without the no-object heads, which it trains, too."""
-        if not 1 <= task < self.num_tasks:
-            raise ValueError(f"There is no task {task} after the base: the model has learnt {self.num_tasks - 1}.")
-        prefixes = tuple(
-            f"{level}.{part}."
-            for level in ("detector", "video_head")
-            for part in (f"task_queries.{task - 1}", f"class_predictor.heads.{task + 1}")
-        )
-        return {name: parameter for name, parameter in self.named_parameters() if name.startswith(prefixes)}
-
-    def no_object_parameters(self) -> dict[str, nn.Parameter]:
-        """The heads that every task trains further, by name."""
-        prefixes = ("detector.class_predictor.heads.0.", "video_head.class_predictor.heads.0.")
-        return {name: parameter for name, parameter in self.named_parameters() if name.startswith(prefixes)}
-
-    def _freeze(self) -> None:
-        if self.num_tasks == 1:
-            super()._freeze()
-            return
-        self.requires_grad_(False)
-        for parameter in {**self.task_parameters(self.num_tasks - 1), **self.no_object_parameters()}.values():
-            parameter.requires_grad_(True)
+    def task_levels(self) -> dict[str, nn.Module]:
+        return {"detector": self.detector, "video_head": self.video_head}
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.num_tasks > 1:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-            if self.config.freeze_drop_path:
-                self.video_head.encoder.eval()
+        if self.num_tasks > 1 and self.config.freeze_drop_path:
+            self.video_head.encoder.eval()
         return self
+
+    def compile_clip_step(self, **kwargs) -> None:
+        """`torch.compile` the detector in place as one graph. The head stays as it is: the trees of its context encoder
+        are made on the host, and every video has others.
+
+        Args:
+            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
+        """
+        self.detector.compile(**{"fullgraph": True, **kwargs})
 
     # Inference
 

@@ -55,6 +55,11 @@ class HvplVideoHead(VideoHead):
         self.task_queries.append(group)
         self.class_predictor.add_task(num_classes)
 
+    def remove_task(self) -> None:
+        """Drop the last group and its class head."""
+        del self.task_queries[-1]
+        self.class_predictor.remove_task()
+
     def groups(self) -> list[QueryGroup]:
         """The base, then every later task."""
         base = QueryGroup(

@@ -135,7 +135,7 @@ class MaskClassificationLoss(nn.Module):
         objects = torch.arange(place.shape[2], device=place.device).expand_as(place)
         holder = holder.scatter_reduce(2, place, objects, "amax")
         classes = torch.cat([class_labels, class_labels.new_tensor([self.num_labels])])[holder]  # (D, L, P * Q)
-        weights = class_logits.new_ones(holder.shape).masked_fill_(holder < 0, self.no_object_weight)
+        weights = class_logits.new_ones(classes.shape).masked_fill_(classes == self.num_labels, self.no_object_weight)
         log_probabilities = class_logits.flatten(2, 3).log_softmax(dim=-1)
         losses = -weights * log_probabilities.gather(3, classes.unsqueeze(3)).squeeze(3)
         per_group = [part.unflatten(2, (-1, num_groups, num_queries)).sum(dim=(1, 2, 4)) for part in (losses, weights)]

@@ -99,6 +99,12 @@ class VideoTargets:
             class_labels, masks = class_labels[kept.to(masks.device)], masks[kept.to(masks.device)]
         return cls(class_labels, ids, masks, video_index, num_videos=len(labels))
 
+    def with_classes_of_last_frame(self, no_object: int) -> "VideoTargets":
+        """The same objects, with the class `no_object` for those which the last frame does not show."""
+        seen_last = (self.ids[:, -1] != -1).to(self.class_labels.device)
+        class_labels = self.class_labels.where(seen_last, no_object)
+        return VideoTargets(class_labels, self.ids, self.masks, self.video_index, self.num_videos)
+
     def frame_labels(self) -> list[dict]:
         """Labels of the B * T frames for the frame detector: in each frame the objects that are visible there."""
         frames = self.select(*self._frame_targets, num_clips=self.num_frames, device=self.masks.device)

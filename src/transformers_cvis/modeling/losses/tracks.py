@@ -10,18 +10,13 @@ from .targets import VideoTargets
 from .uvla import unified_video_label_assignment
 
 
-class FramewiseTrackLoss(MaskClassificationLoss):
-    """DVIS's losses of an online tracker: every frame is an image, with all objects of the clip as its targets.
-
-    An object is matched where it first appears, to a query that no earlier object has, and keeps it in all frames, also
-    before it appears. Where it is absent its class is still the target, and its mask is empty.
+class TrackLoss(MaskClassificationLoss):
+    """Base of the losses of tracks, which have a mask embedding of their own in each frame.
 
     Args:
         num_labels: classes without no-object.
         name: part of the keys of the losses, `loss_{name}_ce` and so on.
         kwargs: weights and points as in `MaskClassificationLoss`.
-
-    Source: Zhang et al., DVIS: Decoupled Video Instance Segmentation Framework, section 3.2.
     """
 
     def __init__(self, num_labels: int, name: str, **kwargs):
@@ -38,7 +33,8 @@ class FramewiseTrackLoss(MaskClassificationLoss):
         """Weighted losses of B videos of T frames.
 
         Args:
-            predictions: per layer class logits `(B, T, Q, K + 1)` and mask embeddings `(B, T, Q, C)`, oldest first.
+            predictions: per layer class logits and mask embeddings `(B, T, Q, C)`, oldest first. Class logits are
+                `(B, T, Q, K + 1)` for losses by frame, `(B, Q, K + 1)` for those of whole videos.
             mask_features: `(B, T, C, h, w)`.
             targets: M objects of the B videos.
             guide: predictions of the same tracks to match instead, for all layers alike; None matches each layer.
@@ -49,23 +45,40 @@ class FramewiseTrackLoss(MaskClassificationLoss):
         Raises:
             ValueError: when a video has more objects than queries, or a matching cost is not finite.
         """
-        num_frames = mask_features.shape[1]
         with torch.autocast(mask_features.device.type, enabled=False):
-            prediction = self._frames(predictions)
-            mask_features = full_precision(mask_features).flatten(0, 1).unsqueeze(1)  # (B * T, 1, C, h, w)
-            matched = self._match_tracks(
-                prediction if guide is None else self._frames([guide]), mask_features, targets
-            )  # (D or 1, M)
-            objects, frames = targets.pairs(torch.ones_like(targets.ids, dtype=torch.bool))
-            device = mask_features.device
-            values = self._losses(
-                prediction,
-                mask_features,
-                targets.select(objects, frames, num_frames, device),
-                matched.to(device)[:, None, objects].expand(len(predictions), -1, -1),
-                mask_features.new_tensor([len(objects)]),
-            )
-        return name_losses({f"loss_{self.name}_{kind}": value.squeeze(1) for kind, value in values.items()})
+            values = self._layer_losses(predictions, full_precision(mask_features), targets, guide)
+        return name_losses({f"loss_{self.name}_{kind}": value for kind, value in values.items()})
+
+    def _layer_losses(self, predictions, mask_features, targets, guide) -> dict[str, torch.Tensor]:
+        """Weighted losses `(layers,)` of each kind."""
+        raise NotImplementedError
+
+
+class FramewiseTrackLoss(TrackLoss):
+    """DVIS's losses of an online tracker: every frame is an image, with all objects of the clip as its targets.
+
+    An object is matched where it first appears, to a query that no earlier object has, and keeps it in all frames, also
+    before it appears. Where it is absent its class is still the target, and its mask is empty.
+
+    Source: Zhang et al., DVIS: Decoupled Video Instance Segmentation Framework, section 3.2.
+    """
+
+    def _layer_losses(self, predictions, mask_features, targets, guide):
+        num_frames, device = mask_features.shape[1], mask_features.device
+        prediction = self._frames(predictions)
+        mask_features = mask_features.flatten(0, 1).unsqueeze(1)  # (B * T, 1, C, h, w)
+        matched = self._match_tracks(
+            prediction if guide is None else self._frames([guide]), mask_features, targets
+        )  # (D or 1, M)
+        objects, frames = targets.pairs(torch.ones_like(targets.ids, dtype=torch.bool))
+        values = self._losses(
+            prediction,
+            mask_features,
+            targets.select(objects, frames, num_frames, device),
+            matched.to(device)[:, None, objects].expand(len(predictions), -1, -1),
+            mask_features.new_tensor([len(objects)]),
+        )
+        return {kind: value.squeeze(1) for kind, value in values.items()}
 
     def _frames(self, predictions: Sequence[LayerPrediction]) -> LayerPrediction:
         """Frames as problems: `(D, 1, B * T, Q, .)`."""
@@ -92,58 +105,26 @@ class FramewiseTrackLoss(MaskClassificationLoss):
         return torch.cat([torch.from_numpy(match) for match in matched], dim=1)
 
 
-class VideoTrackLoss(MaskClassificationLoss):
+class VideoTrackLoss(TrackLoss):
     """DVIS's losses of refined tracks: a track is compared with an object over all frames of the video.
 
     A track has one class and a mask embedding for each frame, so its logits are made densely, layer after layer.
     Points are drawn in each frame; the original stacks the frames to one image and draws as many points from that.
 
-    Args:
-        num_labels: classes without no-object.
-        name: part of the keys of the losses, `loss_{name}_ce` and so on.
-        kwargs: weights and points as in `MaskClassificationLoss`.
-
     Source: Zhang et al., DVIS: Decoupled Video Instance Segmentation Framework, section 3.3.
     """
 
-    def __init__(self, num_labels: int, name: str, **kwargs):
-        super().__init__(num_labels, **kwargs)
-        self.name = name
-
-    def forward(
-        self,
-        predictions: Sequence[LayerPrediction],
-        mask_features: torch.Tensor,
-        targets: VideoTargets,
-        guide: LayerPrediction | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Weighted losses of B videos of T frames.
-
-        Args:
-            predictions: per layer class logits `(B, Q, K + 1)` and mask embeddings `(B, T, Q, C)`, oldest first.
-            mask_features: `(B, T, C, h, w)`.
-            targets: M objects of the B videos.
-            guide: predictions of the same tracks to match instead, for all layers alike; None matches each layer.
-
-        Returns:
-            Scalars `loss_{name}_ce`, `_mask`, `_dice` of the last layer, `loss_{name}_ce_0`, ... of the others.
-
-        Raises:
-            ValueError: when a video has more objects than queries, or a matching cost is not finite.
-        """
-        with torch.autocast(mask_features.device.type, enabled=False):
-            mask_features = full_precision(mask_features)
-            everything = torch.ones(len(targets.ids), 1, dtype=torch.bool)
-            videos = targets.select(*targets.pairs(everything), 1, mask_features.device)
-            num_objects = mask_features.new_tensor([len(targets.ids)])
-            matched = None if guide is None else self._match_video(guide, mask_features, videos)
-            layers = []
-            for layer in predictions:
-                prediction, masks = self._video(layer, mask_features)
-                match = self._match(prediction, masks, videos) if matched is None else matched
-                layers.append(self._losses(prediction, masks, videos, match, num_objects))
-        values = {kind: torch.cat([layer[kind] for layer in layers]).squeeze(1) for kind in layers[0]}
-        return name_losses({f"loss_{self.name}_{kind}": value for kind, value in values.items()})
+    def _layer_losses(self, predictions, mask_features, targets, guide):
+        everything = torch.ones(len(targets.ids), 1, dtype=torch.bool)
+        videos = targets.select(*targets.pairs(everything), 1, mask_features.device)
+        num_objects = mask_features.new_tensor([len(targets.ids)])
+        matched = None if guide is None else self._match_video(guide, mask_features, videos)
+        layers = []
+        for layer in predictions:
+            prediction, masks = self._video(layer, mask_features)
+            match = self._match(prediction, masks, videos) if matched is None else matched
+            layers.append(self._losses(prediction, masks, videos, match, num_objects))
+        return {kind: torch.cat([layer[kind] for layer in layers]).squeeze(1) for kind in layers[0]}
 
     @torch.no_grad()
     def _match_video(self, guide, mask_features, videos) -> torch.Tensor:

@@ -58,6 +58,10 @@ class SpvisConfig(FrameDetectorConfig):
     guided_share (`float`, defaults to 0.5):
         Share of the training, from its beginning, in which objects are matched to the predictions of the stage before
         (the detector's for the tracker, the tracker's for the refiner); see `set_training_progress`.
+    class_targets (`"visible"` or `"released"`, defaults to `"visible"`):
+        Which class tracker and refiner are to give an object: that of the frames of the clip which show it. The
+        released code reads classes from the last frame, so that an object which is absent there is to be no object;
+        choose it to repeat published training.
     detector_chunk_size (`int`, defaults to 18):
         Frames that go through the detector at once at inference.
     score_rule (`"mean_logits"` or `"max_times_quality"`, defaults to `"mean_logits"`):
@@ -94,6 +98,7 @@ class SpvisConfig(FrameDetectorConfig):
     freeze_detector: bool = True
     freeze_tracker: bool = True
     guided_share: float | int = 0.5
+    class_targets: Literal["visible", "released"] = "visible"
     detector_chunk_size: int = 18
     score_rule: Literal["mean_logits", "max_times_quality"] = "mean_logits"
 

@@ -232,6 +232,8 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             if guided:
                 (online,) = self._track_predictions(tracked.queries[-1:])
                 guide = LayerPrediction(online.class_logits.mean(dim=1), online.mask_embeddings)
+        if self.config.class_targets == "released":
+            targets = targets.with_classes_of_last_frame(no_object=self.config.num_labels)
         loss_dict = {**loss_dict, **self.track_criterion(predictions, frames.mask_features, targets, guide)}
         return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)
 

@@ -1,0 +1,83 @@
+"""Annotation files of YouTube-VIS and of COCO format, read into one form: an image is a video of one frame."""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+from ..processing import complete_file
+from .class_mapping import ClassFilter, map_categories
+from .validation import FORMATS, read_annotation_json, structure_problems
+
+
+def read_annotations(
+    json_path: str | os.PathLike,
+    kind: Literal["videos", "images"] = "videos",
+    class_mapping: str | Mapping[str, str] | None = None,
+    labels: Collection[str] | None = None,
+    class_filter: ClassFilter | None = None,
+) -> dict:
+    """The content of an annotation file, checked, as YouTube-VIS json.
+
+    Args:
+        json_path: the annotation file.
+        kind: "videos" for YouTube-VIS and OVIS, "images" for COCO format.
+        class_mapping, labels: see `map_categories`.
+        class_filter: what is left out after the mapping.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it breaks the format, or as `map_categories` and `ClassFilter.apply`; the message names the file.
+    """
+    content, form = read_annotation_json(json_path), FORMATS[kind]
+    problems = list(structure_problems(content, form, limit=5))
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(
+            f"{json_path} breaks the {form.name} format:\n{listing}\n"
+            "`transformers-cvis validate` lists all problems of a file."
+        )
+    if kind == "images":
+        content = images_as_videos(content)
+    try:
+        if class_mapping is not None:
+            content = map_categories(content, class_mapping, labels if class_filter is None else None)
+        if class_filter is not None:
+            content = class_filter.apply(content)
+    except ValueError as error:
+        raise ValueError(f"{json_path}: {error}") from error
+    return content
+
+
+def images_as_videos(content: dict) -> dict:
+    """COCO json -> YouTube-VIS json in which every image is a video of one frame, with the same ids."""
+    return {
+        **{key: value for key, value in content.items() if key not in ("images", "annotations")},
+        "videos": [
+            {
+                **{key: image[key] for key in ("id", "width", "height")},
+                "length": 1,
+                "file_names": [image["file_name"]],
+            }
+            for image in content["images"]
+        ],
+        "annotations": [
+            {
+                **{key: annotation[key] for key in ("id", "category_id")},
+                "video_id": annotation["image_id"],
+                "iscrowd": annotation.get("iscrowd", 0),
+                "segmentations": [annotation["segmentation"] or None],
+                "bboxes": [annotation["bbox"] or None],
+            }
+            for annotation in content.get("annotations") or []
+        ],
+    }
+
+
+def write_annotations(content: dict, json_path: str | os.PathLike) -> None:
+    """Write a json; the file appears when it is complete, in a folder that is made if needed."""
+    json_path = Path(json_path)
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    with complete_file(json_path) as file:
+        file.write(json.dumps(content).encode())

@@ -1,0 +1,139 @@
+"""The classes of one data set said in the words of another, by name."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+_COCO_TO_YTVIS = {
+    **{name: name for name in ("person", "airplane", "train", "truck", "boat", "skateboard", "surfboard", "snowboard")},
+    **{name: name for name in ("cat", "dog", "horse", "cow", "elephant", "bear", "zebra", "giraffe")},
+    "bicycle": "motorbike",
+    "motorcycle": "motorbike",
+    "skis": "snowboard",
+    "tennis racket": "tennis_racket",
+}
+COCO_TO_YTVIS_2019 = {**_COCO_TO_YTVIS, "car": "sedan"}
+COCO_TO_YTVIS_2021 = {**_COCO_TO_YTVIS, "car": "car", "bird": "bird", "frisbee": "flying_disc"}
+COCO_TO_OVIS = {
+    **{name: name.capitalize() for name in ("person", "bicycle", "motorcycle", "airplane", "boat")},
+    **{name: name.capitalize() for name in ("cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra")},
+    "giraffe": "Giraffe",
+    **{name: "Vehical" for name in ("car", "bus", "truck")},  # OVIS spells it so
+}
+CLASS_MAPPINGS = {
+    "ytvis2019": COCO_TO_YTVIS_2019,
+    "ytvis2021": COCO_TO_YTVIS_2021,
+    "ytvis2022": COCO_TO_YTVIS_2021,  # whose classes it shares
+    "ovis": COCO_TO_OVIS,
+}
+"""From COCO's categories to those of a video data set, as VITA and GenVIS were trained (Heo et al., 2022, 2023)."""
+
+
+@dataclass(frozen=True)
+class ClassFilter:
+    """What a task may see of a data set that holds classes of other tasks, too.
+
+    Attributes:
+        keep: labels of these classes are kept, all others dropped; the objects stay in the picture.
+        require: a video (or image) without an object of one of these classes is left out.
+        exclude: so is one with an object of one of these.
+    """
+
+    keep: tuple[str, ...]
+    require: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+
+    def apply(self, content: dict) -> dict:
+        """A json, in which categories are classes, without what the task may not see. Crowds do not count as objects.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        name_of = {category["id"]: category["name"] for category in content["categories"]}
+        shown: dict[int, set[str]] = {video["id"]: set() for video in content["videos"]}
+        for annotation in content.get("annotations") or []:
+            if not annotation.get("iscrowd"):
+                shown[annotation["video_id"]].add(name_of[annotation["category_id"]])
+        allowed = {
+            video for video, names in shown.items() if names & set(self.require) and not names & set(self.exclude)
+        }
+        if not allowed:
+            without = f" and none of {', '.join(self.exclude)}" if self.exclude else ""
+            raise ValueError(f"no video shows one of the classes {', '.join(self.require)}{without}.")
+        return {
+            **content,
+            "categories": [category for category in content["categories"] if category["name"] in self.keep],
+            "videos": [video for video in content["videos"] if video["id"] in allowed],
+            "annotations": [
+                annotation
+                for annotation in content["annotations"]
+                if annotation["video_id"] in allowed and name_of[annotation["category_id"]] in self.keep
+            ],
+        }
+
+
+def map_categories(
+    content: dict, class_mapping: str | Mapping[str, str], labels: Collection[str] | None = None
+) -> dict:
+    """A json with the categories that `class_mapping` leads to; annotations of all other categories are dropped.
+
+    Args:
+        content: of an annotation file that has been checked; it stays as it is.
+        class_mapping: from names of its categories to names of classes (several may lead to one), or the name of one of
+            `CLASS_MAPPINGS`, which are for COCO and files with some of its categories.
+        labels: the classes there are, if that is known.
+
+    Raises:
+        ValueError: there is no mapping of this name, it names a category that the file lacks, it leads to a class that
+            is none of `labels`, or nothing is left. The message gives the nearest name.
+    """
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    names = [category["name"] for category in categories]
+    if isinstance(class_mapping, str):
+        if class_mapping not in CLASS_MAPPINGS:
+            raise ValueError(
+                f"There is no class mapping {class_mapping!r}{_nearest(class_mapping, CLASS_MAPPINGS)} There are "
+                f"{', '.join(CLASS_MAPPINGS)}; or give a mapping of names, such as {{person: human}}."
+            )
+        mapping = CLASS_MAPPINGS[class_mapping]
+    else:
+        mapping = class_mapping
+        for name in mapping:
+            if name not in names:
+                raise ValueError(f"class_mapping: {name!r} is no category of the file{_nearest(name, names)}")
+    mapped = {name: mapping[name] for name in names if name in mapping}
+    if not mapped:
+        raise ValueError(
+            f"class_mapping leaves nothing: it names {', '.join(mapping) or 'no category'}, the file has "
+            f"{', '.join(names)}."
+        )
+    for name, label in mapped.items():
+        if labels is not None and label not in labels:
+            raise ValueError(
+                f"class_mapping leads from {name!r} to {label!r}, which is no label of the model"
+                f"{_nearest(label, labels)}"
+            )
+
+    new_ids: dict[str, int] = {}  # the id of the first category that leads to a class
+    for category in categories:
+        if category["name"] in mapped:
+            new_ids.setdefault(mapped[category["name"]], category["id"])
+    id_after = {
+        category["id"]: new_ids[mapped[category["name"]]] for category in categories if category["name"] in mapped
+    }
+    return {
+        **content,
+        "categories": [{"id": category_id, "name": label} for label, category_id in new_ids.items()],
+        "annotations": [
+            {**annotation, "category_id": id_after[annotation["category_id"]]}
+            for annotation in content.get("annotations") or []
+            if annotation["category_id"] in id_after
+        ],
+    }
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    """The rest of a sentence that says that there is no `name`."""
+    lowered = {str(known).lower(): str(known) for known in names}
+    nearest = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0)
+    return f"; did you mean {lowered[nearest[0]]!r}?" if nearest else "."

@@ -1,0 +1,100 @@
+"""A train part and a test part of an annotated data set, for benchmarks whose own test labels are hidden."""
+
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from .annotation_files import read_annotations, write_annotations
+
+
+def split_ytvis(
+    json_path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> tuple[Path, Path]:
+    """Split an annotation file of YouTube-VIS format by videos, every class in both parts wherever it can be.
+
+    Videos go one by one, those of the rarest class first, to the part that still lacks most of what it should have of
+    that class (iterative stratification, Sechidis et al., ECML 2011). The split depends on the content of the json and
+    the seed alone.
+
+    Args:
+        json_path: the annotation file; crowd annotations do not count as objects of a class.
+        output_dir: gets `train_split.json` and `test_split.json`, both in the same format with all categories, with
+            the split's source, share, seed and videos in `info`.
+        test_share: share of the videos of each class that the test part gets.
+        seed: breaks ties.
+
+    Returns:
+        Paths of the train part and of the test part.
+
+    Raises:
+        FileNotFoundError: no such json.
+        ValueError: it breaks the format, has no annotations, fewer than two videos, or `test_share` is not between 0
+            and 1.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share is {test_share}; give a share of the videos between 0 and 1, for example 0.2.")
+    content = read_annotations(json_path)
+    if not content.get("annotations") or len(content["videos"]) < 2:
+        raise ValueError(
+            f"{json_path} cannot be split: it has {len(content['videos'])} videos and "
+            f"{len(content.get('annotations') or [])} annotations."
+        )
+    test_videos = _draw_test_videos(content, test_share, np.random.default_rng(seed))
+    paths = []
+    for name, in_test in (("train", False), ("test", True)):
+        videos = [video for video in content["videos"] if (video["id"] in test_videos) == in_test]
+        part = {
+            **content,
+            "info": {
+                **(content.get("info") or {}),
+                "split": {
+                    "part": name,
+                    "source": Path(json_path).name,
+                    "test_share": test_share,
+                    "seed": seed,
+                    "video_ids": [video["id"] for video in videos],
+                },
+            },
+            "videos": videos,
+            "annotations": [row for row in content["annotations"] if (row["video_id"] in test_videos) == in_test],
+        }
+        path = Path(output_dir) / f"{name}_split.json"
+        write_annotations(part, path)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def _draw_test_videos(content: dict, test_share: float, rng: np.random.Generator) -> set[int]:
+    classes_of_video: dict[int, set[int]] = {video["id"]: set() for video in content["videos"]}
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):
+            classes_of_video[annotation["video_id"]].add(annotation["category_id"])
+    videos_of_class = defaultdict(list)
+    for video, classes in classes_of_video.items():
+        # A video without objects is a class of its own: both parts get their share of such videos.
+        for category in classes or {None}:
+            videos_of_class[category].append(video)
+    wanted = {}  # class -> how many videos train and test part still lack of it
+    for category, videos in videos_of_class.items():
+        in_test = max(test_share * len(videos), min(1.0, len(videos) - 1.0))
+        wanted[category] = [len(videos) - in_test, in_test]
+    remaining = Counter({category: len(videos) for category, videos in videos_of_class.items()})
+    free, test_videos = set(classes_of_video), set()
+    while free:
+        category = min((c for c in remaining if remaining[c]), key=lambda c: (remaining[c], c is None, c or 0))
+        candidates = [video for video in videos_of_class[category] if video in free]
+        for video in rng.permutation(candidates).tolist():
+            lacking_in_train, lacking_in_test = wanted[category]
+            is_test = lacking_in_test > lacking_in_train
+            free.remove(video)
+            if is_test:
+                test_videos.add(video)
+            for own in classes_of_video[video] or {None}:
+                wanted[own][is_test] -= 1
+                remaining[own] -= 1
+    return test_videos

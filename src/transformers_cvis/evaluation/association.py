@@ -1,0 +1,112 @@
+"""How well tracks keep to their objects: association accuracy and IDF1, without regard to classes and scores."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as mask_utils
+from scipy.optimize import linear_sum_assignment
+
+from .ground_truth import GroundTruth, check_results, read_results
+from .video_ap import VideoTracks
+
+
+@dataclass
+class AssociationResult:
+    """Numbers in 0..1 but for `switches`, over all videos together.
+
+    Attributes:
+        association_accuracy (`float`): of the masks that are found, how well the tracks they belong to agree with the
+            objects': AssA of HOTA at one IoU threshold (Luiten et al., "HOTA", IJCV 2021, section 3.2). A found mask of
+            object o in track p counts `a / (a + b + c)`: a frames in which p finds o, b further frames of o, c further
+            frames of p. 0 where nothing is found.
+        detection_accuracy (`float`): found masks over found, missed and false ones together: DetA of HOTA.
+        idf1 (`float`): F1 of masks under the best one-to-one assignment of tracks to objects over the whole video
+            (Ristani et al., "Performance Measures and a Data Set for Multi-Target, Multi-Camera Tracking", 2016).
+        switches (`int`): how often an object is found by another track than the last time it was found.
+    """
+
+    association_accuracy: float
+    detection_accuracy: float
+    idf1: float
+    switches: int
+
+
+def evaluate_association(
+    ground_truth: GroundTruth | dict | str | os.PathLike,
+    results: list[dict] | dict | str | os.PathLike,
+    iou_threshold: float = 0.5,
+) -> AssociationResult:
+    """Compare tracks with the annotated ones frame by frame.
+
+    In each frame tracks and objects are assigned one to one so that the IoU of the pairs is largest in total; a pair
+    whose IoU is at least `iou_threshold` is a found mask. All tracks count, so give those that would be shown
+    (`predict_dataset(..., threshold=0.3, top_k=None)`), not a fixed number of them with several labels for one query.
+    Crowds are not looked at, masks that cover them count as false.
+
+    Args:
+        ground_truth, results: as for [`evaluate_ytvis`].
+        iou_threshold: in (0, 1].
+
+    Raises:
+        FileNotFoundError, ValueError: as [`evaluate_ytvis`]; or the threshold is out of range.
+    """
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"`iou_threshold` is an IoU in (0, 1], got {iou_threshold}.")
+    ground_truth = GroundTruth.read(ground_truth)
+    ground_truth.check_annotations()
+    results = read_results(results, ground_truth)
+    check_results(results, ground_truth)
+    objects, tracks = defaultdict(list), defaultdict(list)
+    for annotation in ground_truth.annotations:
+        if not annotation.get("iscrowd"):
+            objects[annotation["video_id"]].append((f"Ground truth: annotation {annotation['id']}", annotation))
+    for position, track in enumerate(results):
+        tracks[track["video_id"]].append((f"Results: track {position}", track))
+
+    num_objects = num_tracked = num_found = num_identified = switches = 0
+    agreement = 0.0
+    for video_id, video in ground_truth.videos.items():
+        video_objects, video_tracks = VideoTracks(objects[video_id], video), VideoTracks(tracks[video_id], video)
+        visible, tracked = video_objects.areas > 0, video_tracks.areas > 0  # (objects or tracks, frames)
+        ious = _frame_ious(video_objects, video_tracks, video["length"])  # (frames, objects, tracks)
+        found = _found(ious, iou_threshold)  # (frames, objects, tracks) bool
+
+        shared = found.sum(axis=0)  # (objects, tracks): frames in which a track finds an object
+        union = visible.sum(axis=1)[:, None] + tracked.sum(axis=1) - shared
+        agreement += (shared * shared / np.maximum(union, 1)).sum()
+        num_found += shared.sum()
+        num_objects += visible.sum()
+        num_tracked += tracked.sum()
+        overlap = (ious >= iou_threshold).sum(axis=0)
+        num_identified += overlap[linear_sum_assignment(overlap, maximize=True)].sum()
+        for frames_of_object in found.swapaxes(0, 1):
+            holders = frames_of_object.nonzero()[1]  # the track in each frame that finds the object
+            switches += np.count_nonzero(np.diff(holders))
+    return AssociationResult(
+        association_accuracy=float(agreement / max(num_found, 1)),
+        detection_accuracy=float(num_found / max(num_objects + num_tracked - num_found, 1)),
+        idf1=float(2 * num_identified / max(num_objects + num_tracked, 1)),
+        switches=int(switches),
+    )
+
+
+def _frame_ious(objects: VideoTracks, tracks: VideoTracks, num_frames: int) -> np.ndarray:
+    """(frames, objects, tracks)"""
+    object_rows, track_rows = range(len(objects.masks)), range(len(tracks.masks))
+    ious = np.zeros((num_frames, len(object_rows), len(track_rows)))
+    for frame in range(num_frames) if object_rows and track_rows else []:
+        at = slice(frame, frame + 1)
+        object_masks, track_masks = objects.of_frames(object_rows, at), tracks.of_frames(track_rows, at)
+        ious[frame] = mask_utils.iou(object_masks, track_masks, [0] * len(track_rows))
+    return ious
+
+
+def _found(ious: np.ndarray, threshold: float) -> np.ndarray:
+    """Which track finds which object in which frame: bool (frames, objects, tracks), one to one in each frame."""
+    found = np.zeros(ious.shape, dtype=bool)
+    for frame, similarity in enumerate(ious):
+        rows, columns = linear_sum_assignment(similarity, maximize=True)
+        found[frame, rows, columns] = similarity[rows, columns] >= threshold
+    return found

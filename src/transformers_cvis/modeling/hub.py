@@ -317,8 +317,8 @@ def _overview(model, license: str, base_model: str | None) -> str:
 
 def _how_to_load(name: str, revision: str | None) -> str:
     arguments = f'"{name}"' + (f', revision="{revision}"' if revision else "")
-    return f"""Import `transformers_cvis` first (`pip install transformers-cvis`): it registers the architecture with
-transformers, which otherwise answers "unrecognized model type".
+    return f"""Import `transformers_cvis` first (`pip install transformers-cvis`): it registers this task and
+its architectures with transformers, which otherwise does not know them.
 
 ```python
 import transformers_cvis

@@ -26,7 +26,7 @@ from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video
 if TYPE_CHECKING:
     from .data import load_ytvis, make_moving_shapes, validate_ytvis
     from .evaluation import evaluate_ytvis, predict_dataset, write_submission
-    from .training import Recipe, train
+    from .training import Recipe, Schedule, train, train_continual
 
 __version__ = "0.1.0"
 
@@ -37,11 +37,13 @@ for _config_class in (*MODELS, *IMAGE_MODELS):
 
 _LAZY_NAMES = {
     "Recipe": "training",
+    "Schedule": "training",
     "evaluate_ytvis": "evaluation",
     "load_ytvis": "data",
     "make_moving_shapes": "data",
     "predict_dataset": "evaluation",
     "train": "training",
+    "train_continual": "training",
     "validate_ytvis": "data",
     "write_submission": "evaluation",
 }
@@ -73,6 +75,7 @@ __all__ = [
     "MinVisConfig",
     "MinVisForVideoInstanceSegmentation",
     "Recipe",
+    "Schedule",
     "SpvisConfig",
     "SpvisForVideoInstanceSegmentation",
     "Track",
@@ -92,6 +95,7 @@ __all__ = [
     "segment_stream",
     "segment_video",
     "train",
+    "train_continual",
     "validate_ytvis",
     "write_submission",
 ]

@@ -5,6 +5,7 @@ Each command is a function that takes the parsed arguments and returns the exit 
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -592,22 +593,35 @@ def run_make_data(options: argparse.Namespace) -> int:
 
 
 def add_convert(commands) -> None:
+    from .conversion import SYSTEMS
+
     parser = add_command(
         commands,
         "convert",
         run_convert,
         "turn a checkpoint released by research code into a model folder",
-        "Converts a checkpoint with Detectron2's names (.pth) into a folder with configuration, safetensors, video\n"
-        "processor and card. Sizes are read from the tensors; what they do not tell is given with --set.",
-        "  transformers-cvis convert genvis_r50_ytvis2019.pth converted --system genvis --classes ytvis2019/train.json",
+        "Converts a checkpoint with Detectron2's names into a folder with configuration, safetensors, video processor\n"
+        "and card. Backbone, sizes, number of classes and tasks are read from the tensors; what these do not tell is\n"
+        "given with --set. Every tensor has to find its place, and every weight its tensor. Nothing in a file is run.",
+        "  transformers-cvis convert genvis_r50_ytvis2019.pth --system genvis --classes train.json --out genvis-r50\n"
+        "  transformers-cvis convert model_final_3c8ec9.pkl --system mask2former --out mask2former-r50\n"
+        "  transformers-cvis convert step4/model_final.pth --system hvpl --set calibration_deltas=[0.4,0.5] --out hvpl",
     )
-    parser.add_argument("checkpoint", metavar="FILE", help=".pth or .safetensors")
-    parser.add_argument("folder", metavar="FOLDER", help="a new folder")
+    parser.add_argument("source", metavar="SOURCE", help=".pth, .pkl or .safetensors")
     parser.add_argument(
         "--system",
         required=True,
-        choices=["vita", "genvis", "minvis", "spvis", "dvis"],
-        help="what the checkpoint is of; minvis also for Mask2Former",
+        choices=list(SYSTEMS),
+        metavar="NAME",
+        help=f"what the checkpoint is of: {', '.join(SYSTEMS)}. An image checkpoint of Mask2Former becomes one of "
+        "transformers as mask2former, and one that tracks as minvis",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the model")
+    parser.add_argument(
+        "--task",
+        type=int,
+        metavar="N",
+        help="of a model that learns by tasks (hvpl): what it was after task N, 0 for the base (default: the last one)",
     )
     parser.add_argument(
         "--classes",
@@ -623,6 +637,20 @@ def add_convert(commands) -> None:
         help="a configuration field, e.g. clip_length=3 or encoder_window_size=6; may be repeated",
     )
     parser.add_argument(
+        "--short-side",
+        type=positive_int,
+        metavar="N",
+        help="short side of videos in pixels (default: as published for system and backbone, 360 to 480)",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="leave out tensors that have no place, and start weights anew that the file lacks, e.g. to train on",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", help="also write there, as json, what became of every tensor; replaced if it exists"
+    )
+    parser.add_argument(
         "--license", default="unknown", metavar="ID", help="licence of the weights by its Hub name (default: unknown)"
     )
 
@@ -630,7 +658,7 @@ def add_convert(commands) -> None:
 def run_convert(options: argparse.Namespace) -> int:
     import yaml
 
-    from .conversion import convert_checkpoint
+    from .conversion import ConversionError, convert_checkpoint
 
     settings = {}
     for override in options.overrides:
@@ -638,16 +666,30 @@ def run_convert(options: argparse.Namespace) -> int:
         if not separator:
             raise CommandError(f"--set {override}: must look like KEY=VALUE, e.g. clip_length=3.")
         settings[key] = yaml.safe_load(value)
-    report = convert_checkpoint(
-        options.checkpoint,
-        options.folder,
-        options.system,
-        class_names=read_class_names(options.classes) if options.classes is not None else None,
-        settings=settings,
-        license=options.license,
-    )
-    print(report)
-    print(options.folder)
+    report_path = Path(options.report).expanduser() if options.report is not None else None
+    if report_path is not None:
+        writable_folder(str(report_path.parent))
+    failure = None
+    try:
+        report = convert_checkpoint(
+            options.source,
+            options.out,
+            options.system,
+            class_names=read_class_names(options.classes) if options.classes is not None else None,
+            task=options.task,
+            settings=settings,
+            short_side=options.short_side,
+            allow_missing=options.allow_missing,
+            license=options.license,
+        )
+    except ConversionError as error:
+        failure, report = error, error.report
+    print(report, file=sys.stderr if failure else sys.stdout)
+    if report_path is not None:
+        write_json({"source": options.source, "system": options.system, **dataclasses.asdict(report)}, report_path)
+    if failure:
+        raise failure
+    print(f"Model: {options.out}")
     return 0
 
 

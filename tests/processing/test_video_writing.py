@@ -12,6 +12,7 @@ from transformers_cvis.processing import (
     VideoSegmentation,
     VideoWriter,
     complete_file,
+    complete_folder,
     empty_segmentation,
     open_video,
     render_video,
@@ -61,6 +62,39 @@ class TestCompleteFile:
             with complete_file(tmp_path / "a.txt") as file:
                 file.write(bytes(50_000))
         assert os.listdir(tmp_path) == []
+
+
+class TestCompleteFolder:
+    def test_appears_when_complete(self, tmp_path):
+        path = tmp_path / "new" / "out"
+        with complete_folder(path) as folder:
+            (folder / "a.txt").write_text("a")
+            assert not (tmp_path / "new").exists()
+        assert os.listdir(path) == ["a.txt"] and os.listdir(tmp_path) == ["new"]
+        assert path.stat().st_mode & 0o777 == 0o755
+
+    def test_takes_an_empty_folder(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        with complete_folder(tmp_path / "out") as folder:
+            (folder / "a.txt").write_text("a")
+        assert os.listdir(tmp_path / "out") == ["a.txt"]
+
+    def test_vanishes_on_an_error(self, tmp_path):
+        with pytest.raises(RuntimeError, match="stop"), complete_folder(tmp_path / "new" / "out") as folder:
+            (folder / "a.txt").write_text("half")
+            raise RuntimeError("stop")
+        assert os.listdir(tmp_path) == []
+
+    def test_refusals(self, tmp_path):
+        (tmp_path / "a.txt").write_text("precious")
+        with pytest.raises(FileExistsError, match="exists and is not an empty folder"), complete_folder(tmp_path):
+            pass
+        with pytest.raises(FileExistsError, match="a.txt exists"), complete_folder(tmp_path / "a.txt"):
+            pass
+        with pytest.raises(OSError, match="Cannot write into the folder .*a.txt: Not a directory"):
+            with complete_folder(tmp_path / "a.txt" / "out"):
+                pass
+        assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "precious"
 
 
 def _umask():

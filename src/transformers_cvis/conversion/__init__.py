@@ -1,7 +1,19 @@
 """Released Detectron2-style checkpoints to configurations and safetensors."""
 
-from . import crisp_names, hvpl_names, mask2former_vis_names, spvis_names, video_names  # noqa: F401  register the tables of their systems
-from .checkpoints import convert_checkpoint, read_checkpoint
+from .checkpoints import ConversionError, convert_checkpoint
 from .convert import ConversionReport, convert_state_dict
+from .gradient_basis import read_gradient_basis
+from .reading import ReleasedCheckpoint, read_checkpoint
+from .systems import SYSTEMS, System
 
-__all__ = ["ConversionReport", "convert_checkpoint", "convert_state_dict", "read_checkpoint"]
+__all__ = [
+    "SYSTEMS",
+    "ConversionError",
+    "ConversionReport",
+    "ReleasedCheckpoint",
+    "System",
+    "convert_checkpoint",
+    "convert_state_dict",
+    "read_checkpoint",
+    "read_gradient_basis",
+]

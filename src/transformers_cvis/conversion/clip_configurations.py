@@ -4,7 +4,8 @@ import torch
 
 from ..modeling.crisp import CrispConfig
 from ..modeling.mask2former_vis import Mask2FormerVisConfig
-from .configurations import count, infer_frame_detector_config
+from .configurations import infer_frame_detector_config
+from .tasks import class_head_sizes
 
 
 def infer_mask2former_vis_config(state_dict: dict[str, torch.Tensor], **settings) -> Mask2FormerVisConfig:
@@ -31,21 +32,18 @@ def infer_crisp_config(state_dict: dict[str, torch.Tensor], **settings) -> Crisp
         ValueError: when the checkpoint has no class heads of tasks, or a tensor that a size is read from is missing.
     """
     predictor = "sem_seg_head.predictor"
-    heads, tokens = f"{predictor}.class_embed.cls", f"{predictor}.sem_prompter.learnable_prompts"
-    num_heads = count(state_dict, r"sem_seg_head\.predictor\.class_embed\.cls\.(\d+)\.")
-    if not num_heads:
-        raise ValueError(f"This checkpoint has no class heads of tasks (`{heads}.*`): no CRISP.")
-    deep = f"{heads}.0.layers.2.weight" in state_dict
-    output = "layers.2.weight" if deep else "weight"
-    class_counts = [len(state_dict[f"{heads}.{head}.{output}"]) for head in range(1, num_heads)]
+    tokens = f"{predictor}.sem_prompter.learnable_prompts.0.weight"
+    class_counts, deep = class_head_sizes(state_dict, predictor)
+    if not class_counts:
+        raise ValueError(f"This checkpoint has no class heads of tasks (`{predictor}.class_embed.cls.*`): no CRISP.")
     prompts = [f"{predictor}.prompt_feat.{task}.weight" for task in range(len(class_counts) - 1)]
     found = {
         "task_class_counts": class_counts,
         "task_prompt_counts": [len(state_dict[name]) if name in state_dict else 0 for name in prompts],
         "deep_class_head": deep,
     }
-    if f"{tokens}.0.weight" in state_dict:
-        found["text_hidden_size"] = state_dict[f"{tokens}.0.weight"].shape[1]
+    if tokens in state_dict:
+        found["text_hidden_size"] = state_dict[tokens].shape[1]
     else:
         found |= {"residual_prompts": False, "lambda_isc": 0.0}
     id2label = settings.pop("id2label", {index: f"LABEL_{index}" for index in range(sum(class_counts))})

@@ -2,9 +2,10 @@
 
 import math
 import re
+from dataclasses import fields
 
 import torch
-from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
+from transformers import Mask2FormerConfig, PreTrainedConfig, ResNetConfig, SwinConfig
 
 from ..modeling.frame_detector import FrameDetectorConfig
 from ..modeling.frame_detector.pixel_decoder import NUM_LEVELS, NUM_POINTS
@@ -58,6 +59,8 @@ def infer_backbone_config(state_dict: dict[str, torch.Tensor]) -> PreTrainedConf
 def infer_frame_detector_config(state_dict: dict[str, torch.Tensor], **settings) -> FrameDetectorConfig:
     """Mask2Former's configuration from the names and shapes of a Detectron2 state dict, `num_labels` included.
 
+    A backbone alone, as trained on ImageNet, gets the head of Mask2Former's publication.
+
     Args:
         state_dict: released names to tensors.
         settings: fields that shapes do not tell, for example `id2label`.
@@ -65,6 +68,9 @@ def infer_frame_detector_config(state_dict: dict[str, torch.Tensor], **settings)
     Raises:
         ValueError: when a tensor that a size is read from is missing.
     """
+    backbone_config = infer_backbone_config(state_dict)
+    if not any(name.startswith("sem_seg_head.") for name in state_dict):
+        return FrameDetectorConfig(backbone_config=backbone_config, **settings)
     pixel, predictor = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 
     def rows(name: str) -> int:
@@ -74,7 +80,7 @@ def infer_frame_detector_config(state_dict: dict[str, torch.Tensor], **settings)
 
     encoder, decoder = f"{pixel}transformer.encoder.layers.", f"{predictor}transformer_ffn_layers."
     found = {
-        "backbone_config": infer_backbone_config(state_dict),
+        "backbone_config": backbone_config,
         "feature_size": rows(f"{pixel}input_proj.0.0.weight"),
         "mask_feature_size": rows(f"{pixel}mask_features.weight"),
         "hidden_dim": rows(f"{predictor}decoder_norm.weight"),
@@ -101,3 +107,18 @@ def infer_minvis_config(state_dict: dict[str, torch.Tensor], **settings) -> MinV
         ValueError: when a tensor that a size is read from is missing.
     """
     return MinVisConfig.from_frame_detector(infer_frame_detector_config(state_dict), **settings)
+
+
+def infer_mask2former_config(state_dict: dict[str, torch.Tensor], **settings) -> Mask2FormerConfig:
+    """The configuration of a Mask2Former checkpoint for transformers' own model.
+
+    Args:
+        state_dict: released names to tensors.
+        settings: fields that shapes do not tell, for example `id2label`.
+
+    Raises:
+        ValueError: when a tensor that a size is read from is missing.
+    """
+    found = infer_frame_detector_config(state_dict).to_dict()
+    shared = {field.name for field in fields(Mask2FormerConfig)}
+    return Mask2FormerConfig(**{**{name: value for name, value in found.items() if name in shared}, **settings})

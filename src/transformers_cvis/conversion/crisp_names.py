@@ -1,7 +1,7 @@
 """Table of parameter names of CRISP: Mask2Former-VIS's, with prompts, class heads of tasks and class tokens."""
 
 from .hvpl_names import task_query_rules
-from .names import RULES, Ignore, Rename, Rule, frame_detector_rules
+from .names import Ignore, Rename, Rule, frame_detector_rules
 
 _PREDICTOR = r"sem_seg_head\.predictor"
 
@@ -17,6 +17,3 @@ def crisp_rules() -> list[Rule]:
         ),
         *frame_detector_rules(),
     ]
-
-
-RULES["crisp"] = crisp_rules

@@ -1,6 +1,6 @@
 """Table of parameter names of HVPL: VITA's, with groups of prompts, class heads of tasks and the context encoder."""
 
-from .names import RULES, Rename, Rule, prefixed
+from .names import Rename, Rule, prefixed
 from .video_names import vita_rules
 
 
@@ -42,6 +42,3 @@ def hvpl_rules() -> list[Rule]:
         *prefixed(CONTEXT_ENCODER, "video_head.encoder.layers."),
         *vita_rules(),
     ]
-
-
-RULES["hvpl"] = hvpl_rules

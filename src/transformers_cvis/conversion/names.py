@@ -5,7 +5,6 @@ that a system is its head's rules plus `prefixed(frame_detector_rules(), "detect
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -62,6 +61,8 @@ def _groups(pattern: str) -> int:
     return re.compile(pattern).groups
 
 
+IMAGENET_CLASSIFIER = "part of the ImageNet classifier"
+
 RESNET_BACKBONE: list[Rule] = [
     Rename(r"backbone\.stem\.conv1\.weight", r"embedder.embedder.convolution.weight"),
     Rename(r"backbone\.stem\.conv1\.norm\.(\w+)", r"embedder.embedder.normalization.\1"),
@@ -87,7 +88,7 @@ RESNET_BACKBONE: list[Rule] = [
             ),
         )
     ),
-    Ignore(r"backbone\.stem\.fc\..*", "ImageNet classifier"),
+    Ignore(r"backbone\.stem\.fc\..*", IMAGENET_CLASSIFIER),
 ]
 
 
@@ -127,6 +128,7 @@ def swin_backbone_rules() -> list[Rule]:
         ),
         *(Rename(rf"backbone\.norm{stage}\.(\w+)", rf"hidden_states_norms.stage{stage + 1}.\1") for stage in range(4)),
         Ignore(r"backbone\..*\.attn_mask", "computed from the input size"),
+        Ignore(r"backbone\.(norm|head)\..*", IMAGENET_CLASSIFIER),
     ]
 
 
@@ -179,10 +181,3 @@ def frame_detector_rules() -> list[Rule]:
         Ignore(r"criterion\.empty_weight", "class weights of the loss are configuration"),
         Ignore(r"pixel_(mean|std)", "normalisation belongs to the video processor"),
     ]
-
-
-RULES: dict[str, Callable[[], list[Rule]]] = {
-    "mask2former": frame_detector_rules,
-    "minvis": frame_detector_rules,
-}
-"""For each system, the function that returns its table."""

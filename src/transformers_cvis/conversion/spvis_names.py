@@ -2,7 +2,7 @@
 
 import re
 
-from .names import RULES, Rename, Rule, frame_detector_rules, packed_attention, prefixed
+from .names import Rename, Rule, frame_detector_rules, packed_attention, prefixed
 
 
 def attention_layer(source: str, target: str, attention: str) -> list[Rule]:
@@ -106,6 +106,3 @@ def dvis_rules() -> list[Rule]:
         *prefixed([*TRACKER, *REFERRING_FILTER], "tracker."),
         *prefixed(TEMPORAL_REFINER, "refiner."),
     ]
-
-
-RULES.update(spvis=spvis_rules, dvis=dvis_rules)

@@ -1,6 +1,6 @@
 """Tables of parameter names of the systems with a video head: VITA and GenVIS."""
 
-from .names import RULES, Ignore, Rename, Rule, frame_detector_rules, packed_attention, prefixed
+from .names import Ignore, Rename, Rule, frame_detector_rules, packed_attention, prefixed
 
 _HEAD = r"vita_module"
 _ENCODER_ATTENTION = rf"{_HEAD}\.enc_self_attn\.(\d+)"
@@ -52,6 +52,3 @@ def vita_rules() -> list[Rule]:
 def genvis_rules() -> list[Rule]:
     """GenVIS to `GenVisForVideoInstanceSegmentation`."""
     return [*vita_rules(), *prefixed(CLIP_MEMORY, "video_head.")]
-
-
-RULES.update(vita=vita_rules, genvis=genvis_rules)

@@ -24,6 +24,8 @@ MODELS = {
     MinVisConfig: MinVisForVideoInstanceSegmentation,
     SpvisConfig: SpvisForVideoInstanceSegmentation,
 }
+# The configurations by the names of their systems, as recipes give them.
+SYSTEMS = {config_class.model_type: config_class for config_class in MODELS}
 # Image models of transformers, and what their checkpoints become here.
 IMAGE_MODELS = {Mask2FormerConfig: MinVisForVideoInstanceSegmentation}
 

@@ -221,8 +221,7 @@ def save_model(
     if video_processor is not None:
         video_processor.save_pretrained(folder)
     if training_summary:
-        text = json.dumps(training_summary, indent=2, ensure_ascii=False)
-        (folder / TRAINING_SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+        write_training_summary(training_summary, folder)
     card = model_card(
         model,
         name,
@@ -233,6 +232,11 @@ def save_model(
         training_summary=training_summary,
     )
     card.save(folder / "README.md")
+
+
+def write_training_summary(training_summary: dict[str, Any], folder: str | os.PathLike) -> None:
+    text = json.dumps(training_summary, indent=2, ensure_ascii=False)
+    (Path(folder) / TRAINING_SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_training_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -315,8 +319,8 @@ def _overview(model, license: str, base_model: str | None) -> str:
 
 def _how_to_load(name: str, revision: str | None) -> str:
     arguments = f'"{name}"' + (f', revision="{revision}"' if revision else "")
-    return f"""Import `transformers_cvis` first (`pip install transformers-cvis`): it registers the architecture with
-transformers, which otherwise answers "unrecognized model type".
+    return f"""Import `transformers_cvis` first (`pip install transformers-cvis`): it registers this task and
+its architectures with transformers, which otherwise does not know them.
 
 ```python
 import transformers_cvis

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from .hub import commit_folder, model_card
+from .hub import commit_folder, model_card, write_training_summary
 from .task_learning import TaskLearningMixin
 
 ADAPTER_CONFIG_FILE = "task_adapter_config.json"
@@ -268,7 +268,9 @@ class TaskAdapterMixin(TaskLearningMixin):
         tensors = {f"directions.{task}": tensor for task, tensor in self._directions.items()}
         for task, heads in self._no_object_after.items():
             tensors |= {f"no_object.{task}.{name}": tensor for name, tensor in heads.items()}
-        metadata = {"base_hashes": json.dumps(self.base_hashes())} if self.num_tasks == 1 else {}
+        metadata = {"format": "pt"}  # safetensors cannot read a file back that has neither tensors nor metadata
+        if self.num_tasks == 1:
+            metadata["base_hashes"] = json.dumps(self.base_hashes())
         save_file(tensors, Path(save_directory) / TASK_STATE_FILE, metadata=metadata)
         if self.num_tasks == 1:
             self._base_place = {"path": str(Path(save_directory).resolve())}
@@ -446,6 +448,8 @@ class TaskAdapterMixin(TaskLearningMixin):
                 video_processor.save_pretrained(temporary)
             if report is not None:
                 report.save(temporary)
+            if training_summary:
+                write_training_summary(training_summary, temporary)
             self._adapter_card(name or folder.name, revision, report, license, training_summary, place).save(
                 Path(temporary) / "README.md"
             )

@@ -2,7 +2,7 @@
 
 from .drawing import contact_sheet, draw_tracks, track_colour
 from .masks import decode_segmentation, empty_segmentation, segment_masks
-from .output_files import complete_file
+from .output_files import complete_file, complete_folder
 from .segmentation import ClipSegmentation, VideoSegmentation, segment_stream, segment_video
 from .tracks import Track, TrackAccumulator
 from .video_processor import CvisVideoProcessor
@@ -19,6 +19,7 @@ __all__ = [
     "VideoSegmentation",
     "VideoWriter",
     "complete_file",
+    "complete_folder",
     "contact_sheet",
     "decode_segmentation",
     "draw_tracks",

@@ -1,6 +1,7 @@
-"""Files appear under their name only when they are complete."""
+"""Files and folders appear under their name only when they are complete."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,4 +35,30 @@ def complete_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or os.strerror(error.errno)
             raise OSError(error.errno, f"Cannot write {str(path)!r}: {reason}") from error
+        raise
+
+
+@contextmanager
+def complete_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        FileExistsError: `path` is there already, and is no empty folder.
+        OSError: it cannot be written; the message names the folder that refuses.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty folder; give a new folder or remove it first.")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=existing))
+    except OSError as error:
+        raise OSError(f"Cannot write into the folder {existing}: {error.strerror}.") from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise

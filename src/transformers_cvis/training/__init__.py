@@ -1,7 +1,9 @@
-"""Training: recipes, the trainer on Accelerate, checkpoints that resume bit for bit."""
+"""Training: recipes and class-incremental schedules, the trainer on Accelerate, checkpoints that resume bit for bit."""
 
+from .continual import train_continual
 from .recipe import Recipe, shipped_recipes
 from .running import train
+from .schedule import Schedule, shipped_schedules
 from .trainer import Trainer
 
-__all__ = ["Recipe", "Trainer", "shipped_recipes", "train"]
+__all__ = ["Recipe", "Schedule", "Trainer", "shipped_recipes", "shipped_schedules", "train", "train_continual"]

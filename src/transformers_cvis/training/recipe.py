@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
+from ..modeling.auto import SYSTEMS
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -20,8 +21,9 @@ RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 class ModelRecipe:
     """Where the weights start.
 
-    init_from: folder or Hub repository of a model to start from; None trains from scratch. A VITA checkpoint may start
-        a GenVIS model, a Mask2Former checkpoint the frame detector of either.
+    init_from: folder or Hub repository of a model to start from; None trains from scratch. A Mask2Former or MinVIS
+        checkpoint gives its frame detector to any system, a VITA checkpoint starts a GenVIS model, an online SPVIS
+        checkpoint the offline stage.
     revision: branch, tag or commit of a Hub repository.
     config: overrides of the model configuration (nested, e.g. `detector_config: {hidden_dim: 64}`); with
         `init_from` they are applied on top of its configuration.
@@ -63,8 +65,9 @@ class DataRecipe:
 
     train: one source, or a list of them. valid: the source evaluated on, None for no evaluation.
     num_frames: frames of one training clip. frame_range: they are drawn at most this many frames away from a
-        reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`, whose defaults are those of
-        VITA and GenVIS, or of `LargeScaleJitter`, for pre-training on images. image_rotation: fields of
+        reference frame; None takes consecutive frames. reverse_probability: share of the clips that run backwards.
+    augmentation: fields of `transformers_cvis.data.ClipAugmentation`, whose defaults are those of VITA and GenVIS, or
+        of `LargeScaleJitter`, for pre-training on images. image_rotation: fields of
         `transformers_cvis.data.RandomRotation`, which frames of an image get besides; None does not rotate.
     class_names: classes in label order; None takes those of the first source in `train`, in the order of their ids.
     num_workers: processes that prepare batches ahead; 0 prepares them in the training process.
@@ -72,8 +75,9 @@ class DataRecipe:
 
     train: list[SourceRecipe]
     num_frames: int
-    frame_range: int
+    frame_range: int | None
     valid: SourceRecipe | None = None
+    reverse_probability: float = 0.0
     augmentation: ClipAugmentation | LargeScaleJitter = field(default_factory=ClipAugmentation)
     image_rotation: RandomRotation | None = field(default_factory=RandomRotation)
     class_names: list[str] | None = None
@@ -132,7 +136,8 @@ class EvaluationRecipe:
 class Recipe:
     """A training run.
 
-    system: "vita" or "genvis". max_steps: optimiser steps.
+    system: "vita", "genvis", "minvis" or "spvis" (offline where `model.config` gives it a `refiner`).
+    max_steps: optimiser steps.
     batch_size: clips per optimiser step, over all processes and accumulated micro-batches together: the same recipe
         gives the same training on one process or several.
     gradient_accumulation_steps: micro-batches per optimiser step in each process.
@@ -145,7 +150,7 @@ class Recipe:
     output_dir: used where `train` is called without one.
     """
 
-    system: Literal["vita", "genvis"]
+    system: str
     data: DataRecipe
     optimizer: OptimizerRecipe
     max_steps: int
@@ -166,6 +171,8 @@ class Recipe:
     output_dir: str | None = None
 
     def __post_init__(self):
+        if self.system not in SYSTEMS:
+            raise ValueError(f"`system` must be one of {', '.join(map(repr, SYSTEMS))}, got {self.system!r}.")
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -228,6 +235,15 @@ def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
             f"{kind.capitalize()} {path} must be a mapping of keys to values, got {type(values).__name__}."
         )
     return values
+
+
+def merge(values: dict, overrides: dict) -> dict:
+    """`values` with `overrides` on top, nested dictionaries key by key."""
+    merged = dict(values)
+    for key, override in overrides.items():
+        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], override) if both else override
+    return merged
 
 
 def apply_override(values: dict, override: str) -> None:

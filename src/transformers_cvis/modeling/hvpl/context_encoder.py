@@ -152,7 +152,7 @@ class ContextEncoder(nn.Module):
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
         self.scan_axes = scan_axes
         self.encoder_slices = encoder_slices
-        rates = torch.linspace(0, drop_path_rate, num_layers).tolist()
+        rates = torch.linspace(0, drop_path_rate, num_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(ContextEncoderLayer(hidden_dim, dim_feedforward, rate) for rate in rates)
 
     def forward(self, frame_queries: Tensor, group_sizes: list[int] | None = None) -> Tensor:

@@ -1,0 +1,214 @@
+"""Checkpoint files: what is read, and what is refused without running any of it."""
+
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from transformers_cvis.conversion import convert_checkpoint, read_checkpoint
+
+ARRAYS = {
+    "float": np.arange(6, dtype="f4").reshape(2, 3),
+    "columns first": np.asfortranarray(np.arange(6, dtype="f8").reshape(2, 3)),
+    "big-endian": np.arange(6, dtype=">f4").reshape(3, 2),
+    "half": np.arange(2, dtype="f2"),
+    "index": np.arange(4).reshape(2, 2),
+    "flag": np.array([True, False]),
+    "scalar": np.float32(2.5),
+}
+
+
+def assert_holds_arrays(tensors):
+    assert tensors.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert np.array_equal(tensors[name].numpy(), array) and tensors[name].shape == array.shape
+        assert tensors[name].numpy().dtype == array.dtype.newbyteorder("=")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_model_zoo_pickles(tmp_path, protocol):
+    content = {"model": ARRAYS, "__author__": "Zoo", "matching_heuristics": True}
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(content, protocol))
+    checkpoint = read_checkpoint(tmp_path / "model.pkl")
+    assert_holds_arrays(checkpoint.tensors)
+    assert checkpoint.left_out == ["__author__", "matching_heuristics"]
+
+
+def test_pickles_of_numpy_1_and_of_python_2(tmp_path):
+    content = pickle.dumps(ARRAYS, protocol=2)
+    assert content.count(b"numpy._core.multiarray")
+    (tmp_path / "model.pkl").write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert_holds_arrays(read_checkpoint(tmp_path / "model.pkl").tensors)
+
+    # Python 2 wrote the bytes of an array as text
+    array = np.array([-1.5, 3.25], dtype="<f4")
+    text = repr(array.tobytes()).removeprefix("b")
+    kind = "cnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
+    new = "cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    (tmp_path / "old.pkl").write_text(f"(dS'weight'\n{new}(I1\n(I2\nt{kind}I00\nS{text}\ntbs.")
+    assert torch.equal(read_checkpoint(tmp_path / "old.pkl").tensors["weight"], torch.from_numpy(array))
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_torch_files_of_any_name(tmp_path, new_format):
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(1, dtype=torch.float16)}
+    for name in ("model.pth", "model.pkl", "model"):
+        content = {"model": tensors, "iteration": 7, "optimizer": {"state": {}}}
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=new_format)
+        checkpoint = read_checkpoint(tmp_path / name)
+        assert checkpoint.left_out == ["iteration", "optimizer"]
+        assert all(torch.equal(checkpoint.tensors[key], tensors[key]) for key in tensors)
+
+
+def test_safetensors_and_bare_state_dicts(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    torch.save({"a": torch.ones(2), "epoch": 3}, tmp_path / "model.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "model.safetensors").tensors["a"], torch.ones(2))
+    checkpoint = read_checkpoint(tmp_path / "model.pth")
+    assert torch.equal(checkpoint.tensors["a"], torch.ones(2)) and checkpoint.left_out == ["epoch"]
+
+
+class Calls:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+class External(pickle.Pickler):
+    def persistent_id(self, value):
+        return "elsewhere" if isinstance(value, Calls) else None
+
+
+def calls_by_persistent_id(harm) -> bytes:
+    file = io.BytesIO()
+    External(file).dump({"model": Calls(print)})
+    return file.getvalue()
+
+
+def storage_that_loads_a_pickle(harm) -> bytes:
+    """As a tensor in a plain pickle: torch reads the bytes of its storage with `torch.load`, pickle and all."""
+    inner = io.BytesIO()
+    torch.save(Calls(os.system, harm), inner)
+    return pickle.dumps({"model": Calls(torch.storage._load_from_bytes, inner.getvalue())})
+
+
+def array_type_of_objects(harm) -> bytes:
+    """A type of numbers that its state turns into one of objects."""
+    array = pickle.dumps({"model": {"a": np.arange(2, dtype="f4")}}, protocol=2)
+    assert array.count(b"f4") == 1
+    return array.replace(b"X\x02\x00\x00\x00f4", b"X\x02\x00\x00\x00O8")
+
+
+# What is asked for, and the pickle that asks, which would run the shell command `harm`.
+HARMFUL = {
+    "shell": ("posix.system", lambda harm: pickle.dumps({"model": Calls(os.system, harm)})),
+    "shell, as text": ("os.system", lambda harm: f"cos\nsystem\n(S'{harm}'\ntR.".encode()),
+    "shell, as instance": ("os.system", lambda harm: f"(S'{harm}'\nios\nsystem\n.".encode()),
+    "eval": ("eval", lambda harm: pickle.dumps({"model": Calls(eval, f"__import__('os').system({harm!r})")})),
+    "getattr": ("getattr", lambda harm: pickle.dumps({"model": Calls(getattr, harm, "upper")})),
+    "numpy function": (
+        "numpy.testing._private.utils.runstring",
+        lambda harm: b"cnumpy.testing._private.utils\nrunstring\n(S'1'\n(dtR.",
+    ),
+    "method of an array": ("numpy.ndarray.tofile", lambda harm: b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."),
+    "array of objects": (
+        "type 'O8'",
+        lambda harm: pickle.dumps({"model": {"a": np.array([Calls(os.system, harm)], dtype=object)}}),
+    ),
+    "type of objects": ("type 'O8'", array_type_of_objects),
+    "array of text": ("type 'U1'", lambda harm: pickle.dumps({"model": {"a": np.array(["x"])}})),
+    "torch storage": ("torch.storage._load_from_bytes", storage_that_loads_a_pickle),
+    "torch tensor": (
+        "torch._utils._rebuild_tensor_v2",
+        lambda harm: pickle.dumps({"model": {"a": torch.ones(1)}}),
+    ),
+    "persistent id": ("a persistent id", calls_by_persistent_id),
+    "codec": ("the codec 'rot13'", lambda harm: b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR."),
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_pickles_that_ask_for_more_than_arrays_are_refused(tmp_path, kind):
+    found, make = HARMFUL[kind]
+    path, trace = tmp_path / "model.pkl", tmp_path / "trace"
+    path.write_bytes(make(f"touch {trace}"))
+    with pytest.raises(ValueError) as refusal:
+        convert_checkpoint(path, tmp_path / "out", "mask2former")
+    message = str(refusal.value)
+    assert message.startswith(f"{path} is not read: it asks for ") and found in message
+    assert "Nothing of it has run" in message and "save the state dict alone with `torch.save`" in message
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pkl"]
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("harm", [lambda harm: Calls(os.system, harm), lambda harm: torch.nn.Linear(2, 2)])
+def test_torch_files_that_ask_for_more_than_tensors_are_refused(tmp_path, new_format, harm):
+    path, trace = tmp_path / "model.pth", tmp_path / "trace"
+    content = {"model": {"a": torch.ones(1)}, "hook": harm(f"touch {trace}")}
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match="it asks for (posix.system|torch.nn.modules.linear.Linear), which") as refusal:
+        read_checkpoint(path)
+    assert "weights_only" not in str(refusal.value) and not trace.exists()
+
+
+def test_the_harmful_pickles_are_harmful(tmp_path):
+    """`pickle` and `torch.load` themselves run the command that the tests look for the trace of."""
+    for kind in ("shell", "shell, as text", "eval", "array of objects", "torch storage"):
+        trace = tmp_path / kind.replace(" ", "-").replace(",", "")
+        pickle.loads(HARMFUL[kind][1](f"touch {trace}"))
+        assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><title>Google Drive</title>", "is no checkpoint: it begins with b'<!DOCTYPE html>"),
+        (b"version https://git-lfs.github.com/spec/v1", "is no checkpoint: it begins with b'version https://git"),
+        (os.urandom(64).replace(b"\x80", b"\x81"), "is no checkpoint: it begins with"),
+        (pickle.dumps({"model": ARRAYS})[:-40], "is a pickle file which is cut short or damaged"),
+        (b"PK\x03\x04" + bytes(200), "is a torch file which is cut short or damaged"),
+        (pickle.dumps([1, 2]), "holds no state dict, neither by itself nor under 'model'"),
+        (pickle.dumps({"model": 3}), "holds no state dict"),
+        (pickle.dumps({"state_dict": ARRAYS}), "holds no tensors, .*; it holds state_dict"),
+        (pickle.dumps({"model": {}}), "holds no tensors, .*; it holds nothing"),
+    ],
+)
+def test_other_files(tmp_path, content, message):
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.pth {message}"):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_torch_files_which_are_cut_short(tmp_path, new_format, share):
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.ones(500)}}, path, _use_new_zipfile_serialization=new_format)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"is a torch file which is cut short or damaged \(.+\): get it again"):
+        read_checkpoint(path)
+
+
+def test_absent_and_damaged_safetensors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*absent.pth"):
+        read_checkpoint(tmp_path / "absent.pth")
+    save_file({"a": torch.ones(500)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:900])
+    with pytest.raises(ValueError, match="is a safetensors file which is cut short or damaged"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_arrays_with_too_few_bytes(tmp_path):
+    content = pickle.dumps({"model": {"a": np.zeros(4, dtype="f4")}}, protocol=2)
+    (tmp_path / "model.pkl").write_bytes(content.replace(b"K\x04\x85", b"K\x09\x85"))
+    with pytest.raises(ValueError, match=r"an array of shape \(9,\) comes with 16 bytes"):
+        read_checkpoint(tmp_path / "model.pkl")

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from transformers_cvis.data.moving_shapes import SHAPES
+from transformers_cvis.modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
 from transformers_cvis.modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
@@ -77,6 +78,22 @@ def tiny_hvpl(seed: int = 0, **changes) -> HvplForVideoInstanceSegmentation:
         }
     )
     return HvplForVideoInstanceSegmentation(config).eval()
+
+
+def tiny_crisp(seed: int = 0, **changes) -> CrispForVideoInstanceSegmentation:
+    """A CRISP with random weights that has learnt its base; its text encoder is random, too."""
+    torch.manual_seed(seed)
+    config = CrispConfig.from_frame_detector(
+        tiny_detector_config(num_queries=5),
+        **{
+            "id2label": {0: "disk", 1: "star", 2: "ring"},
+            "text_encoder": "random",
+            "text_hidden_size": 32,
+            "num_prompts": 3,
+            **changes,
+        },
+    )
+    return CrispForVideoInstanceSegmentation(config).eval()
 
 
 def save_tiny_genvis(folder: Path, seed: int = 0) -> str:

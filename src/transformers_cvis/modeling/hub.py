@@ -56,6 +56,10 @@ class HubMixin:
                 "`force_download=True` for a model of the Hub."
             ) from error
 
+    def card_note(self) -> str | None:
+        """What a user of the weights should know, for the model card."""
+        return None
+
     def push_to_hub(self, repo_id: str, *, video_processor=None, **kwargs) -> CommitInfo:
         """Pushes the model, and its video processor if given, with a generated card: see [`push_to_hub`]."""
         return push_to_hub(self, video_processor, repo_id, **kwargs)
@@ -313,7 +317,7 @@ def _overview(model, license: str, base_model: str | None) -> str:
         "Licence": license,
     }
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
-    note = getattr(model, "card_note", None)
+    note = model.card_note() if isinstance(model, HubMixin) else None
     return f"{table}\n\n{note}" if note else table
 
 

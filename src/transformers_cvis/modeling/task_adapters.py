@@ -134,6 +134,8 @@ class TaskAdapterMixin(TaskLearningMixin):
         Raises:
             ValueError: a task that is not in memory, or a gap (`task-3` without `task-2`); the model stays as it is.
         """
+        if self.num_tasks > 1:
+            self._check_prompts()
         loaded = self.loaded_task_adapters()
         number = names if isinstance(names, int) else len(names)
         wanted = loaded[:number] if isinstance(names, int) else list(names)
@@ -181,6 +183,13 @@ class TaskAdapterMixin(TaskLearningMixin):
         """All directions that active tasks protect, `(channels, rank)`, in the order of the tasks; None without any."""
         parts = [self._directions[task] for task in range(self.num_tasks) if task in self._directions]
         return torch.cat(parts, dim=1) if parts else None
+
+    def _check_prompts(self) -> None:
+        if not self.learns_by_prompts:
+            raise ValueError(
+                f"This {type(self).__name__} learns by all its weights: its tasks are no adapters; save the whole "
+                "model with `save_pretrained`."
+            )
 
     def _capture(self, task: int) -> TaskAdapter:
         last = task == self.num_tasks - 1
@@ -431,6 +440,7 @@ class TaskAdapterMixin(TaskLearningMixin):
         """
         if self.num_tasks == 1:
             raise ValueError("The model has learnt no task after its base: save it with `save_pretrained`.")
+        self._check_prompts()
         place = self._base_place if base is None else {"repo": str(base), "revision": base_revision}
         if base is not None and Path(base).is_dir():
             place = {"path": str(Path(base).resolve())}
@@ -502,8 +512,6 @@ class TaskAdapterMixin(TaskLearningMixin):
                 ]
             )
         }
-        if note := self.card_note():
-            sections["At inference"] = note
         if report is not None:
             sections["After every task"] = report.to_markdown()
         return model_card(
@@ -515,10 +523,6 @@ class TaskAdapterMixin(TaskLearningMixin):
             training_summary=training_summary,
             sections=sections,
         )
-
-    def card_note(self) -> str | None:
-        """What a user of the weights should know, for the model card."""
-        return None
 
     def push_task_adapter(
         self,
@@ -553,6 +557,7 @@ class TaskAdapterMixin(TaskLearningMixin):
         """
         if self.num_tasks == 1:
             raise ValueError("The model has learnt no task after its base: push it with `push_to_hub`.")
+        self._check_prompts()
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if base is None:

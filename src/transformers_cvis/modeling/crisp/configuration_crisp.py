@@ -79,8 +79,7 @@ class CrispConfig(ClipDetectorConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.task_class_counts is None:
-            self.task_class_counts = [self.num_labels]
+        self.share_labels()
         if self.task_prompt_counts is None:
             self.task_prompt_counts = []
         if self.calibration_deltas is None:
@@ -92,7 +91,9 @@ class CrispConfig(ClipDetectorConfig):
         return self.residual_prompts or self.lambda_isc > 0
 
     def share_labels(self) -> None:
-        """No part has a configuration of its own that would name the classes, too."""
+        """As long as there is one task, it has all classes of `id2label`."""
+        if len(self.task_class_counts or [0]) == 1:
+            self.task_class_counts = [self.num_labels]
 
     def validate_architecture(self):
         super().validate_architecture()

@@ -41,13 +41,10 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
 
     config_class = CrispConfig
     fewest_prompts = 0
-    card_note = (
-        "The text encoder that training makes prompts of class names with is not part of this model: inference needs "
-        "none."
-    )
 
     def __init__(self, config: CrispConfig):
         super().__init__(config)
+        config.share_labels()
         self.class_predictor = TaskClassPredictor(config.hidden_dim, config.task_class_counts, config.deep_class_head)
         self.task_queries = nn.ModuleList(self._new_group(count) for count in config.task_prompt_counts if count)
         counts = config.task_class_counts if config.uses_class_names else []
@@ -169,6 +166,14 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
         """Prompts of the classes of a task, (classes, C), made of their names and their learnable tokens."""
         return self.text_encoder().encode(
             self._classes_of(task), self.class_tokens[task].weight, self.config.hidden_dim
+        )
+
+    def card_note(self) -> str | None:
+        if not self.config.uses_class_names:
+            return None
+        return (
+            "The text encoder with which training makes prompts of class names is not part of the model: inference "
+            "needs none."
         )
 
     # Inference

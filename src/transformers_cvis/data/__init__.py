@@ -14,6 +14,7 @@ from .class_mapping import CLASS_MAPPINGS
 from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, sample_clip_frames
 from .mask_folders import read_mask_folders
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
+from .preview import draw_clips
 from .validation import Problem, validate_annotations, validate_ytvis
 from .ytvis import class_names, find_image_root, load_coco, load_ytvis
 
@@ -32,6 +33,7 @@ __all__ = [
     "VideoDataset",
     "class_names",
     "collate_clips",
+    "draw_clips",
     "evaluation_resize",
     "find_image_root",
     "generate_video",

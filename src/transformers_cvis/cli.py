@@ -530,7 +530,7 @@ def add_validate(commands) -> None:
         "  transformers-cvis validate train.json --images JPEGImages",
     )
     parser.add_argument("json", metavar="JSON", help="annotations in YouTube-VIS or COCO format")
-    parser.add_argument("--images", metavar="FOLDER", help="also check that the frames are there")
+    parser.add_argument("--images", metavar="FOLDER", help="also check that the pictures are there")
     parser.add_argument("--limit", type=positive_int, default=20, metavar="N", help="list at most N (default: 20)")
 
 

@@ -242,6 +242,21 @@ def test_joint_training_on_videos_and_images(shapes, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_mapping": {"my ringg": "ring"}}, "'my ringg' is no category of the file; did you mean 'my ring'?"),
+        ({"kind": "videos"}, "It has 'images', so it is of COCO format: `kind: images` in a recipe"),
+        ({"json": "absent.json"}, "absent.json does not exist"),
+    ],
+)
+def test_a_wrong_validation_set_is_found_out_before_the_training(shapes, tmp_path, changes, message):
+    data = {**tiny_recipe(shapes).to_dict()["data"], "valid": {**coco_file(shapes, tmp_path), **changes}}
+    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("?", r"\?")):
+        train(tiny_recipe(shapes, data=data), tmp_path / "vita")
+    assert not (tmp_path / "vita").exists()
+
+
 def test_pre_training_on_images_alone(shapes, tmp_path):
     images = {**coco_file(shapes, tmp_path), "class_mapping": None}
     data = tiny_recipe(shapes).to_dict()["data"]

@@ -20,7 +20,7 @@ from ..data import (
 from ..modeling.auto import MODELS, SYSTEMS
 from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from ..processing import CvisVideoProcessor
-from .recipe import EvaluationRecipe, Recipe
+from .recipe import EvaluationRecipe, Recipe, merge
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
         settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
     else:
         settings = _shared_settings(source, config_class)
-    config = config_class(**_merge(settings, recipe.model.config), id2label=id2label)
+    config = config_class(**merge(settings, recipe.model.config), id2label=id2label)
     loading = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
     if gives_detector:
         model = model_class(config)
@@ -104,21 +104,12 @@ def _reset_class_heads(model: PreTrainedModel, start: str, source: PreTrainedCon
         f"The class heads start fresh: {start} knows {len(source.id2label)} classes "
         f"({_abbreviated(source.id2label.values())}), this run {len(names)} ({_abbreviated(names)})."
     )
-    frozen = [name for name, module in heads.items() if not module.weight.requires_grad]
+    frozen = [name for name, module in heads.items() if not any(p.requires_grad for p in module.parameters())]
     if frozen:
         logger.warning(
             f"Of these, {' and '.join(frozen)} would stay random, being frozen: train the stage before on the classes "
             "of this run, and start from that."
         )
-
-
-def _merge(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides` on top, nested dictionaries key by key."""
-    merged = dict(values)
-    for key, override in overrides.items():
-        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], override) if both else override
-    return merged
 
 
 def _check_loaded(start: str, info: dict) -> None:

@@ -228,7 +228,10 @@ class Schedule:
         )
         for override in overrides:
             apply_override(values, override)
-        return convert(cls, values, where="")
+        try:
+            return convert(cls, values, where="")
+        except ValueError as error:
+            raise ValueError(f"Schedule: {error}") from error
 
     def to_dict(self) -> dict:
         """Nested dictionaries of what JSON and YAML can hold."""

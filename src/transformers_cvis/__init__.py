@@ -11,10 +11,12 @@ from transformers import AutoVideoProcessor
 
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path
 from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
+from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
 from .modeling.hvpl import HvplConfig, HvplForVideoInstanceSegmentation
+from .modeling.mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
@@ -59,6 +61,8 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AutoModelForVideoInstanceSegmentation",
+    "CrispConfig",
+    "CrispForVideoInstanceSegmentation",
     "CvisVideoProcessor",
     "FrameDetector",
     "FrameDetectorConfig",
@@ -66,6 +70,8 @@ __all__ = [
     "GenVisForVideoInstanceSegmentation",
     "HvplConfig",
     "HvplForVideoInstanceSegmentation",
+    "Mask2FormerVisConfig",
+    "Mask2FormerVisForVideoInstanceSegmentation",
     "MinVisConfig",
     "MinVisForVideoInstanceSegmentation",
     "Recipe",

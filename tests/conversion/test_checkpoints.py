@@ -51,7 +51,7 @@ def load(folder):
 )
 def test_a_released_checkpoint_becomes_a_model_that_segments(system, backbone, short_side, tmp_path):
     shapes = SYSTEM_NAMES[system](backbone)
-    names = TASKS if system == "hvpl" else CLASSES
+    names = TASKS if system in ("hvpl", "crisp") else CLASSES
     report = convert_checkpoint(saved(tmp_path, shapes), tmp_path / "new" / "out", system, class_names=names)
     assert len(report.mapped) + len(report.ignored) == len(shapes) and not report.unknown and not report.fresh
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_nothing_known(tmp_path):
     torch.save({"model": {"features.0.weight": torch.zeros(8, 3, 3, 3)}}, tmp_path / "vgg.pth")
     with pytest.raises(ValueError, match="vgg.pth: The checkpoint's backbone is neither a ResNet .* nor a Swin"):
         convert_checkpoint(tmp_path / "vgg.pth", tmp_path / "out", "mask2former")
-    with pytest.raises(ValueError, match="no converter for 'mask3former'; there are dvis, genvis"):
+    with pytest.raises(ValueError, match="no converter for 'mask3former'; there are crisp, dvis, genvis"):
         convert_checkpoint(tmp_path / "vgg.pth", tmp_path / "out", "mask3former")
 
 
@@ -197,7 +197,9 @@ def test_a_backbone_alone_starts_a_detector(backbone, tmp_path):
         convert_checkpoint(*arguments)
     with pytest.raises(ConversionError, match="has no class head: give the names of the classes"):
         convert_checkpoint(*arguments, allow_missing=True)
-    with pytest.raises(ValueError, match=r"no video head .*--system minvis or mask2former lacks \d+ weights only"):
+    with pytest.raises(
+        ValueError, match=r"no video head .*--system minvis or mask2former_vis or mask2former lacks \d+ weights only"
+    ):
         convert_checkpoint(*arguments[:2], "vita")
     report = convert_checkpoint(*arguments, allow_missing=True, class_names=["cat"])
     places = [place for places in report.mapped.values() for place in places]

@@ -6,17 +6,21 @@ from transformers import AutoConfig, AutoModel, Mask2FormerConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from .crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .frame_detector import FrameDetector, FrameDetectorConfig
 from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .hvpl import HvplConfig, HvplForVideoInstanceSegmentation
+from .mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
 MODELS = {
+    CrispConfig: CrispForVideoInstanceSegmentation,
     VitaConfig: VitaForVideoInstanceSegmentation,
     GenVisConfig: GenVisForVideoInstanceSegmentation,
     HvplConfig: HvplForVideoInstanceSegmentation,
+    Mask2FormerVisConfig: Mask2FormerVisForVideoInstanceSegmentation,
     MinVisConfig: MinVisForVideoInstanceSegmentation,
     SpvisConfig: SpvisForVideoInstanceSegmentation,
 }

@@ -312,7 +312,9 @@ def _overview(model, license: str, base_model: str | None) -> str:
         "Starts from": base_model or "no published base",
         "Licence": license,
     }
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+    note = getattr(model, "card_note", None)
+    return f"{table}\n\n{note}" if note else table
 
 
 def _how_to_load(name: str, revision: str | None) -> str:

@@ -73,11 +73,18 @@ class TaskClassPredictor(nn.Module):
         return MaskEmbedder(self.hidden_dim, num_classes) if self.deep else nn.Linear(self.hidden_dim, num_classes)
 
     @torch.no_grad()
-    def add_task(self, num_classes: int) -> None:
-        """Another head, which starts as the no-object head with its output repeated for every class."""
+    def add_task(self, num_classes: int, fresh: bool = False) -> None:
+        """Another head, which starts as the no-object head with its output repeated for every class.
+
+        Args:
+            fresh: start from random weights instead.
+        """
         no_object = self.heads[0]
         reference = next(no_object.parameters())
         head = self._head(num_classes).to(reference.device, reference.dtype)
+        if fresh:
+            self.heads.append(head)
+            return
         for ours, theirs in zip(head.parameters(), no_object.parameters(), strict=True):
             ours.copy_(theirs.expand_as(ours))  # the output layer has one row, the others are of one shape
         self.heads.append(head)

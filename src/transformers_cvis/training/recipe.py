@@ -136,7 +136,7 @@ class EvaluationRecipe:
 class Recipe:
     """A training run.
 
-    system: "vita", "genvis", "minvis" or "spvis" (offline where `model.config` gives it a `refiner`).
+    system: the `model_type` of a video model, such as "vita" (SPVIS is offline where `model.config` says `refiner`).
     max_steps: optimiser steps.
     batch_size: clips per optimiser step, over all processes and accumulated micro-batches together: the same recipe
         gives the same training on one process or several.

@@ -12,6 +12,7 @@ from training.tiny_schedule import CATEGORIES, TASKS, tiny_schedule
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 from transformers_cvis.data import make_moving_shapes
 from transformers_cvis.training import continual, train_continual
+from transformers_cvis.training.methods import METHODS
 
 TINY_SCHEDULE = Path(__file__).with_name("tiny_schedule.py")
 
@@ -49,6 +50,25 @@ def test_what_a_schedule_leaves(finished):
     report = json.loads((finished / "report" / "report.json").read_text())
     assert report["tasks"] == TASKS and len(report["evaluations"]) == 3
     assert "| after task |" in (finished / "task-2" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "hvpl"])
+def test_every_method_runs(shapes, tmp_path, method):
+    """The folder of each task loads as the model after it; report and revisions are of one kind for all methods."""
+    report = train_continual(
+        tiny_schedule(shapes, method, classes={"tasks": [["circle"], ["ring"]]}),
+        tmp_path,
+        overrides=["recipe.max_steps=2"],
+    )
+    rules = METHODS[method]
+    expected = [["circle", "ring"]] if rules.learns_all_at_once else [["circle"], ["ring"]]
+    assert report.tasks == expected
+    for number in range(len(expected)):
+        model = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / f"task-{number}")
+        assert list(model.config.id2label.values()) == [name for names in expected[: number + 1] for name in names]
+        is_adapter = number > 0 and rules.has_prompts
+        assert is_adapter == (tmp_path / f"task-{number}" / "task_adapter_config.json").is_file()
+        assert model.config.task_prompt_counts == [4 if rules.has_prompts else 0] * number
 
 
 def test_each_task_learns_its_own_part_and_nothing_else(finished):

@@ -9,13 +9,15 @@ import sys
 from training import tiny_run
 
 from transformers_cvis.training import Schedule, continual, train_continual
+from transformers_cvis.training.methods import METHODS
 
 CATEGORIES = ["circle", "square", "star", "ring"]
 TASKS = [["circle", "star"], ["ring"], ["square"]]  # not in the order of the categories
 
 
 def tiny_schedule(data_folder, method: str = "hvpl", **changes) -> Schedule:
-    recipe = tiny_run.tiny_recipe(data_folder, "vita").to_dict()
+    system = METHODS[method].system if method in METHODS else "hvpl"
+    recipe = tiny_run.tiny_recipe(data_folder, system).to_dict()
     for key in ("system", "seed", "output_dir"):
         del recipe[key]
     data = recipe["data"]

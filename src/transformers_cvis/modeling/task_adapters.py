@@ -502,8 +502,6 @@ class TaskAdapterMixin(TaskLearningMixin):
                 ]
             )
         }
-        if note := self.card_note():
-            sections["At inference"] = note
         if report is not None:
             sections["After every task"] = report.to_markdown()
         return model_card(
@@ -515,10 +513,6 @@ class TaskAdapterMixin(TaskLearningMixin):
             training_summary=training_summary,
             sections=sections,
         )
-
-    def card_note(self) -> str | None:
-        """What a user of the weights should know, for the model card."""
-        return None
 
     def push_task_adapter(
         self,

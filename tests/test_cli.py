@@ -14,11 +14,15 @@ from conversion.detectron2_names import ResNet, genvis_names, hvpl_names, mask2f
 from helpers import save_tiny_genvis
 from PIL import Image
 from pycocotools import mask as mask_utils
+from training.tiny_schedule import tiny_schedule
 
 from transformers_cvis import cli
 from transformers_cvis.data import make_moving_shapes, validate_annotations, validate_ytvis
 
-COMMANDS = ("segment", "train", "evaluate", "push", "validate", "import-data", "make-data", "convert")
+COMMANDS = (
+    *("segment", "train", "train-continual", "evaluate", "push"),
+    *("validate", "import-data", "split-data", "make-data", "convert"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -279,15 +283,17 @@ def test_import_of_masks(shapes, tmp_path, capsys):
     masks, classes = write_masks(shapes, tmp_path / "masks")
     train, valid = tmp_path / "new" / "train.json", tmp_path / "new" / "valid.json"
     frames = ("--frames", shapes / "JPEGImages")
-    assert run("import-data", "masks", masks, *frames, "--classes", classes, "--out", train, "--valid", valid) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"train.json: 1 videos, 4 frames; objects: \w+ \d", out) and "valid.json: 1 videos" in out
-    for path in (train, valid):
-        assert validate_annotations(path, shapes / "JPEGImages") == []
+    assert run("import-data", "masks", masks, *frames, "--classes", classes, "--out", train) == 0
+    assert re.search(r"train.json: 2 videos, 8 frames; objects: \w+ \d", capsys.readouterr().out)
+    assert validate_annotations(train, shapes / "JPEGImages") == []
     assert run("import-data", "masks", masks, *frames, "--out", train) == 1
     assert "train.json exists already" in error_line(capsys)
-    assert run("import-data", "masks", masks, *frames, "--out", train, "--overwrite") == 0
-    assert [category["name"] for category in json.loads(train.read_text())["categories"]] == ["valid"]
+    arguments = ("--out", train, "--valid", valid, "--overwrite")  # without --classes the folders say them
+    assert run("import-data", "masks", masks, *frames, *arguments) == 0
+    assert "train.json: 1 videos" in (out := capsys.readouterr().out) and "valid.json: 1 videos" in out
+    for path in (train, valid):
+        assert [category["name"] for category in json.loads(path.read_text())["categories"]] == ["valid"]
+        assert validate_annotations(path, shapes / "JPEGImages") == []
 
 
 def test_import_of_coco(shapes, tmp_path, capsys):
@@ -335,6 +341,53 @@ def test_make_data_writes_a_valid_data_set(tmp_path, capsys):
     assert validate_ytvis(folder / "train.json", folder / "JPEGImages") == []
     assert run("make-data", "moving-shapes", folder, *sizes) == 1
     assert "exists and is not an empty folder" in error_line(capsys)
+
+
+def test_split_data(shapes, tmp_path, capsys):
+    content = json.loads((shapes / "valid.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 1
+    source = tmp_path / "all.json"
+    source.write_text(json.dumps(content))
+    assert run("split-data", source, "--out", tmp_path / "splits", "--test-share", 0.5) == 0
+    out = capsys.readouterr().out
+    assert "train_split.json: 1 videos, 4 frames" in out and "test_split.json: 1 videos" in out
+    assert run("split-data", source, "--out", tmp_path / "splits") == 1
+    assert "train_split.json" in (line := error_line(capsys)) and "exists already" in line
+    assert run("split-data", source, "--out", tmp_path / "new", "--test-share", 0) == 1
+    assert "test_share is 0.0; give a share" in error_line(capsys)
+
+
+def test_a_schedule_from_the_command_line(tmp_path, capsys, loopback_hub):
+    """Task after task; segmenting with a task's folder; pushing base and task."""
+    data = make_moving_shapes(tmp_path / "data", 4, 1, num_frames=3, size=(48, 64), seed=1, categories=["ring", "star"])
+    schedule = tiny_schedule(data, classes={"split": "1-1"}).to_dict()
+    (tmp_path / "mine.json").write_text(json.dumps(schedule))  # which YAML is, too
+    runs = tmp_path / "runs"
+    overrides = ("--set", "recipe.max_steps=1")
+    assert run("train-continual", tmp_path / "mine.json", "--out", runs, *overrides) == 0
+    assert "| after task | classes | AP |" in capsys.readouterr().out
+    assert run("train-continual", tmp_path / "mine.json", "--out", runs, "--set", "seed=1") == 1
+    assert "holds the run of another schedule: it differs in recipe, seed" in error_line(capsys)
+    video = data / "JPEGImages" / "valid_00000"
+    out = tmp_path / "out"
+    assert run("segment", video, "--model", runs / "task-1", "--threshold", 0, "--no-video", "--out", out) == 0
+    found = json.loads((out / "results.json").read_text())
+    assert [category["name"] for category in found["categories"]] == ["ring", "star"]
+    assert run("push", runs / "task-1", "tester/mine") == 1
+    assert "push the base there first" in error_line(capsys)
+    assert run("push", runs / "task-0", "tester/mine") == 0 and run("push", runs / "task-1", "tester/mine") == 0
+    repo = loopback_hub.repos["model", "tester/mine"]
+    assert set(repo.branches) == {"main", "task-1"} and "report.json" in repo.files("task-1")
+
+
+def test_train_continual_names_its_schedules_and_its_mistakes(tmp_path, capsys):
+    assert run("train-continual", "--list") == 0
+    assert "hvpl_r50_ytvis2019_20-2" in capsys.readouterr().out.splitlines()
+    assert run("train-continual", "absent", "--out", tmp_path) == 1
+    assert "No schedule 'absent': give a YAML file or one of " in error_line(capsys)
+    assert run("train-continual") == 1
+    assert "Name a schedule" in error_line(capsys)
 
 
 def test_train_names_its_recipes_and_its_mistakes(tmp_path, capsys):

@@ -151,6 +151,22 @@ def test_class_heads_of_other_classes_start_fresh(shapes, tmp_path, caplog):
         assert state["video_head.class_predictor.weight"].shape[0] == len(names) + 1
 
 
+@pytest.mark.parametrize(("start", "system"), [("minvis", "hvpl"), ("vita", "hvpl"), ("minvis", "crisp")])
+def test_a_base_of_tasks_takes_all_but_class_heads(shapes, tmp_path, start, system):
+    train(tiny_recipe(shapes, start, max_steps=1), tmp_path / start)
+    source = weights(tmp_path / start)
+    config = tiny_recipe(shapes, system).model.config
+    if start == "minvis" and system == "hvpl":
+        config = {name: value for name, value in config.items() if name != "detector_config"}
+    recipe = tiny_recipe(shapes, system, model={"init_from": str(tmp_path / start), "config": config})
+    state = build_model(recipe, list(SHAPES)).state_dict()
+    prefix = "detector." if start == "minvis" and system == "hvpl" else ""
+    left = {name for name in source if prefix + name not in state}
+    assert all(".class_predictor." in f".{name}" or ".encoder.layers." in name for name in left), left
+    for name in source.keys() - left:
+        assert torch.equal(state[prefix + name], source[name]), name
+
+
 def test_a_checkpoint_of_other_sizes_is_refused(shapes, tmp_path):
     train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
     recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path / "vita"), "config": {"dim_feedforward": 64}})

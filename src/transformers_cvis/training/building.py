@@ -34,10 +34,11 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     Args:
         names: classes in label order.
 
-    From another system's checkpoint everything that both have is taken: VITA starts GenVIS; Mask2Former, MinVIS and
-    online SPVIS, each of which is a frame detector and more, start the next of them, and the detector of VITA and
-    GenVIS. Configuration fields in which two systems differ by default take the new system's default. Class heads
-    start fresh, with a warning, unless the checkpoint has the same classes in the same order.
+    From another system's checkpoint everything that both have is taken: VITA starts GenVIS and HVPL; Mask2Former,
+    MinVIS and online SPVIS, each of which is a frame detector and more, start the next of them, Mask2Former-VIS and
+    CRISP, and the detector of VITA, GenVIS and HVPL. Configuration fields in which two systems differ by default take
+    the new system's default. Class heads start fresh, with a warning, unless the checkpoint has the same classes in the
+    same order.
 
     Raises:
         ValueError: `model.init_from` is not of a kind that can start this system, or weights other than the class heads
@@ -66,7 +67,8 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     if gives_detector:
         model = model_class(config)
         detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
-        model.detector.load_state_dict(detector.state_dict())
+        own = model.detector.state_dict()  # class heads of tasks have other names
+        model.detector.load_state_dict({**own, **{k: v for k, v in detector.state_dict().items() if k in own}})
         logger.warning(f"{start} gives the frame detector; the video head starts from random weights.")
     else:
         model, info = model_class.from_pretrained(start, config=config, **loading)

@@ -341,6 +341,11 @@ def test_make_data_writes_a_valid_data_set(tmp_path, capsys):
     assert validate_ytvis(folder / "train.json", folder / "JPEGImages") == []
     assert run("make-data", "moving-shapes", folder, *sizes) == 1
     assert "exists and is not an empty folder" in error_line(capsys)
+    assert run("make-data", "moving-shapes", tmp_path / "two", *sizes, "--categories", 2) == 0
+    categories = json.loads((tmp_path / "two" / "valid.json").read_text())["categories"]
+    assert [category["name"] for category in categories] == ["circle", "square"]
+    assert run("make-data", "moving-shapes", tmp_path / "many", *sizes, "--categories", 11) == 1
+    assert "--categories 11: there are 10 kinds of shapes" in error_line(capsys)
 
 
 def test_split_data(shapes, tmp_path, capsys):

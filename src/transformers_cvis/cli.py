@@ -736,14 +736,19 @@ def add_make_data(commands) -> None:
     parser.add_argument("--valid-videos", type=positive_int, default=20, metavar="N", help="default: 20")
     parser.add_argument("--frames", type=positive_int, default=16, metavar="N", help="frames per video (default: 16)")
     parser.add_argument("--size", type=frame_size, default=(96, 160), metavar="HxW", help="in pixels (default: 96x160)")
+    parser.add_argument(
+        "--categories", type=positive_int, metavar="N", help="kinds of shapes, the first N of 10 (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other videos (default: 0)")
     parser.add_argument("--backgrounds", metavar="FOLDER", help="pictures to use as background of half of the videos")
     parser.add_argument("--mp4", action="store_true", help="also write each video as mp4, in videos/")
 
 
 def run_make_data(options: argparse.Namespace) -> int:
-    from .data import make_moving_shapes
+    from .data import SHAPES, make_moving_shapes
 
+    if options.categories is not None and options.categories > len(SHAPES):
+        raise CommandError(f"--categories {options.categories}: there are {len(SHAPES)} kinds of shapes.")
     folder = make_moving_shapes(
         options.folder,
         num_train_videos=options.train_videos,
@@ -751,6 +756,7 @@ def run_make_data(options: argparse.Namespace) -> int:
         num_frames=options.frames,
         size=options.size,
         seed=options.seed,
+        categories=list(SHAPES)[: options.categories],
         background_dir=options.backgrounds,
         write_mp4=options.mp4,
         progress=True,

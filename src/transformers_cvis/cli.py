@@ -1,4 +1,4 @@
-"""The command line: `transformers-cvis segment | train | evaluate | push | validate | make-data | convert`.
+"""The command line: `transformers-cvis segment | train | evaluate | push | validate | import-data | make-data | ...`.
 
 Each command is a function that takes the parsed arguments and returns the exit code; it imports what it needs, so that
 `--help` answers at once. Results go to standard output, progress and messages to standard error.
@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,9 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_segment(commands)
     add_train(commands)
+    add_train_continual(commands)
     add_evaluate(commands)
     add_push(commands)
     add_validate(commands)
+    add_import_data(commands)
+    add_split_data(commands)
     add_make_data(commands)
     add_convert(commands)
     return parser
@@ -395,6 +399,58 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
+# train-continual
+
+
+def add_train_continual(commands) -> None:
+    parser = add_command(
+        commands,
+        "train-continual",
+        run_train_continual,
+        "train a model that learns new classes task by task",
+        "Trains a model task after task as a schedule (YAML) says, and evaluates it after each. The folder --out gets\n"
+        "the base as task-0, then what each task added as task-1, task-2, ..., each a folder to segment with, and\n"
+        "report/ with tables and plots of what was learnt and forgotten. With `push` in the schedule every task is\n"
+        "published as a revision. An interrupted run that is started again with the same command goes on where it\n"
+        "was. Schedules that ship with the package go by their name; `--list` shows them.",
+        "  transformers-cvis train-continual my.yaml --out runs/mine\n"
+        "  transformers-cvis train-continual crisp_r50_ytvis2019_20-2 --set method=eclipse --out runs/eclipse\n"
+        "  accelerate launch --num_processes 8 -m transformers_cvis.cli train-continual hvpl_r50_ovis_15-5",
+    )
+    parser.add_argument("schedule", nargs="?", metavar="SCHEDULE", help="YAML file, or name of a shipped schedule")
+    parser.add_argument("--list", action="store_true", help="list the shipped schedules and stop")
+    parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: from the schedule)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a value of the schedule, e.g. classes.split=20-2 or recipe.batch_size=8; may be repeated",
+    )
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        choices=["auto", "restart"],
+        help="go on in --out where a run was interrupted (auto, the default), or delete it and start anew (restart)",
+    )
+
+
+def run_train_continual(options: argparse.Namespace) -> int:
+    from .training import shipped_schedules, train_continual
+
+    if options.list:
+        print("\n".join(shipped_schedules()))
+        return 0
+    if options.schedule is None:
+        raise CommandError("Name a schedule: a YAML file, or one of `transformers-cvis train-continual --list`.")
+    if options.out is not None:
+        writable_folder(options.out)
+    report = train_continual(options.schedule, options.out, resume=options.resume, overrides=options.overrides)
+    print(report.to_markdown(), end="")
+    return 0
+
+
 # evaluate
 
 
@@ -472,13 +528,16 @@ def add_push(commands) -> None:
         run_push,
         "publish a saved model on the Hub",
         "Uploads model, processor and a generated model card to one revision of a Hub repository, in one commit.\n"
-        "Log in first with `hf auth login`.",
+        "What a task added (a folder task-1, task-2, ... of `train-continual`) goes to the revision of that name;\n"
+        "push its base, task-0, before. Log in first with `hf auth login`.",
         "  transformers-cvis push runs/shapes you/shapes --license apache-2.0\n"
-        "  transformers-cvis push runs/shapes-task-1 you/shapes --revision task-1",
+        "  transformers-cvis push runs/mine/task-0 you/mine && transformers-cvis push runs/mine/task-1 you/mine",
     )
     parser.add_argument("folder", metavar="FOLDER", help="a saved model, as `transformers-cvis train` writes it")
     parser.add_argument("repo_id", metavar="REPOSITORY", help="owner/name on the Hub; made if it does not exist")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; made if needed (default: main)")
+    parser.add_argument(
+        "--revision", metavar="BRANCH", help="branch to push to; made if needed (default: main, for a task its name)"
+    )
     parser.add_argument("--message", metavar="TEXT", help="commit message")
     parser.add_argument(
         "--license",
@@ -486,7 +545,11 @@ def add_push(commands) -> None:
         metavar="ID",
         help="licence of the weights by its Hub name, e.g. apache-2.0 (default: unknown)",
     )
-    parser.add_argument("--base-model", metavar="REPOSITORY", help="model which the training started from")
+    parser.add_argument(
+        "--base-model",
+        metavar="REPOSITORY",
+        help="model which the training started from; of a task its base, where it is in another repository",
+    )
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
@@ -494,24 +557,30 @@ def add_push(commands) -> None:
 def run_push(options: argparse.Namespace) -> int:
     from transformers import AutoVideoProcessor
 
+    from .evaluation import ContinualReport
     from .modeling.auto import AutoModelForVideoInstanceSegmentation
     from .modeling.hub import push_to_hub, read_training_summary
+    from .modeling.task_adapters import ADAPTER_CONFIG_FILE
 
     if not (Path(options.folder) / "config.json").is_file():
         raise CommandError(f"{options.folder} holds no saved model: there is no config.json in it.")
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(options.folder)
-    commit = push_to_hub(
-        model,
-        AutoVideoProcessor.from_pretrained(options.folder),
-        options.repo_id,
-        revision=options.revision,
-        commit_message=options.message,
-        license=options.license,
-        base_model=options.base_model,
-        private=options.private,
-        create_pr=options.create_pr,
-        training_summary=read_training_summary(options.folder),
-    )
+    video_processor = AutoVideoProcessor.from_pretrained(options.folder)
+    common = {
+        "revision": options.revision,
+        "commit_message": options.message,
+        "license": options.license,
+        "private": options.private,
+        "create_pr": options.create_pr,
+        "training_summary": read_training_summary(options.folder),
+    }
+    if (Path(options.folder) / ADAPTER_CONFIG_FILE).is_file():
+        report_path = Path(options.folder) / "report.json"
+        report = ContinualReport.read(report_path) if report_path.is_file() else None
+        base = {"base": options.base_model} if options.base_model else {}
+        commit = model.push_task_adapter(options.repo_id, video_processor, report=report, **base, **common)
+    else:
+        commit = push_to_hub(model, video_processor, options.repo_id, base_model=options.base_model, **common)
     print(commit.pr_url or commit.commit_url)
     return 0
 
@@ -525,19 +594,19 @@ def add_validate(commands) -> None:
         "validate",
         run_validate,
         "check a data set of your own",
-        "Checks a json in YouTube-VIS format and lists what is wrong, with the ids of videos and annotations.\n"
-        "The exit code is 1 if there is anything.",
+        "Checks a json in YouTube-VIS or COCO format and lists what is wrong, with the ids of videos or images and of\n"
+        "annotations. The exit code is 1 if there is anything.",
         "  transformers-cvis validate train.json --images JPEGImages",
     )
-    parser.add_argument("json", metavar="JSON", help="annotations in YouTube-VIS format")
-    parser.add_argument("--images", metavar="FOLDER", help="also check that the frames are there")
+    parser.add_argument("json", metavar="JSON", help="annotations in YouTube-VIS or COCO format")
+    parser.add_argument("--images", metavar="FOLDER", help="also check that the pictures are there")
     parser.add_argument("--limit", type=positive_int, default=20, metavar="N", help="list at most N (default: 20)")
 
 
 def run_validate(options: argparse.Namespace) -> int:
-    from .data import validate_ytvis
+    from .data import validate_annotations
 
-    problems = validate_ytvis(options.json, options.images, limit=options.limit)
+    problems = validate_annotations(options.json, options.images, limit=options.limit)
     for problem in problems:
         print(problem)
     if not problems:
@@ -545,6 +614,107 @@ def run_validate(options: argparse.Namespace) -> int:
     elif len(problems) == options.limit:
         print(f"... stopped after {options.limit} problems; there may be more")
     return 1 if problems else 0
+
+
+# import-data
+
+
+def add_import_data(commands) -> None:
+    parser = add_command(
+        commands,
+        "import-data",
+        run_import_data,
+        "bring a data set of another form into YouTube-VIS format",
+        "Writes a json in YouTube-VIS format; the pictures stay where they are. SOURCE is, for\n"
+        "  masks  a folder of masks, as of DAVIS and YouTube-VOS: a folder per video, in it a PNG per frame, whose\n"
+        "         pixel values are instance ids; --frames holds the frames, in folders and files of the same names\n"
+        "  coco   a json in COCO format, whose images become videos of one frame: for `evaluate`. Training takes COCO\n"
+        "         json as it is (`kind: images` in a recipe), and so does `validate`.",
+        "  transformers-cvis import-data masks Annotations --frames JPEGImages --classes meta.json --out train.json\n"
+        "  transformers-cvis import-data coco instances_val.json --out valid.json",
+    )
+    parser.add_argument("kind", choices=["masks", "coco"], help="what the source is")
+    parser.add_argument("source", metavar="SOURCE", help="folder of masks, or COCO json")
+    parser.add_argument("--out", required=True, metavar="JSON", help="the file to write")
+    parser.add_argument("--frames", metavar="FOLDER", help="with masks: the frames that they belong to")
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help='with masks: what the ids are, as json {"video": {"1": "dog"}}, as the meta.json of YouTube-VOS, or as '
+        "csv with the columns video,id,class (default: the folder says it: dog_0001 and dog/0001 are dogs)",
+    )
+    parser.add_argument(
+        "--valid",
+        metavar="JSON",
+        help="with masks: hold out a fifth of the videos of each class there, to evaluate on",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def run_import_data(options: argparse.Namespace) -> int:
+    if options.kind == "masks" and options.frames is None:
+        raise CommandError("Masks need their frames: give the folder with --frames.")
+    if options.kind == "coco" and (options.frames or options.classes or options.valid):
+        raise CommandError("--frames, --classes and --valid are for masks; a COCO json says what it is.")
+    outputs = [Path(path).expanduser() for path in (options.out, options.valid) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise CommandError("--out and --valid are the same file: give each its own.")
+    for path in outputs:
+        writable_folder(str(path.parent))
+    check_new_files(outputs, options.overwrite)
+
+    from .data import read_annotations, read_mask_folders, split_annotations
+
+    if options.kind == "coco":
+        contents = [read_annotations(options.source, kind="images")]
+    else:
+        content = read_mask_folders(options.frames, options.source, options.classes, progress=True)
+        contents = [content] if options.valid is None else split_annotations(content)
+    for path, content in zip(outputs, contents, strict=True):
+        write_json(content, path)
+        print(f"{path}: {describe_annotations(content)}")
+    return 0
+
+
+def describe_annotations(content: dict) -> str:
+    counts = Counter(annotation["category_id"] for annotation in content["annotations"])
+    categories = ", ".join(f"{category['name']} {counts[category['id']]}" for category in content["categories"])
+    frames = sum(video["length"] for video in content["videos"])
+    return f"{len(content['videos'])} videos, {frames} frames; objects: {categories}"
+
+
+# split-data
+
+
+def add_split_data(commands) -> None:
+    parser = add_command(
+        commands,
+        "split-data",
+        run_split_data,
+        "hold out a part of a data set to evaluate on",
+        "Splits a json in YouTube-VIS format by videos into train_split.json and test_split.json, with every class in\n"
+        "both parts wherever it can be: for benchmarks that hide the labels of their own test videos. The same\n"
+        "arguments give the same split.",
+        "  transformers-cvis split-data ytvis_2019/train.json --out splits --test-share 0.2",
+    )
+    parser.add_argument("json", metavar="JSON", help="annotations in YouTube-VIS format")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="gets both files")
+    parser.add_argument(
+        "--test-share", type=probability, default=0.2, metavar="P", help="share of the videos held out (default: 0.2)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another split (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def run_split_data(options: argparse.Namespace) -> int:
+    folder = writable_folder(options.out)
+    check_new_files([folder / f"{name}_split.json" for name in ("train", "test")], options.overwrite)
+
+    from .data import split_ytvis
+
+    for path in split_ytvis(options.json, folder, options.test_share, options.seed):
+        print(f"{path}: {describe_annotations(json.loads(path.read_text(encoding='utf-8')))}")
+    return 0
 
 
 # make-data
@@ -566,14 +736,19 @@ def add_make_data(commands) -> None:
     parser.add_argument("--valid-videos", type=positive_int, default=20, metavar="N", help="default: 20")
     parser.add_argument("--frames", type=positive_int, default=16, metavar="N", help="frames per video (default: 16)")
     parser.add_argument("--size", type=frame_size, default=(96, 160), metavar="HxW", help="in pixels (default: 96x160)")
+    parser.add_argument(
+        "--categories", type=positive_int, metavar="N", help="kinds of shapes, the first N of 10 (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other videos (default: 0)")
     parser.add_argument("--backgrounds", metavar="FOLDER", help="pictures to use as background of half of the videos")
     parser.add_argument("--mp4", action="store_true", help="also write each video as mp4, in videos/")
 
 
 def run_make_data(options: argparse.Namespace) -> int:
-    from .data import make_moving_shapes
+    from .data import SHAPES, make_moving_shapes
 
+    if options.categories is not None and options.categories > len(SHAPES):
+        raise CommandError(f"--categories {options.categories}: there are {len(SHAPES)} kinds of shapes.")
     folder = make_moving_shapes(
         options.folder,
         num_train_videos=options.train_videos,
@@ -581,6 +756,7 @@ def run_make_data(options: argparse.Namespace) -> int:
         num_frames=options.frames,
         size=options.size,
         seed=options.seed,
+        categories=list(SHAPES)[: options.categories],
         background_dir=options.backgrounds,
         write_mp4=options.mp4,
         progress=True,

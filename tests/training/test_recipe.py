@@ -47,7 +47,7 @@ def test_one_source_needs_no_list():
         ({"max_steps": "many"}, "`max_steps` must be of type int, got 'many'"),
         ({"max_steps": True}, "`max_steps` must be of type int, got True"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
-        ({"system": "vitta"}, "`system` must be one of 'vita', 'genvis', 'minvis', .*, got 'vitta'"),
+        ({"system": "vitta"}, "`system` must be one of 'vita', 'genvis', .*'minvis', .*, got 'vitta'"),
         ({"data": []}, "`data` must be a mapping"),
         ({"schedule": {"milestones": 3}}, "`schedule.milestones` must be a list, got 3"),
         ({"batch_size": 3, "gradient_accumulation_steps": 2}, "must be a multiple of `gradient_accumulation_steps`"),

@@ -151,6 +151,22 @@ def test_class_heads_of_other_classes_start_fresh(shapes, tmp_path, caplog):
         assert state["video_head.class_predictor.weight"].shape[0] == len(names) + 1
 
 
+@pytest.mark.parametrize(("start", "system"), [("minvis", "hvpl"), ("vita", "hvpl"), ("minvis", "crisp")])
+def test_a_base_of_tasks_takes_all_but_class_heads(shapes, tmp_path, start, system):
+    train(tiny_recipe(shapes, start, max_steps=1), tmp_path / start)
+    source = weights(tmp_path / start)
+    config = tiny_recipe(shapes, system).model.config
+    if start == "minvis" and system == "hvpl":
+        config = {name: value for name, value in config.items() if name != "detector_config"}
+    recipe = tiny_recipe(shapes, system, model={"init_from": str(tmp_path / start), "config": config})
+    state = build_model(recipe, list(SHAPES)).state_dict()
+    prefix = "detector." if start == "minvis" and system == "hvpl" else ""
+    left = {name for name in source if prefix + name not in state}
+    assert all(".class_predictor." in f".{name}" or ".encoder.layers." in name for name in left), left
+    for name in source.keys() - left:
+        assert torch.equal(state[prefix + name], source[name]), name
+
+
 def test_a_checkpoint_of_other_sizes_is_refused(shapes, tmp_path):
     train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
     recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path / "vita"), "config": {"dim_feedforward": 64}})
@@ -240,6 +256,21 @@ def test_joint_training_on_videos_and_images(shapes, tmp_path):
     assert (
         list(AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "vita").config.id2label.values()) == names
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_mapping": {"my ringg": "ring"}}, "'my ringg' is no category of the file; did you mean 'my ring'?"),
+        ({"kind": "videos"}, "It has 'images', so it is of COCO format: `kind: images` in a recipe"),
+        ({"json": "absent.json"}, "absent.json does not exist"),
+    ],
+)
+def test_a_wrong_validation_set_is_found_out_before_the_training(shapes, tmp_path, changes, message):
+    data = {**tiny_recipe(shapes).to_dict()["data"], "valid": {**coco_file(shapes, tmp_path), **changes}}
+    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("?", r"\?")):
+        train(tiny_recipe(shapes, data=data), tmp_path / "vita")
+    assert not (tmp_path / "vita").exists()
 
 
 def test_pre_training_on_images_alone(shapes, tmp_path):

@@ -68,7 +68,11 @@ def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
         "num_attention_heads": 2,
         "train_num_points": 32,
     }
-    configs = {"minvis": detector_config, "spvis": {**detector_config, **spvis_config}}
+    crisp_config = {"text_encoder": "random", "text_hidden_size": 32}
+    configs = {
+        **{"minvis": detector_config, "mask2former_vis": detector_config},
+        **{"spvis": {**detector_config, **spvis_config}, "crisp": {**detector_config, **crisp_config}},
+    }
     values = {
         "system": system,
         "model": {"config": configs.get(system, head_config)},

@@ -12,8 +12,10 @@ from .augmentation import (
 )
 from .class_mapping import CLASS_MAPPINGS, ClassFilter, map_categories
 from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, sample_clip_frames
+from .mask_folders import read_mask_folders
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
-from .splits import split_ytvis
+from .preview import draw_clips
+from .splits import split_annotations, split_ytvis
 from .validation import Problem, validate_annotations, validate_ytvis
 from .ytvis import class_names, find_image_root, load_coco, load_ytvis
 
@@ -33,6 +35,7 @@ __all__ = [
     "VideoDataset",
     "class_names",
     "collate_clips",
+    "draw_clips",
     "evaluation_resize",
     "find_image_root",
     "generate_video",
@@ -43,7 +46,9 @@ __all__ = [
     "map_categories",
     "mask2former_augmentation",
     "read_annotations",
+    "read_mask_folders",
     "sample_clip_frames",
+    "split_annotations",
     "split_ytvis",
     "validate_annotations",
     "validate_ytvis",

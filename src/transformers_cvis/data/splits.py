@@ -1,77 +1,89 @@
 """A train part and a test part of an annotated data set, for benchmarks whose own test labels are hidden."""
 
+import json
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from .annotation_files import read_annotations, write_annotations
+from ..processing import complete_file
+from .annotation_files import read_annotations
+
+
+def split_annotations(content: dict, test_share: float = 0.2, seed: int = 0) -> tuple[dict, dict]:
+    """Split a YouTube-VIS json by videos, with every class in both parts wherever it can be.
+
+    Videos go one by one, those of the rarest class first, to the part that still lacks most of what it should have of
+    that class (iterative stratification, Sechidis et al., ECML 2011). The split depends on content and seed alone.
+
+    Args:
+        content: of an annotation file that has been checked; crowd annotations do not count as objects of a class.
+        test_share: share of the videos of each class that the test part gets; one at least of a class that is in two.
+        seed: of the order in which videos of a class are shared out.
+
+    Returns:
+        The train part and the test part, both with all categories.
+
+    Raises:
+        ValueError: `test_share` is not between 0 and 1, or nothing can be held out.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share is {test_share}; give a share of the videos between 0 and 1, for example 0.2.")
+    test_videos = _draw_test_videos(content, test_share, np.random.default_rng(seed))
+    if not test_videos:
+        raise ValueError("No video can be held out: there is no class that two videos show.")
+    train, test = (
+        {
+            **content,
+            "videos": [video for video in content["videos"] if (video["id"] in test_videos) == in_test],
+            "annotations": [row for row in content["annotations"] if (row["video_id"] in test_videos) == in_test],
+        }
+        for in_test in (False, True)
+    )
+    return train, test
 
 
 def split_ytvis(
-    json_path: str | os.PathLike,
-    output_dir: str | os.PathLike,
-    test_share: float = 0.2,
-    seed: int = 0,
+    json_path: str | os.PathLike, output_dir: str | os.PathLike, test_share: float = 0.2, seed: int = 0
 ) -> tuple[Path, Path]:
-    """Split an annotation file of YouTube-VIS format by videos, every class in both parts wherever it can be.
-
-    Videos go one by one, those of the rarest class first, to the part that still lacks most of what it should have of
-    that class (iterative stratification, Sechidis et al., ECML 2011). The split depends on the content of the json and
-    the seed alone.
+    """Split an annotation file of YouTube-VIS format as [`split_annotations`].
 
     Args:
-        json_path: the annotation file; crowd annotations do not count as objects of a class.
-        output_dir: gets `train_split.json` and `test_split.json`, both in the same format with all categories, with
-            the split's source, share, seed and videos in `info`.
-        test_share: share of the videos of each class that the test part gets.
-        seed: breaks ties.
+        json_path: the annotation file.
+        output_dir: gets `train_split.json` and `test_split.json`, which say in `info` what they are parts of.
+        test_share, seed: as for [`split_annotations`].
 
     Returns:
         Paths of the train part and of the test part.
 
     Raises:
-        FileNotFoundError: no such json.
-        ValueError: it breaks the format, has no annotations, fewer than two videos, or `test_share` is not between 0
-            and 1.
+        FileNotFoundError: no such json. ValueError: it breaks the format, or as [`split_annotations`].
     """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share is {test_share}; give a share of the videos between 0 and 1, for example 0.2.")
     content = read_annotations(json_path)
-    if not content.get("annotations") or len(content["videos"]) < 2:
-        raise ValueError(
-            f"{json_path} cannot be split: it has {len(content['videos'])} videos and "
-            f"{len(content.get('annotations') or [])} annotations."
-        )
-    test_videos = _draw_test_videos(content, test_share, np.random.default_rng(seed))
+    try:
+        parts = split_annotations(content, test_share, seed)
+    except ValueError as error:
+        raise ValueError(f"{json_path}: {error}") from error
     paths = []
-    for name, in_test in (("train", False), ("test", True)):
-        videos = [video for video in content["videos"] if (video["id"] in test_videos) == in_test]
-        part = {
-            **content,
-            "info": {
-                **(content.get("info") or {}),
-                "split": {
-                    "part": name,
-                    "source": Path(json_path).name,
-                    "test_share": test_share,
-                    "seed": seed,
-                    "video_ids": [video["id"] for video in videos],
-                },
-            },
-            "videos": videos,
-            "annotations": [row for row in content["annotations"] if (row["video_id"] in test_videos) == in_test],
+    for name, part in zip(("train", "test"), parts, strict=True):
+        split = {
+            "part": name,
+            "source": Path(json_path).name,
+            "test_share": test_share,
+            "seed": seed,
+            "video_ids": [video["id"] for video in part["videos"]],
         }
-        path = Path(output_dir) / f"{name}_split.json"
-        write_annotations(part, path)
-        paths.append(path)
+        paths.append(Path(output_dir) / f"{name}_split.json")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(paths[-1]) as file:
+            file.write(json.dumps({**part, "info": {**(content.get("info") or {}), "split": split}}).encode())
     return paths[0], paths[1]
 
 
 def _draw_test_videos(content: dict, test_share: float, rng: np.random.Generator) -> set[int]:
     classes_of_video: dict[int, set[int]] = {video["id"]: set() for video in content["videos"]}
-    for annotation in content["annotations"]:
+    for annotation in content.get("annotations") or []:
         if not annotation.get("iscrowd"):
             classes_of_video[annotation["video_id"]].add(annotation["category_id"])
     videos_of_class = defaultdict(list)

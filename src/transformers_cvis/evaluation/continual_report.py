@@ -181,6 +181,11 @@ class ContinualReport:
         fields["evaluations"] = [TaskEvaluation(**evaluation) for evaluation in content["evaluations"]]
         return cls(**fields)
 
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> "ContinualReport":
+        """The report in a `report.json`."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
     def to_markdown(self) -> str:
         """Tables in percent: overall and by task after every task, AP by class, forgetting rates."""
         steps = range(len(self.tasks))

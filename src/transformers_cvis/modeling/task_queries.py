@@ -89,6 +89,12 @@ class TaskClassPredictor(nn.Module):
             ours.copy_(theirs.expand_as(ours))  # the output layer has one row, the others are of one shape
         self.heads.append(head)
 
+    def reset_parameters(self) -> None:
+        """Start all heads afresh, as PyTorch does."""
+        for head in self.heads:
+            for layer in _linear_layers(head):
+                layer.reset_parameters()
+
     def remove_task(self) -> None:
         """Drop the head of the last task."""
         del self.heads[-1]

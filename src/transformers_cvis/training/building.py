@@ -20,7 +20,7 @@ from ..data import (
 from ..modeling.auto import MODELS, SYSTEMS
 from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from ..processing import CvisVideoProcessor
-from .recipe import EvaluationRecipe, Recipe
+from .recipe import EvaluationRecipe, Recipe, merge
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,11 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     Args:
         names: classes in label order.
 
-    From another system's checkpoint everything that both have is taken: VITA starts GenVIS; Mask2Former, MinVIS and
-    online SPVIS, each of which is a frame detector and more, start the next of them, and the detector of VITA and
-    GenVIS. Configuration fields in which two systems differ by default take the new system's default. Class heads
-    start fresh, with a warning, unless the checkpoint has the same classes in the same order.
+    From another system's checkpoint everything that both have is taken: VITA starts GenVIS and HVPL; Mask2Former,
+    MinVIS and online SPVIS, each of which is a frame detector and more, start the next of them, Mask2Former-VIS and
+    CRISP, and the detector of VITA, GenVIS and HVPL. Configuration fields in which two systems differ by default take
+    the new system's default. Class heads start fresh, with a warning, unless the checkpoint has the same classes in the
+    same order.
 
     Raises:
         ValueError: `model.init_from` is not of a kind that can start this system, or weights other than the class heads
@@ -61,12 +62,13 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
         settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
     else:
         settings = _shared_settings(source, config_class)
-    config = config_class(**_merge(settings, recipe.model.config), id2label=id2label)
+    config = config_class(**merge(settings, recipe.model.config), id2label=id2label)
     loading = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
     if gives_detector:
         model = model_class(config)
         detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
-        model.detector.load_state_dict(detector.state_dict())
+        own = model.detector.state_dict()  # class heads of tasks have other names
+        model.detector.load_state_dict({**own, **{k: v for k, v in detector.state_dict().items() if k in own}})
         logger.warning(f"{start} gives the frame detector; the video head starts from random weights.")
     else:
         model, info = model_class.from_pretrained(start, config=config, **loading)
@@ -104,21 +106,12 @@ def _reset_class_heads(model: PreTrainedModel, start: str, source: PreTrainedCon
         f"The class heads start fresh: {start} knows {len(source.id2label)} classes "
         f"({_abbreviated(source.id2label.values())}), this run {len(names)} ({_abbreviated(names)})."
     )
-    frozen = [name for name, module in heads.items() if not module.weight.requires_grad]
+    frozen = [name for name, module in heads.items() if not any(p.requires_grad for p in module.parameters())]
     if frozen:
         logger.warning(
             f"Of these, {' and '.join(frozen)} would stay random, being frozen: train the stage before on the classes "
             "of this run, and start from that."
         )
-
-
-def _merge(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides` on top, nested dictionaries key by key."""
-    merged = dict(values)
-    for key, override in overrides.items():
-        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], override) if both else override
-    return merged
 
 
 def _check_loaded(start: str, info: dict) -> None:

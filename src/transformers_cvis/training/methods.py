@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..modeling.crisp import ECLIPSE
+
 
 @dataclass(frozen=True)
 class Method:
@@ -25,4 +27,9 @@ class Method:
 
 METHODS = {
     "hvpl": Method("hvpl", projects_gradients=True),
+    "crisp": Method("crisp"),
+    # What CRISP is compared with, on the same model.
+    "eclipse": Method("crisp", ECLIPSE),
+    "finetune": Method("crisp", ECLIPSE, has_prompts=False),
+    "joint": Method("crisp", ECLIPSE, has_prompts=False, learns_all_at_once=True),
 }

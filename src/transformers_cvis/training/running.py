@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from .. import __version__
+from ..data import read_annotations
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..modeling.hub import save_model
 from .building import build_dataset, build_model, build_processor, collate
@@ -77,9 +78,11 @@ def train(
 
     evaluate = None
     if recipe.data.valid is not None:
+        valid = recipe.data.valid
+        read_annotations(valid.json, valid.kind, valid.class_mapping)  # what is wrong there shows before the training
 
         def evaluate(model):
-            return evaluate_on_processes(model, processor, recipe.data.valid, recipe.evaluation)
+            return evaluate_on_processes(model, processor, valid, recipe.evaluation)
 
     trainer = Trainer(recipe, output_dir, model, dataset, collate, evaluate, checkpoint)
     try:

@@ -195,8 +195,9 @@ class Schedule:
             raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
         if self.gradient_projection is not None and not self.rules.projects_gradients:
             raise ValueError(f"`gradient_projection` is HVPL's; {self.method} has no use for it.")
-        for name in ("increment", *(f"tasks.{number}" for number in self.tasks if str(number) != "0")):
-            overrides = self.increment if name == "increment" else self.tasks[_number(name)]
+        self.tasks = {int(number): overrides for number, overrides in self.tasks.items()}  # json knows no such keys
+        later = {f"tasks.{number}": overrides for number, overrides in self.tasks.items() if number}
+        for name, overrides in {"increment": self.increment, **later}.items():
             if (overrides.get("model") or {}).keys() - {"gradient_checkpointing"}:
                 raise ValueError(f"`{name}.model`: later tasks go on from the model of the task before.")
         for key in ("system", "seed", "output_dir"):
@@ -228,7 +229,15 @@ class Schedule:
         )
         for override in overrides:
             apply_override(values, override)
-        return convert(cls, values, where="")
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Schedule":
+        """Build a schedule from nested dictionaries, with the checks of [`Schedule.load`]."""
+        try:
+            return convert(cls, values, where="")
+        except ValueError as error:
+            raise ValueError(f"Schedule: {error}") from error
 
     def to_dict(self) -> dict:
         """Nested dictionaries of what JSON and YAML can hold."""
@@ -245,7 +254,7 @@ class Schedule:
             ValueError: the recipe is not complete, or has a key that is none.
         """
         values = merge(self.recipe, self.increment if number else self.base)
-        values = merge(values, self.tasks.get(number, self.tasks.get(str(number), {})))
+        values = merge(values, self.tasks.get(number, {}))
         values = copy.deepcopy(values)
         seen = [name for task in tasks[: number + 1] for name in task]
         data = values.setdefault("data", {})
@@ -295,8 +304,3 @@ def videos_of_classes(source: SourceRecipe) -> dict[str, int]:
 def shipped_schedules() -> list[str]:
     """Names of the schedules that ship with the package."""
     return sorted(path.stem for path in SCHEDULES_DIRECTORY.glob("*.yaml"))
-
-
-def _number(name: str) -> int | str:
-    text = name.partition(".")[2]
-    return int(text) if text.isdigit() else text

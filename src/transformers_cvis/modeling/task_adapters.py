@@ -268,7 +268,9 @@ class TaskAdapterMixin(TaskLearningMixin):
         tensors = {f"directions.{task}": tensor for task, tensor in self._directions.items()}
         for task, heads in self._no_object_after.items():
             tensors |= {f"no_object.{task}.{name}": tensor for name, tensor in heads.items()}
-        metadata = {"base_hashes": json.dumps(self.base_hashes())} if self.num_tasks == 1 else {}
+        metadata = {"format": "pt"}  # a file without tensors and without metadata could not be read
+        if self.num_tasks == 1:
+            metadata["base_hashes"] = json.dumps(self.base_hashes())
         save_file(tensors, Path(save_directory) / TASK_STATE_FILE, metadata=metadata)
         if self.num_tasks == 1:
             self._base_place = {"path": str(Path(save_directory).resolve())}

@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml"]},
+    package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml", "training/schedules/*.yaml"]},
     install_requires=[
         "torch>=2.9",
         "torchvision",

@@ -11,10 +11,12 @@ from transformers import AutoVideoProcessor
 
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path
 from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
+from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .modeling.hub import push_to_hub
 from .modeling.hvpl import HvplConfig, HvplForVideoInstanceSegmentation
+from .modeling.mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
@@ -24,7 +26,7 @@ from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video
 if TYPE_CHECKING:
     from .data import load_ytvis, make_moving_shapes, validate_ytvis
     from .evaluation import evaluate_ytvis, predict_dataset, write_submission
-    from .training import Recipe, train
+    from .training import Recipe, Schedule, train, train_continual
 
 __version__ = "0.1.0"
 
@@ -35,11 +37,13 @@ for _config_class in (*MODELS, *IMAGE_MODELS):
 
 _LAZY_NAMES = {
     "Recipe": "training",
+    "Schedule": "training",
     "evaluate_ytvis": "evaluation",
     "load_ytvis": "data",
     "make_moving_shapes": "data",
     "predict_dataset": "evaluation",
     "train": "training",
+    "train_continual": "training",
     "validate_ytvis": "data",
     "write_submission": "evaluation",
 }
@@ -57,6 +61,8 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AutoModelForVideoInstanceSegmentation",
+    "CrispConfig",
+    "CrispForVideoInstanceSegmentation",
     "CvisVideoProcessor",
     "FrameDetector",
     "FrameDetectorConfig",
@@ -64,9 +70,12 @@ __all__ = [
     "GenVisForVideoInstanceSegmentation",
     "HvplConfig",
     "HvplForVideoInstanceSegmentation",
+    "Mask2FormerVisConfig",
+    "Mask2FormerVisForVideoInstanceSegmentation",
     "MinVisConfig",
     "MinVisForVideoInstanceSegmentation",
     "Recipe",
+    "Schedule",
     "SpvisConfig",
     "SpvisForVideoInstanceSegmentation",
     "Track",
@@ -86,6 +95,7 @@ __all__ = [
     "segment_stream",
     "segment_video",
     "train",
+    "train_continual",
     "validate_ytvis",
     "write_submission",
 ]

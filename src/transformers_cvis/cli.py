@@ -1,4 +1,4 @@
-"""The command line: `transformers-cvis segment | train | evaluate | push | validate | make-data | convert`.
+"""The command line: `transformers-cvis segment | train | evaluate | push | validate | import-data | make-data | ...`.
 
 Each command is a function that takes the parsed arguments and returns the exit code; it imports what it needs, so that
 `--help` answers at once. Results go to standard output, progress and messages to standard error.
@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_push(commands)
     add_validate(commands)
+    add_import_data(commands)
     add_make_data(commands)
     add_convert(commands)
     return parser
@@ -525,19 +527,19 @@ def add_validate(commands) -> None:
         "validate",
         run_validate,
         "check a data set of your own",
-        "Checks a json in YouTube-VIS format and lists what is wrong, with the ids of videos and annotations.\n"
-        "The exit code is 1 if there is anything.",
+        "Checks a json in YouTube-VIS or COCO format and lists what is wrong, with the ids of videos or images and of\n"
+        "annotations. The exit code is 1 if there is anything.",
         "  transformers-cvis validate train.json --images JPEGImages",
     )
-    parser.add_argument("json", metavar="JSON", help="annotations in YouTube-VIS format")
-    parser.add_argument("--images", metavar="FOLDER", help="also check that the frames are there")
+    parser.add_argument("json", metavar="JSON", help="annotations in YouTube-VIS or COCO format")
+    parser.add_argument("--images", metavar="FOLDER", help="also check that the pictures are there")
     parser.add_argument("--limit", type=positive_int, default=20, metavar="N", help="list at most N (default: 20)")
 
 
 def run_validate(options: argparse.Namespace) -> int:
-    from .data import validate_ytvis
+    from .data import validate_annotations
 
-    problems = validate_ytvis(options.json, options.images, limit=options.limit)
+    problems = validate_annotations(options.json, options.images, limit=options.limit)
     for problem in problems:
         print(problem)
     if not problems:
@@ -545,6 +547,73 @@ def run_validate(options: argparse.Namespace) -> int:
     elif len(problems) == options.limit:
         print(f"... stopped after {options.limit} problems; there may be more")
     return 1 if problems else 0
+
+
+# import-data
+
+
+def add_import_data(commands) -> None:
+    parser = add_command(
+        commands,
+        "import-data",
+        run_import_data,
+        "bring a data set of another form into YouTube-VIS format",
+        "Writes a json in YouTube-VIS format; the pictures stay where they are. SOURCE is, for\n"
+        "  masks  a folder of masks, as of DAVIS and YouTube-VOS: a folder per video, in it a PNG per frame, whose\n"
+        "         pixel values are instance ids; --frames holds the frames, in folders and files of the same names\n"
+        "  coco   a json in COCO format, whose images become videos of one frame: for `evaluate`. Training takes COCO\n"
+        "         json as it is (`kind: images` in a recipe), and so does `validate`.",
+        "  transformers-cvis import-data masks Annotations --frames JPEGImages --classes meta.json --out train.json\n"
+        "  transformers-cvis import-data coco instances_val.json --out valid.json",
+    )
+    parser.add_argument("kind", choices=["masks", "coco"], help="what the source is")
+    parser.add_argument("source", metavar="SOURCE", help="folder of masks, or COCO json")
+    parser.add_argument("--out", required=True, metavar="JSON", help="the file to write")
+    parser.add_argument("--frames", metavar="FOLDER", help="with masks: the frames that they belong to")
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help='with masks: what the ids are, as json {"video": {"1": "dog"}}, as the meta.json of YouTube-VOS, or as '
+        "csv with the columns video,id,class (default: the folder says it: dog_0001 and dog/0001 are dogs)",
+    )
+    parser.add_argument(
+        "--valid",
+        metavar="JSON",
+        help="with masks: write the second of every five videos there instead, to evaluate on",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def run_import_data(options: argparse.Namespace) -> int:
+    if options.kind == "masks" and options.frames is None:
+        raise CommandError("Masks need their frames: give the folder with --frames.")
+    if options.kind == "coco" and (options.frames or options.classes or options.valid):
+        raise CommandError("--frames, --classes and --valid are for masks; a COCO json says what it is.")
+    outputs = [Path(path).expanduser() for path in (options.out, options.valid) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise CommandError("--out and --valid are the same file: give each its own.")
+    for path in outputs:
+        writable_folder(str(path.parent))
+    check_new_files(outputs, options.overwrite)
+
+    from .data import hold_out_videos, read_annotations, read_mask_folders
+
+    if options.kind == "coco":
+        contents = [read_annotations(options.source, kind="images")]
+    else:
+        content = read_mask_folders(options.frames, options.source, options.classes, progress=True)
+        contents = [content] if options.valid is None else hold_out_videos(content)
+    for path, content in zip(outputs, contents, strict=True):
+        write_json(content, path)
+        print(f"{path}: {describe_annotations(content)}")
+    return 0
+
+
+def describe_annotations(content: dict) -> str:
+    counts = Counter(annotation["category_id"] for annotation in content["annotations"])
+    categories = ", ".join(f"{category['name']} {counts[category['id']]}" for category in content["categories"])
+    frames = sum(video["length"] for video in content["videos"])
+    return f"{len(content['videos'])} videos, {frames} frames; objects: {categories}"
 
 
 # make-data
@@ -621,7 +690,8 @@ def add_convert(commands) -> None:
         "--task",
         type=int,
         metavar="N",
-        help="of a model that learns by tasks (hvpl): what it was after task N, 0 for the base (default: the last one)",
+        help="of a model that learns by tasks (hvpl, crisp): what it was after task N, 0 for the base "
+        "(default: the last one)",
     )
     parser.add_argument(
         "--classes",

@@ -219,7 +219,7 @@ def genvis_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
 
 
 def task_names(level: str, layers: int, sizes: Sizes) -> Shapes:
-    """Prompts and class heads of one level of HVPL."""
+    """Prompts and class heads of one level of a model that learns by tasks."""
     width, names = sizes.width, {}
     for head, count in enumerate((1, *sizes.task_classes)):
         names |= perceptron(f"{level}.class_embed.cls.{head}", width, count)
@@ -256,6 +256,18 @@ def hvpl_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
     return names
 
 
+def crisp_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
+    """With a few tensors of the copies of CLIP that the files hold."""
+    predictor = "sem_seg_head.predictor"
+    names = detector_names(backbone, sizes) | task_names(predictor, sizes.decoder_layers, sizes)
+    for task, count in enumerate(sizes.task_classes):
+        names |= {f"{predictor}.sem_prompter.learnable_prompts.{task}.weight": (count, 2 * sizes.width)}
+    for copy in ("clip_model", "text_encoder"):
+        names |= {f"{predictor}.sem_prompter.{copy}.positional_embedding": (7, 2 * sizes.width)}
+        names |= with_bias(f"{predictor}.sem_prompter.{copy}.ln_final", 2 * sizes.width)
+    return names
+
+
 def dvis_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
     """Online: detector and tracker."""
     names = mask2former_names(backbone, sizes) | decoder_layers("tracker", sizes.video_layers, sizes)
@@ -283,9 +295,11 @@ SYSTEM_NAMES = {
     "vita": vita_names,
     "genvis": genvis_names,
     "hvpl": hvpl_names,
+    "crisp": crisp_names,
     "spvis": spvis_names,
     "dvis": dvis_names,
     "minvis": mask2former_names,
+    "mask2former-vis": mask2former_names,
     "mask2former": mask2former_names,
 }
 

@@ -234,7 +234,11 @@ class CommonTests:
         assert output.mask_features is None and output.frame_queries is None
         full = model(video_batch(), output_embeddings=True)
         assert full.mask_features.shape == (2, 4, 32, 16, 24)
-        assert full.frame_queries.shape[:3] == (1, 2, 4) and full.frame_queries.shape[4] == 32
+        self.assert_queries(full)
+
+    def assert_queries(self, output):
+        """Shapes of the queries that `output_embeddings` adds."""
+        assert output.frame_queries.shape[:3] == (1, 2, 4) and output.frame_queries.shape[4] == 32
 
     @torch.no_grad()
     def test_deterministic(self):

@@ -3,7 +3,14 @@ import json
 import pytest
 from training.standin import RECIPE
 
-from transformers_cvis.data import CLASS_MAPPINGS, ClipAugmentation, LargeScaleJitter, RandomRotation
+from transformers_cvis.data import (
+    CLASS_MAPPINGS,
+    ClipAugmentation,
+    LargeScaleJitter,
+    RandomCropPath,
+    RandomRotation,
+    mask2former_augmentation,
+)
 from transformers_cvis.training import Recipe, shipped_recipes
 
 
@@ -40,7 +47,7 @@ def test_one_source_needs_no_list():
         ({"max_steps": "many"}, "`max_steps` must be of type int, got 'many'"),
         ({"max_steps": True}, "`max_steps` must be of type int, got True"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
-        ({"system": "vitta"}, "`system` must be one of 'vita', 'genvis', got 'vitta'"),
+        ({"system": "vitta"}, "`system` must be one of 'vita', 'genvis', .*'minvis', .*, got 'vitta'"),
         ({"data": []}, "`data` must be a mapping"),
         ({"schedule": {"milestones": 3}}, "`schedule.milestones` must be a list, got 3"),
         ({"batch_size": 3, "gradient_accumulation_steps": 2}, "must be a multiple of `gradient_accumulation_steps`"),
@@ -142,7 +149,11 @@ def test_augmentation_is_one_of_two_kinds():
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_load(name):
     recipe = Recipe.load(name)
-    assert recipe.system == name.split("_")[0]
+    assert recipe.system == ("minvis" if "segmenter" in name else name.split("_")[0])
+    assert recipe.output_dir == name
+    start = recipe.model.init_from
+    # Published stages start from one another, the first of them from a checkpoint that is converted.
+    assert start in (None, "vita_r50_coco", "mask2former_r50_coco", *shipped_recipes())
 
 
 @pytest.mark.parametrize(
@@ -195,3 +206,37 @@ def test_published_pre_training_on_coco():
     assert recipe.data.augmentation == LargeScaleJitter() and recipe.data.num_frames == 1
     assert recipe.data.image_rotation is None and recipe.data.train[0].class_mapping is None
     assert recipe.optimizer.learning_rate == 1e-4 and recipe.model.config == {"encoder_window_size": 0}
+
+
+@pytest.mark.parametrize(("data", "steps", "step"), [("ytvis2019", 6, 4), ("ytvis2021", 8, 5.5), ("ovis", 10, 7)])
+def test_published_hyper_parameters_of_minvis(data, steps, step):
+    recipe = Recipe.load(f"minvis_r50_{data}")
+    assert (recipe.max_steps, recipe.schedule.milestones) == (1000 * steps, [1000 * step])
+    assert (recipe.batch_size, recipe.data.num_frames, recipe.optimizer.learning_rate) == (32, 1, 1e-4)
+    assert recipe.data.augmentation == mask2former_augmentation()
+    assert (recipe.evaluation.short_side, recipe.evaluation.top_k) == (360, 10)
+
+
+@pytest.mark.parametrize("data", ["ytvis2019", "ytvis2021", "ytvis2022", "ovis"])
+@pytest.mark.parametrize(
+    ("stage", "start", "frames", "frame_range", "reversed_share"),
+    [
+        ("segmenter", None, 1, 0, 0.0),
+        ("online", "segmenter", 5, None, 0.0),
+        ("offline", "online", 21, None, 0.5),
+    ],
+)
+def test_published_hyper_parameters_of_spvis(data, stage, start, frames, frame_range, reversed_share):
+    recipe = Recipe.load(f"spvis_{stage}_r50_{data}")
+    long = stage != "segmenter" and data != "ovis"
+    assert (recipe.max_steps, recipe.schedule.milestones) == ((40_000, [28_000]) if long else (20_000, [14_000]))
+    assert (recipe.batch_size, recipe.optimizer.learning_rate, recipe.seed) == (8, 1e-4, 42)
+    clips = recipe.data
+    assert (clips.num_frames, clips.frame_range, clips.reverse_probability) == (frames, frame_range, reversed_share)
+    assert clips.augmentation.short_sides == (240, 360, 480)
+    assert clips.augmentation.max_size == (1333 if data == "ovis" else 768)
+    assert clips.augmentation.crop == (RandomCropPath() if stage == "offline" or data == "ytvis2019" else None)
+    assert recipe.model.init_from == (f"spvis_{start}_r50_{data}" if start else "mask2former_r50_coco")
+    assert recipe.model.config == ({"refiner": "spvis"} if stage == "offline" else {})
+    assert recipe.evaluation.top_k == (20 if data == "ovis" else 10)
+    assert ("ytvis_2021" in clips.train[0].json) == (data in ("ytvis2021", "ytvis2022"))

@@ -17,6 +17,7 @@ from transformers_cvis.training.building import build_dataset, build_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_vis.py"
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
+LATER_STAGES = ("genvis", "spvis")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,65 @@ def test_genvis_starts_from_vita(shapes, tmp_path, caplog):
     assert not torch.equal(trained["video_head.class_predictor.weight"], source["video_head.class_predictor.weight"])
 
 
+def test_stages_of_spvis_start_from_one_another(shapes, tmp_path, caplog):
+    """MinVIS, the tracker, the refiner: a stage takes all of the one before, and trains nothing but what is new."""
+    detector = tiny_recipe(shapes, "minvis").model.config
+    sizes = {name: value for name, value in tiny_recipe(shapes, "spvis").model.config.items() if name not in detector}
+    del sizes["refiner"], sizes["freeze_tracker"]
+    train(tiny_recipe(shapes, "minvis", max_steps=2), tmp_path / "minvis")
+    for stage, start, new, changes in (
+        ("online", "minvis", "tracker.", {}),
+        ("offline", "online", "refiner.", {"refiner": "spvis"}),
+    ):
+        model = {"init_from": str(tmp_path / start), "config": {**sizes, **changes}}
+        recipe = tiny_recipe(shapes, "spvis", model=model, max_steps=2)
+        recipe.data.frame_range = None
+        source = weights(tmp_path / start)
+        state = build_model(recipe, list(SHAPES)).state_dict()
+        assert {name for name in state if name not in source} == {name for name in state if name.startswith(new)}
+        assert all(torch.equal(state[name], source[name]) for name in source)
+        train(recipe, tmp_path / stage)
+        trained = weights(tmp_path / stage)
+        assert all(torch.equal(trained[name], source[name]) for name in source)
+        assert not torch.equal(trained[f"{new}class_predictor.weight"], state[f"{new}class_predictor.weight"])
+    assert "class heads" not in caplog.text
+    model = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "offline")
+    assert not model.is_online and not model.untrained_parts
+
+
+def test_frozen_class_heads_that_start_fresh_are_named(shapes, tmp_path, caplog):
+    recipe = tiny_recipe(shapes, "spvis")
+    build_model(recipe, ["cat"]).save_pretrained(tmp_path)
+    caplog.clear()
+    recipe = tiny_recipe(shapes, "spvis", model={"init_from": str(tmp_path), "config": {"freeze_tracker": True}})
+    state = build_model(recipe, list(SHAPES)).state_dict()
+    assert state["tracker.class_predictor.weight"].shape[0] == len(SHAPES) + 1
+    assert "Of these, class_predictor and tracker.class_predictor would stay random, being frozen" in caplog.text
+
+
+def test_genvis_takes_the_detector_of_minvis(shapes, tmp_path, caplog):
+    train(tiny_recipe(shapes, "minvis", max_steps=1), tmp_path)
+    head = {name: value for name, value in tiny_recipe(shapes).model.config.items() if name != "detector_config"}
+    model = build_model(tiny_recipe(shapes, "genvis", model={"init_from": str(tmp_path), "config": head}), list(SHAPES))
+    for name, value in weights(tmp_path).items():
+        torch.testing.assert_close(model.state_dict()[f"detector.{name}"], value, rtol=0, atol=0)
+    assert "gives the frame detector; the video head starts from random weights" in caplog.text
+
+
+def test_small_recipes_that_ship_train(shapes, tmp_path):
+    """A step of each stage on short videos, from the weights of the stage before."""
+    overrides = ["max_steps=1", "batch_size=2", "data.num_workers=0", "data.num_frames=2", "evaluation.short_side=32"]
+    for split in ("train", "valid"):
+        overrides += [f"data.{split}.json={shapes}/{split}.json", f"data.{split}.images={shapes}/JPEGImages"]
+    stages = ["minvis_moving_shapes", "spvis_online_moving_shapes", "spvis_offline_moving_shapes"]
+    for name in stages:
+        start = Recipe.load(name).model.init_from
+        init = [f"model.init_from={tmp_path / start}"] if start else []
+        train(name, tmp_path / name, overrides=[*overrides, *init])
+        assert (tmp_path / name / "model.safetensors").is_file()
+        assert start in (None, *stages)
+
+
 def test_class_heads_of_other_classes_start_fresh(shapes, tmp_path, caplog):
     train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
     source = weights(tmp_path / "vita")
@@ -101,7 +161,11 @@ def test_a_checkpoint_of_other_sizes_is_refused(shapes, tmp_path):
 def test_another_kind_of_model_is_refused(shapes, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path)})
-    with pytest.raises(ValueError, match="is a 'bert' model; vita starts from vita, genvis, mask2former"):
+    with pytest.raises(ValueError, match="is a 'bert' model; vita starts from vita, genvis, minvis, spvis, mask2"):
+        build_model(recipe, list(SHAPES))
+    train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
+    recipe = tiny_recipe(shapes, "minvis", model={"init_from": str(tmp_path / "vita")})
+    with pytest.raises(ValueError, match="is a 'vita' model; minvis starts from minvis, spvis, mask2former, cvis_fr"):
         build_model(recipe, list(SHAPES))
 
 
@@ -178,6 +242,21 @@ def test_joint_training_on_videos_and_images(shapes, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_mapping": {"my ringg": "ring"}}, "'my ringg' is no category of the file; did you mean 'my ring'?"),
+        ({"kind": "videos"}, "It has 'images', so it is of COCO format: `kind: images` in a recipe"),
+        ({"json": "absent.json"}, "absent.json does not exist"),
+    ],
+)
+def test_a_wrong_validation_set_is_found_out_before_the_training(shapes, tmp_path, changes, message):
+    data = {**tiny_recipe(shapes).to_dict()["data"], "valid": {**coco_file(shapes, tmp_path), **changes}}
+    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("?", r"\?")):
+        train(tiny_recipe(shapes, data=data), tmp_path / "vita")
+    assert not (tmp_path / "vita").exists()
+
+
 def test_pre_training_on_images_alone(shapes, tmp_path):
     images = {**coco_file(shapes, tmp_path), "class_mapping": None}
     data = tiny_recipe(shapes).to_dict()["data"]
@@ -190,25 +269,31 @@ def test_pre_training_on_images_alone(shapes, tmp_path):
     assert (tmp_path / "vita/model.safetensors").exists()
 
 
-def test_killed_training_continues_bit_for_bit(shapes, tmp_path):
-    """VITA with random points in its losses, two loader workers, killed without warning after the first checkpoint."""
+@pytest.mark.parametrize("system", ["vita", "spvis"])
+def test_killed_training_continues_bit_for_bit(shapes, tmp_path, system):
+    """Random points in the losses, two loader workers, killed without warning after the first checkpoint; SPVIS with
+    dropout, clips that may run backwards, and a matching that changes at half of the steps."""
     overrides = ["data.num_workers=2", "max_steps=8", "data.augmentation.short_sides=[48, 64]"]
-    train(tiny_recipe(shapes), tmp_path / "whole", overrides=overrides)
-    (process,) = launch(TINY_RUN, shapes, "vita", tmp_path / "killed", *overrides)
+    if system == "spvis":
+        overrides += ["data.frame_range=null", "data.reverse_probability=0.5"]
+    train(tiny_recipe(shapes, system), tmp_path / "whole", overrides=overrides)
+    (process,) = launch(TINY_RUN, shapes, system, tmp_path / "killed", *overrides)
     kill_after_first_checkpoint(process, tmp_path / "killed/checkpoints")
     assert not (tmp_path / "killed/model.safetensors").exists()
 
-    summary = train(tiny_recipe(shapes), tmp_path / "killed", overrides=overrides)
+    summary = train(tiny_recipe(shapes, system), tmp_path / "killed", overrides=overrides)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert [row["loss"] for row in rows(tmp_path / "whole")] == [row["loss"] for row in rows(tmp_path / "killed")]
     assert summary["steps"] == 8
 
 
-@pytest.mark.parametrize("system", ["vita", pytest.param("genvis", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("system", ["vita", *(pytest.param(name, marks=pytest.mark.slow) for name in LATER_STAGES)])
 def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path, monkeypatch, system):
     """The videos of a batch hold different numbers of objects, so normalisers per process would differ."""
     overrides = ["max_steps=4", "batch_size=2", "optimizer.epsilon=1e-3"]
+    if system == "spvis":
+        overrides.append("model.config.refiner_dropout=0")
     processes = launch(TINY_RUN, shapes, system, tmp_path / "two", *overrides, processes=2, FIXED_POINTS="1")
     monkeypatch.setattr(running, "build_model", with_fixed_points(running.build_model))
     train(tiny_recipe(shapes, system), tmp_path / "one", overrides=overrides)

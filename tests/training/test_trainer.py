@@ -90,6 +90,18 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"), rtol=1e-4, atol=1e-5)
 
 
+def test_the_model_is_told_how_far_the_training_is(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        StandInModel, "set_training_progress", lambda self, progress: told.append(progress), raising=False
+    )
+    overrides = ["max_steps=8", "gradient_accumulation_steps=2"]
+    train_standin(tmp_path, [*overrides, "checkpoint_every=2"])
+    assert told == [step / 8 for step in range(8)]
+    train_standin(tmp_path, overrides, resume=tmp_path / "checkpoints/step-00000006")  # as after an interruption
+    assert told[8:] == [6 / 8, 7 / 8]
+
+
 def test_gradients_are_clipped_together(tmp_path):
     """A gradient norm above the limit moves the weights as the gradient scaled to the limit does."""
     overrides = ["max_steps=1", "schedule.warmup_steps=0", "optimizer.epsilon=1.0", "optimizer.weight_decay=0"]

@@ -9,7 +9,7 @@ import sys
 import torch
 from helpers import tiny_detector_config
 
-from transformers_cvis.modeling.losses import select_uncertain_points
+from transformers_cvis.modeling.losses import MaskClassificationLoss, select_uncertain_points
 from transformers_cvis.training import Recipe, running, train
 
 
@@ -36,13 +36,16 @@ def with_fixed_points(build_model):
 
     def build(recipe, names):
         model = build_model(recipe, names)
-        model.criterion.point_sampler = model.detector.criterion.point_sampler = FixedPoints()
+        for module in model.modules():
+            if isinstance(module, MaskClassificationLoss):
+                module.point_sampler = FixedPoints()
         return model
 
     return build
 
 
 def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
+    """A recipe of any system; SPVIS is offline, from scratch, and trains refiner and tracker together."""
     detector_config = {
         name: getattr(tiny_detector_config(), name)
         for name in (
@@ -51,7 +54,11 @@ def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
         )
     }
     detector_config["backbone_config"] = tiny_detector_config().backbone_config.to_dict()
-    config = {
+    spvis_config = {
+        **{"tracker_layers": 2, "tracker_dim_feedforward": 32, "filter_dim_feedforward": 32},
+        **{"refiner": "spvis", "refiner_layers": 2, "freeze_tracker": False},
+    }
+    head_config = {
         "detector_config": detector_config,
         "num_queries": 6,
         "encoder_layers": 1,
@@ -61,9 +68,14 @@ def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
         "num_attention_heads": 2,
         "train_num_points": 32,
     }
+    crisp_config = {"text_encoder": "random", "text_hidden_size": 32}
+    configs = {
+        **{"minvis": detector_config, "mask2former_vis": detector_config},
+        **{"spvis": {**detector_config, **spvis_config}, "crisp": {**detector_config, **crisp_config}},
+    }
     values = {
         "system": system,
-        "model": {"config": config},
+        "model": {"config": configs.get(system, head_config)},
         "data": {
             "train": {"json": f"{data_folder}/train.json", "images": f"{data_folder}/JPEGImages"},
             "num_frames": 2,

@@ -4,6 +4,7 @@ import torch
 
 from ..modeling.hvpl.configuration_hvpl import HvplConfig
 from .configurations import count, infer_frame_detector_config
+from .tasks import class_head_sizes
 
 # What released weights were trained and evaluated with; only the three together give their published numbers.
 RELEASED = {"scan_axes": "released", "encoder_slices": "joint", "cross_tokens": "released"}
@@ -19,13 +20,10 @@ def infer_hvpl_config(state_dict: dict[str, torch.Tensor], **settings) -> HvplCo
     Raises:
         ValueError: when the checkpoint has no class heads of tasks.
     """
-    prompts, heads = "vita_module.prompt_feat", "vita_module.class_embed.cls"
-    num_heads = count(state_dict, r"vita_module\.class_embed\.cls\.(\d+)\.")
-    if not num_heads:
+    prompts = "vita_module.prompt_feat"
+    class_counts, deep = class_head_sizes(state_dict, "vita_module")
+    if not class_counts:
         raise ValueError("This checkpoint has no class heads of tasks (`vita_module.class_embed.cls.*`): no HVPL.")
-    deep = f"{heads}.0.layers.2.weight" in state_dict
-    output = "layers.2.weight" if deep else "weight"
-    class_counts = [len(state_dict[f"{heads}.{head}.{output}"]) for head in range(1, num_heads)]
     id2label = settings.pop("id2label", {index: f"LABEL_{index}" for index in range(sum(class_counts))})
     detector_config = infer_frame_detector_config(state_dict, id2label=id2label)
     found = {

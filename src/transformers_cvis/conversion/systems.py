@@ -6,12 +6,16 @@ from functools import partial
 
 from transformers import Mask2FormerForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 
+from ..modeling.crisp import CrispForVideoInstanceSegmentation
 from ..modeling.genvis import GenVisForVideoInstanceSegmentation
 from ..modeling.hvpl import HvplForVideoInstanceSegmentation
+from ..modeling.mask2former_vis import Mask2FormerVisForVideoInstanceSegmentation
 from ..modeling.minvis import MinVisForVideoInstanceSegmentation
 from ..modeling.spvis import SpvisForVideoInstanceSegmentation
 from ..modeling.vita import VitaForVideoInstanceSegmentation
+from .clip_configurations import infer_crisp_config, infer_mask2former_vis_config
 from .configurations import infer_mask2former_config, infer_minvis_config
+from .crisp_names import crisp_rules
 from .hvpl_configurations import infer_hvpl_config
 from .hvpl_names import hvpl_rules
 from .names import Rule, frame_detector_rules
@@ -36,6 +40,7 @@ class System:
         model_class: what the weights become.
         short_sides: short side of videos in pixels, by the backbone's `model_type`.
         untold: fields that change what the model computes and that no tensor tells; the report names them.
+        remark: what else no tensor tells, a sentence for the report.
     """
 
     rules: Callable[[], list[Rule]]
@@ -43,6 +48,7 @@ class System:
     model_class: type[PreTrainedModel]
     short_sides: dict[str, int]
     untold: tuple[str, ...] = ()
+    remark: str | None = None
 
 
 SYSTEMS = {
@@ -67,6 +73,13 @@ SYSTEMS = {
         VIDEO_HEAD_SIDES,
         untold=("calibration_deltas",),
     ),
+    "crisp": System(
+        crisp_rules,
+        infer_crisp_config,
+        CrispForVideoInstanceSegmentation,
+        FRAME_SIDES,
+        untold=("calibration_deltas",),
+    ),
     "spvis": System(
         spvis_rules, partial(infer_spvis_config, system="spvis"), SpvisForVideoInstanceSegmentation, FRAME_SIDES
     ),
@@ -74,6 +87,13 @@ SYSTEMS = {
         dvis_rules, partial(infer_spvis_config, system="dvis"), SpvisForVideoInstanceSegmentation, FRAME_SIDES
     ),
     "minvis": System(frame_detector_rules, infer_minvis_config, MinVisForVideoInstanceSegmentation, FRAME_SIDES),
+    "mask2former-vis": System(
+        frame_detector_rules,
+        infer_mask2former_vis_config,
+        Mask2FormerVisForVideoInstanceSegmentation,
+        FRAME_SIDES,
+        remark="No tensor tells whether it was trained on videos; one that was trained on images tracks as minvis.",
+    ),
     # In transformers' own format: for images as it is, and as frame detector or MinVIS of this package.
     "mask2former": System(
         frame_detector_rules, infer_mask2former_config, Mask2FormerForUniversalSegmentation, FRAME_SIDES

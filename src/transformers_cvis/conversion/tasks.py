@@ -3,6 +3,10 @@
 import re
 from collections.abc import Iterable
 
+import torch
+
+from .configurations import count
+
 LEVEL = r"(?:sem_seg_head\.predictor|vita_module)"
 # Task 0 is the base. `class_embed.cls.0` is the no-object head, which all tasks share.
 CLASS_HEAD = re.compile(rf"{LEVEL}\.class_embed\.cls\.(\d+)\..+")
@@ -24,3 +28,15 @@ def task_of(name: str) -> int:
         if match := pattern.fullmatch(name):
             return max(first_task + int(match[1]), 0)
     return 0
+
+
+def class_head_sizes(state_dict: dict[str, torch.Tensor], level: str) -> tuple[list[int], bool]:
+    """Classes of each task by its head at a level, such as "vita_module", and whether heads have three layers.
+
+    No classes where there are no heads of tasks.
+    """
+    heads = f"{level}.class_embed.cls"
+    num_heads = count(state_dict, rf"{re.escape(heads)}\.(\d+)\.")
+    deep = f"{heads}.0.layers.2.weight" in state_dict
+    output = "layers.2.weight" if deep else "weight"
+    return [len(state_dict[f"{heads}.{head}.{output}"]) for head in range(1, num_heads)], deep

@@ -1,6 +1,6 @@
 """Annotated videos and images in, training clips out: files, validation, clip sampling, augmentation, a generator."""
 
-from .annotation_files import images_as_videos, read_annotations
+from .annotation_files import hold_out_videos, images_as_videos, read_annotations
 from .augmentation import (
     ClipAugmentation,
     LargeScaleJitter,
@@ -12,7 +12,9 @@ from .augmentation import (
 )
 from .class_mapping import CLASS_MAPPINGS, ClassFilter, map_categories
 from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, sample_clip_frames
+from .mask_folders import read_mask_folders
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
+from .preview import draw_clips
 from .splits import split_ytvis
 from .validation import Problem, validate_annotations, validate_ytvis
 from .ytvis import class_names, find_image_root, load_coco, load_ytvis
@@ -33,9 +35,11 @@ __all__ = [
     "VideoDataset",
     "class_names",
     "collate_clips",
+    "draw_clips",
     "evaluation_resize",
     "find_image_root",
     "generate_video",
+    "hold_out_videos",
     "images_as_videos",
     "load_coco",
     "load_ytvis",
@@ -43,6 +47,7 @@ __all__ = [
     "map_categories",
     "mask2former_augmentation",
     "read_annotations",
+    "read_mask_folders",
     "sample_clip_frames",
     "split_ytvis",
     "validate_annotations",

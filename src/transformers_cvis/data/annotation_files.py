@@ -1,12 +1,12 @@
-"""Annotation files of YouTube-VIS and of COCO format, read into one form: an image is a video of one frame."""
+"""The content of annotation files of YouTube-VIS and COCO format, in one form: an image is a video of one frame."""
 
-import json
 import os
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from ..processing import complete_file
+import numpy as np
+from pycocotools import mask as mask_utils
+
 from .class_mapping import ClassFilter, map_categories
 from .validation import FORMATS, read_annotation_json, structure_problems
 
@@ -75,9 +75,43 @@ def images_as_videos(content: dict) -> dict:
     }
 
 
-def write_annotations(content: dict, json_path: str | os.PathLike) -> None:
-    """Write a json; the file appears when it is complete, in a folder that is made if needed."""
-    json_path = Path(json_path)
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    with complete_file(json_path) as file:
-        file.write(json.dumps(content).encode())
+def encode_mask(mask: np.ndarray) -> dict | None:
+    """Bool (height, width) -> compressed RLE, None if the mask is empty."""
+    if not mask.any():
+        return None
+    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+def track_annotation(annotation_id: int, video: dict, category_id: int, segmentations: Sequence[dict | None]) -> dict:
+    """An entry of 'annotations': a track of `video`, an entry of 'videos', from its RLEs, one or None per frame."""
+    return {
+        "id": annotation_id,
+        "video_id": video["id"],
+        "category_id": category_id,
+        "iscrowd": 0,
+        **{key: video[key] for key in ("width", "height", "length")},
+        "segmentations": list(segmentations),
+        "bboxes": [rle and mask_utils.toBbox(rle).tolist() for rle in segmentations],
+        "areas": [rle and int(mask_utils.area(rle)) for rle in segmentations],
+    }
+
+
+def hold_out_videos(content: dict) -> tuple[dict, dict]:
+    """Divide a json for training and validation: the second of every five videos is held out.
+
+    Raises:
+        ValueError: there is one video only.
+    """
+    if len(content["videos"]) < 2:
+        raise ValueError("One video alone cannot be divided into a part to train on and one to evaluate on.")
+    held_out = {video["id"] for video in content["videos"][1::5]}
+
+    def part(belongs) -> dict:
+        return {
+            **content,
+            "videos": [video for video in content["videos"] if belongs(video["id"])],
+            "annotations": [entry for entry in content["annotations"] if belongs(entry["video_id"])],
+        }
+
+    return part(lambda video_id: video_id not in held_out), part(lambda video_id: video_id in held_out)

@@ -6,7 +6,6 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pyarrow.compute import invert, list_parent_indices
 from pycocotools import mask as mask_utils
 from torch.utils.data import Dataset
 
@@ -189,11 +188,14 @@ def _rows_with_instances(dataset: datasets.Dataset) -> np.ndarray:
     kept, first_row = [], 0
     for batch in dataset.select_columns("annotations").with_format("arrow").iter(1000):
         annotations = batch["annotations"].combine_chunks()
-        instances, row_of_instance = annotations.flatten(), list_parent_indices(annotations)
+        instances = annotations.flatten()
         boxes = instances.field("boxes")
-        visible = list_parent_indices(boxes).filter(boxes.flatten().is_valid()).unique()
-        visible = visible.filter(invert(instances.field("iscrowd").take(visible)))
-        kept.append(first_row + row_of_instance.take(visible).unique().to_numpy())
+        instance_of_box = np.repeat(np.arange(len(instances)), boxes.value_lengths().to_numpy())
+        has_box = np.zeros(len(instances), dtype=bool)
+        has_box[instance_of_box[boxes.flatten().is_valid().to_numpy(zero_copy_only=False)]] = True
+        counts = has_box & ~instances.field("iscrowd").to_numpy(zero_copy_only=False)
+        row_of_instance = np.repeat(np.arange(len(batch)), annotations.value_lengths().to_numpy())
+        kept.append(first_row + np.unique(row_of_instance[counts]))
         first_row += len(batch)
     return np.concatenate(kept)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -415,30 +414,23 @@ class _AnnotationFile:
         self.category_ids = {name: index for index, name in enumerate(categories, 1)}
 
     def add(self, video_name: str, video: MovingShapesVideo) -> None:
+        from .annotation_files import encode_mask, track_annotation  # which generating videos does not need
+
         num_frames, height, width = video.frames.shape[:3]
-        shape = {"width": width, "height": height, "length": num_frames}
-        video_id = len(self.content["videos"]) + 1
-        file_names = [f"{video_name}/{frame:05d}.jpg" for frame in range(num_frames)]
-        self.content["videos"].append({"id": video_id, **shape, "file_names": file_names})
+        entry = {
+            "id": len(self.content["videos"]) + 1,
+            "width": width,
+            "height": height,
+            "length": num_frames,
+            "file_names": [f"{video_name}/{frame:05d}.jpg" for frame in range(num_frames)],
+        }
+        self.content["videos"].append(entry)
+        annotations = self.content["annotations"]
         for category, masks in zip(video.categories, video.masks, strict=True):
-            segmentations = [_encode(mask) if mask.any() else None for mask in masks]
-            self.content["annotations"].append(
-                {
-                    "id": len(self.content["annotations"]) + 1,
-                    "video_id": video_id,
-                    "category_id": self.category_ids[category],
-                    "iscrowd": 0,
-                    **shape,
-                    "segmentations": segmentations,
-                    "bboxes": [rle and mask_utils.toBbox(rle).tolist() for rle in segmentations],
-                    "areas": [rle and int(mask_utils.area(rle)) for rle in segmentations],
-                }
+            segmentations = [encode_mask(mask) for mask in masks]
+            annotations.append(
+                track_annotation(len(annotations) + 1, entry, self.category_ids[category], segmentations)
             )
-
-
-def _encode(mask: np.ndarray) -> dict:
-    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def _find_images(folder: str | os.PathLike | None) -> list[Path]:

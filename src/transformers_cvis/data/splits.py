@@ -1,12 +1,14 @@
 """A train part and a test part of an annotated data set, for benchmarks whose own test labels are hidden."""
 
+import json
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from .annotation_files import read_annotations, write_annotations
+from ..processing import complete_file
+from .annotation_files import read_annotations
 
 
 def split_ytvis(
@@ -64,7 +66,9 @@ def split_ytvis(
             "annotations": [row for row in content["annotations"] if (row["video_id"] in test_videos) == in_test],
         }
         path = Path(output_dir) / f"{name}_split.json"
-        write_annotations(part, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as file:
+            file.write(json.dumps(part).encode())
         paths.append(path)
     return paths[0], paths[1]
 

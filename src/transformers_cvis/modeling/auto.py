@@ -6,20 +6,26 @@ from transformers import AutoConfig, AutoModel, Mask2FormerConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from .crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .frame_detector import FrameDetector, FrameDetectorConfig
 from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .hvpl import HvplConfig, HvplForVideoInstanceSegmentation
+from .mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
 MODELS = {
+    CrispConfig: CrispForVideoInstanceSegmentation,
     VitaConfig: VitaForVideoInstanceSegmentation,
     GenVisConfig: GenVisForVideoInstanceSegmentation,
     HvplConfig: HvplForVideoInstanceSegmentation,
+    Mask2FormerVisConfig: Mask2FormerVisForVideoInstanceSegmentation,
     MinVisConfig: MinVisForVideoInstanceSegmentation,
     SpvisConfig: SpvisForVideoInstanceSegmentation,
 }
+# The configurations by the names of their systems, as recipes give them.
+SYSTEMS = {config_class.model_type: config_class for config_class in MODELS}
 # Image models of transformers, and what their checkpoints become here.
 IMAGE_MODELS = {Mask2FormerConfig: MinVisForVideoInstanceSegmentation}
 

@@ -221,8 +221,7 @@ def save_model(
     if video_processor is not None:
         video_processor.save_pretrained(folder)
     if training_summary:
-        text = json.dumps(training_summary, indent=2, ensure_ascii=False)
-        (folder / TRAINING_SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+        write_training_summary(training_summary, folder)
     card = model_card(
         model,
         name,
@@ -233,6 +232,11 @@ def save_model(
         training_summary=training_summary,
     )
     card.save(folder / "README.md")
+
+
+def write_training_summary(training_summary: dict[str, Any], folder: str | os.PathLike) -> None:
+    text = json.dumps(training_summary, indent=2, ensure_ascii=False)
+    (Path(folder) / TRAINING_SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_training_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -308,7 +312,9 @@ def _overview(model, license: str, base_model: str | None) -> str:
         "Starts from": base_model or "no published base",
         "Licence": license,
     }
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+    note = getattr(model, "card_note", None)
+    return f"{table}\n\n{note}" if note else table
 
 
 def _how_to_load(name: str, revision: str | None) -> str:

@@ -1,13 +1,20 @@
-"""Which query of a frame continues which track, by the similarity of queries.
+"""Which query of a frame or of a window of frames continues which track.
 
 B videos, T frames of a clip, Q queries, C channels.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+NOT_FINITE = (
+    "Queries cannot be matched: they hold NaN or infinity. Check the weights and the pixel values, or run in bfloat16 "
+    "or float32 instead of float16."
+)
 
 
 @torch.no_grad()
@@ -36,10 +43,7 @@ def match_frame_queries(frame_queries: Tensor, previous: Tensor | None = None, i
     with torch.autocast(directions.device.type, enabled=False):
         costs = (1 - before @ directions.transpose(2, 3)).cpu().numpy()  # (B, T, Q of the frame before, Q)
     if not np.isfinite(costs).all():
-        raise ValueError(
-            "Frame queries cannot be matched: they hold NaN or infinity. Check the weights and the pixel values, or "
-            "run in bfloat16 or float32 instead of float16."
-        )
+        raise ValueError(NOT_FINITE)
     orders = np.empty(costs.shape[:3], dtype=np.int64)
     for video, video_costs in enumerate(costs):
         order = np.arange(costs.shape[3])
@@ -51,9 +55,50 @@ def match_frame_queries(frame_queries: Tensor, previous: Tensor | None = None, i
     return torch.from_numpy(orders).to(frame_queries.device)
 
 
+@torch.no_grad()
+def match_window_queries(
+    queries: Tensor, mask_logits: Tensor, previous: Tensor, previous_mask_logits: Tensor, group_widths: Sequence[int]
+) -> Tensor:
+    """Which query of a window of frames continues which track of the window before, with which it shares frames.
+
+    The assignment of largest total similarity, for each group of queries by itself: the IoU of two masks over the
+    shared frames, which shows the same object directly, plus the cosine of two queries, which also speaks where an
+    object is not in the shared frames and its mask is empty. Classes add nothing: they are a function of the query.
+
+    Args:
+        queries: `(B, Q, C)` of the window.
+        mask_logits: `(B, Q, pixels)`, their masks in the shared frames, of any resolution.
+        previous: `(B, Q, C)`, queries of the window before in the order of the tracks.
+        previous_mask_logits: `(B, Q, pixels)`.
+        group_widths: number of queries of each group; Q together.
+
+    Returns:
+        `(B, Q)` long: the query of the window that takes each place of the order.
+
+    Raises:
+        ValueError: when a similarity is not finite.
+    """
+    orders, start = [], 0
+    parts = (queries, mask_logits, previous, previous_mask_logits)
+    for group in zip(*(part.split(list(group_widths), dim=1) for part in parts), strict=True):
+        ours, theirs = _directions(group[0]), _directions(group[2])
+        inside, inside_before = (group[index].gt(0).to(ours.dtype) for index in (1, 3))
+        with torch.autocast(ours.device.type, enabled=False):
+            shared = inside_before @ inside.transpose(1, 2)  # (B, tracks, queries)
+            areas = inside_before.sum(2)[:, :, None] + inside.sum(2)[:, None]
+            similarity = theirs @ ours.transpose(1, 2) + shared / (areas - shared).clamp(min=1)
+        similarity = similarity.cpu().numpy()
+        if not np.isfinite(similarity).all():
+            raise ValueError(NOT_FINITE)
+        order = np.stack([linear_sum_assignment(video, maximize=True)[1] for video in similarity])
+        orders.append(torch.from_numpy(order).to(queries.device) + start)
+        start += len(order[0])
+    return torch.cat(orders, dim=1)
+
+
 def _directions(queries: Tensor) -> Tensor:
     """Queries of length 1, in float32 at least."""
     return F.normalize(queries.to(torch.promote_types(queries.dtype, torch.float32)), dim=-1)
 
 
-__all__ = ["match_frame_queries"]
+__all__ = ["match_frame_queries", "match_window_queries"]

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from .hub import commit_folder, model_card
+from .hub import commit_folder, model_card, write_training_summary
 from .task_learning import TaskLearningMixin
 
 ADAPTER_CONFIG_FILE = "task_adapter_config.json"
@@ -268,7 +268,7 @@ class TaskAdapterMixin(TaskLearningMixin):
         tensors = {f"directions.{task}": tensor for task, tensor in self._directions.items()}
         for task, heads in self._no_object_after.items():
             tensors |= {f"no_object.{task}.{name}": tensor for name, tensor in heads.items()}
-        metadata = {"format": "pt"}  # a file without tensors and without metadata could not be read
+        metadata = {"format": "pt"}  # safetensors cannot read a file back that has neither tensors nor metadata
         if self.num_tasks == 1:
             metadata["base_hashes"] = json.dumps(self.base_hashes())
         save_file(tensors, Path(save_directory) / TASK_STATE_FILE, metadata=metadata)
@@ -448,6 +448,8 @@ class TaskAdapterMixin(TaskLearningMixin):
                 video_processor.save_pretrained(temporary)
             if report is not None:
                 report.save(temporary)
+            if training_summary:
+                write_training_summary(training_summary, temporary)
             self._adapter_card(name or folder.name, revision, report, license, training_summary, place).save(
                 Path(temporary) / "README.md"
             )
@@ -500,8 +502,6 @@ class TaskAdapterMixin(TaskLearningMixin):
                 ]
             )
         }
-        if note := self.card_note():
-            sections["At inference"] = note
         if report is not None:
             sections["After every task"] = report.to_markdown()
         return model_card(
@@ -513,10 +513,6 @@ class TaskAdapterMixin(TaskLearningMixin):
             training_summary=training_summary,
             sections=sections,
         )
-
-    def card_note(self) -> str | None:
-        """What a user of the weights should know, for the model card."""
-        return None
 
     def push_task_adapter(
         self,

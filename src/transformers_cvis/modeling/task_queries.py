@@ -73,14 +73,27 @@ class TaskClassPredictor(nn.Module):
         return MaskEmbedder(self.hidden_dim, num_classes) if self.deep else nn.Linear(self.hidden_dim, num_classes)
 
     @torch.no_grad()
-    def add_task(self, num_classes: int) -> None:
-        """Another head, which starts as the no-object head with its output repeated for every class."""
+    def add_task(self, num_classes: int, fresh: bool = False) -> None:
+        """Another head, which starts as the no-object head with its output repeated for every class.
+
+        Args:
+            fresh: start from random weights instead.
+        """
         no_object = self.heads[0]
         reference = next(no_object.parameters())
         head = self._head(num_classes).to(reference.device, reference.dtype)
+        if fresh:
+            self.heads.append(head)
+            return
         for ours, theirs in zip(head.parameters(), no_object.parameters(), strict=True):
             ours.copy_(theirs.expand_as(ours))  # the output layer has one row, the others are of one shape
         self.heads.append(head)
+
+    def reset_parameters(self) -> None:
+        """Start all heads afresh, as PyTorch does."""
+        for head in self.heads:
+            for layer in _linear_layers(head):
+                layer.reset_parameters()
 
     def remove_task(self) -> None:
         """Drop the head of the last task."""

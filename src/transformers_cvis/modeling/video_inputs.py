@@ -128,17 +128,13 @@ class VideoModelMixin:
         gives the very masks that the video gives alone.
         """
         height, width = pixel_values_videos.shape[-2:]
-        videos_of_size = defaultdict(list)
-        for video, size in enumerate(_own_sizes(pixel_values_videos, pixel_mask)):
-            videos_of_size[size].append(video)
-        if list(videos_of_size) == [(height, width)]:
+        sizes = videos_by_size(pixel_values_videos, pixel_mask)
+        if list(sizes) == [(height, width)]:
             return self._detect_size(pixel_values_videos)
         frame_queries, mask_features, order = [], [], []
-        for (own_height, own_width), videos in videos_of_size.items():
+        for (own_height, own_width), videos in sizes.items():
             detected = self._detect_size(pixel_values_videos[videos, :, :, :own_height, :own_width])
-            right, bottom = (width - own_width) // 4, (height - own_height) // 4
-            padded = F.pad(detected.mask_features.flatten(0, 1), (0, right, 0, bottom), mode="replicate")
-            mask_features.append(padded.unflatten(0, detected.mask_features.shape[:2]))
+            mask_features.append(repeat_border(detected.mask_features, (height // 4, width // 4)))
             frame_queries.append(detected.frame_queries)
             order += videos
         back = torch.tensor(order, device=self.device).argsort()
@@ -148,6 +144,20 @@ class VideoModelMixin:
         frames = pixel_values_videos.flatten(0, 1).split(self.config.detector_chunk_size)
         detected = [torch.cat(parts) for parts in zip(*map(self.detect_frames, frames), strict=True)]
         return DetectedFrames(*(part.unflatten(0, pixel_values_videos.shape[:2]) for part in detected))
+
+
+def videos_by_size(pixel_values_videos: Tensor, pixel_mask: Tensor | None) -> dict[tuple[int, int], list[int]]:
+    """Height and width that videos have alone, padded to the size divisor, and which videos of the batch they are."""
+    sizes = defaultdict(list)
+    for video, size in enumerate(_own_sizes(pixel_values_videos, pixel_mask)):
+        sizes[size].append(video)
+    return dict(sizes)
+
+
+def repeat_border(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, X, Y, h, w) at a larger `size`, their last row and column repeated at the bottom and at the right."""
+    bottom, right = (whole - own for whole, own in zip(size, maps.shape[-2:], strict=True))
+    return F.pad(maps.flatten(0, 1), (0, right, 0, bottom), mode="replicate").unflatten(0, maps.shape[:2])
 
 
 def _own_sizes(pixel_values_videos: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig
+from transformers import AutoConfig, Mask2FormerConfig, PreTrainedConfig, PreTrainedModel
 
 from ..data import (
     ClipDataset,
@@ -17,57 +17,53 @@ from ..data import (
     load_coco,
     load_ytvis,
 )
+from ..modeling.auto import MODELS, SYSTEMS
 from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
-from ..modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
-from ..modeling.modeling_video import CvisVideoModel
-from ..modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
 from ..processing import CvisVideoProcessor
-from .recipe import EvaluationRecipe, Recipe
+from .recipe import EvaluationRecipe, Recipe, merge
 
 logger = logging.getLogger(__name__)
 
-SYSTEMS = {
-    "vita": (VitaConfig, VitaForVideoInstanceSegmentation),
-    "genvis": (GenVisConfig, GenVisForVideoInstanceSegmentation),
-}
-FRAME_DETECTORS = ("mask2former", FrameDetectorConfig.model_type)
+FRAME_DETECTORS = (Mask2FormerConfig.model_type, FrameDetectorConfig.model_type)
 CLASS_HEAD = "class_predictor"
 
 
-def build_model(recipe: Recipe, names: Sequence[str]) -> CvisVideoModel:
+def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     """The model that a run starts with, on the CPU.
 
     Args:
         names: classes in label order.
 
-    From another system's checkpoint (VITA for GenVIS) everything that both have is taken; configuration fields in
-    which the systems differ by default take the new system's default. From a Mask2Former checkpoint the frame
-    detector is taken. Class heads start fresh, with a warning, unless the checkpoint has the same classes in the same
-    order.
+    From another system's checkpoint everything that both have is taken: VITA starts GenVIS; Mask2Former, MinVIS and
+    online SPVIS, each of which is a frame detector and more, start the next of them, and the detector of VITA and
+    GenVIS. Configuration fields in which two systems differ by default take the new system's default. Class heads
+    start fresh, with a warning, unless the checkpoint has the same classes in the same order.
 
     Raises:
         ValueError: `model.init_from` is not of a kind that can start this system, or weights other than the class heads
             differ in shape.
     """
-    config_class, model_class = SYSTEMS[recipe.system]
+    config_class = SYSTEMS[recipe.system]
+    model_class = MODELS[config_class]
     start, revision = recipe.model.init_from, recipe.model.revision
     id2label = dict(enumerate(names))
     if start is None:
         return model_class(config_class(**recipe.model.config, id2label=id2label))
 
     source = AutoConfig.from_pretrained(start, revision=revision)
-    if source.model_type in FRAME_DETECTORS:
-        settings = {"detector_config": FrameDetectorConfig.from_pretrained(start, revision=revision).to_dict()}
-    elif isinstance(source, tuple(config for config, _ in SYSTEMS.values())):
-        settings = _shared_settings(source, config_class)
-    else:
+    if source.model_type not in (starting := _starting_systems(config_class)):
         raise ValueError(
             f"`model.init_from`: {start} is a {source.model_type!r} model; {recipe.system} starts from "
-            f"{', '.join([*SYSTEMS, *FRAME_DETECTORS])}."
+            f"{', '.join(starting)}."
         )
-    config = config_class(**_merge(settings, recipe.model.config), id2label=id2label)
+    gives_detector = isinstance(source, Mask2FormerConfig) and not issubclass(config_class, Mask2FormerConfig)
+    if gives_detector:
+        settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
+    else:
+        settings = _shared_settings(source, config_class)
+    config = config_class(**merge(settings, recipe.model.config), id2label=id2label)
     loading = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    if source.model_type in FRAME_DETECTORS:
+    if gives_detector:
         model = model_class(config)
         detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
         model.detector.load_state_dict(detector.state_dict())
@@ -76,17 +72,18 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> CvisVideoModel:
         model, info = model_class.from_pretrained(start, config=config, **loading)
     _check_loaded(start, info)
     if [source.id2label[label] for label in sorted(source.id2label)] != list(names):
-        for name, module in model.named_modules():
-            if name.split(".")[-1] == CLASS_HEAD:
-                module.reset_parameters()
-        logger.warning(
-            f"The class heads start fresh: {start} knows {len(source.id2label)} classes "
-            f"({_abbreviated(source.id2label.values())}), this run {len(names)} ({_abbreviated(names)})."
-        )
+        _reset_class_heads(model, start, source, names)
     return model
 
 
-def _shared_settings(source: VitaConfig | GenVisConfig, config_class: type) -> dict:
+def _starting_systems(config_class: type[PreTrainedConfig]) -> list[str]:
+    """Model types whose checkpoints can start a system: those of its kind, and whatever is a frame detector."""
+    systems = {**SYSTEMS, **dict.fromkeys(FRAME_DETECTORS, Mask2FormerConfig)}
+    is_detector = issubclass(config_class, Mask2FormerConfig)
+    return [name for name, other in systems.items() if issubclass(other, Mask2FormerConfig) or not is_detector]
+
+
+def _shared_settings(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> dict:
     """Fields of `source` that `config_class` has too, without those in which the two systems differ by default."""
     values = source.to_dict()
     defaults = {field.name: field.default for field in fields(type(source))}
@@ -99,13 +96,20 @@ def _shared_settings(source: VitaConfig | GenVisConfig, config_class: type) -> d
     return shared
 
 
-def _merge(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides` on top, nested dictionaries key by key."""
-    merged = dict(values)
-    for key, override in overrides.items():
-        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], override) if both else override
-    return merged
+def _reset_class_heads(model: PreTrainedModel, start: str, source: PreTrainedConfig, names: Sequence[str]) -> None:
+    heads = {name: module for name, module in model.named_modules() if name.split(".")[-1] == CLASS_HEAD}
+    for module in heads.values():
+        module.reset_parameters()
+    logger.warning(
+        f"The class heads start fresh: {start} knows {len(source.id2label)} classes "
+        f"({_abbreviated(source.id2label.values())}), this run {len(names)} ({_abbreviated(names)})."
+    )
+    frozen = [name for name, module in heads.items() if not any(p.requires_grad for p in module.parameters())]
+    if frozen:
+        logger.warning(
+            f"Of these, {' and '.join(frozen)} would stay random, being frozen: train the stage before on the classes "
+            "of this run, and start from that."
+        )
 
 
 def _check_loaded(start: str, info: dict) -> None:
@@ -147,7 +151,9 @@ def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
             source.json, source.images, labels=names, class_mapping=source.class_mapping, class_filter=source.classes
         )
         names = names or class_names(table)
-        clips.append(ClipDataset(table, data.num_frames, data.frame_range, augmentation, recipe.seed))
+        clips.append(
+            ClipDataset(table, data.num_frames, data.frame_range, augmentation, recipe.seed, data.reverse_probability)
+        )
     if len(clips) == 1:
         return clips[0], names
     return MixedClipDataset(clips, [source.ratio for source in data.used_sources], recipe.seed), names

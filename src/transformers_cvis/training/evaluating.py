@@ -18,8 +18,16 @@ def evaluate_on_processes(
     Returns:
         Numbers by name in the main process, nothing in the others.
     """
-    state = PartialState()
     ground_truth = read_annotations(source.json, source.kind, source.class_mapping)
+    results = predict_on_processes(model, processor, ground_truth, source.images, recipe)
+    return evaluate_ytvis(ground_truth, results).summary if PartialState().is_main_process else {}
+
+
+def predict_on_processes(
+    model: torch.nn.Module, processor, ground_truth: dict, images: str, recipe: EvaluationRecipe
+) -> list[dict]:
+    """Tracks of all videos as `predict_dataset` gives them, in every process; the videos are shared out over them."""
+    state = PartialState()
     share = {
         "videos": ground_truth["videos"][state.process_index :: state.num_processes],
         "categories": ground_truth["categories"],
@@ -28,10 +36,9 @@ def evaluate_on_processes(
         model,
         processor,
         share,
-        source.images,
+        images,
         clip_length=recipe.clip_length,
         top_k=recipe.top_k,
         progress=state.is_local_main_process,
     )
-    results = gather_object(results)
-    return evaluate_ytvis(ground_truth, results).summary if state.is_main_process else {}
+    return gather_object(results)

@@ -12,7 +12,12 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as distributed
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..data import collate_clips
 
 RELEASED_ROWS = 256
 RELEASED_COMPONENTS = 50
@@ -66,6 +71,56 @@ class FeatureEnergy:
         if self.centre:
             products -= torch.outer(total, total) / count
         return products.cpu()
+
+
+@torch.no_grad()
+def collect_directions(
+    model: nn.Module,
+    dataset: Dataset,
+    space: str = "features",
+    threshold: float = 0.7,
+    num_clips: int = 256,
+    centre: bool = False,
+) -> Tensor:
+    """The directions that a model, at the end of a task, adds to those it protects; the same in all processes.
+
+    Args:
+        model: has `prompt_features(frames)`, the features that prompts of later tasks will meet, and
+            `protected_directions()`, those of earlier tasks.
+        dataset: training clips of the task; its samples 0, 1, ... are looked at.
+        space: "features", or "released" for the published procedure, which wants as many frames as channels.
+        threshold, centre: see [`grow_basis`], [`FeatureEnergy`].
+        num_clips: how many clips are looked at, over all processes together.
+
+    Returns:
+        `(channels, rank)` float64 orthonormal, orthogonal to the directions before.
+
+    Raises:
+        ValueError: a feature is not finite; "released" and too few frames.
+    """
+    state, was_training, before = PartialState(), model.training, model.protected_directions()
+    model.eval()
+    # The released procedure is about the first frames, so every process looks at all of them.
+    shared = space == "features"
+    numbers = range(state.process_index, num_clips, state.num_processes) if shared else range(num_clips)
+    energy, samples = None, []
+    for number in numbers:
+        frames = collate_clips([dataset[number]])["pixel_values_videos"][0]
+        features = model.prompt_features(frames.to(model.device, model.dtype))  # (T, F, C)
+        if shared:
+            energy = energy or FeatureEnergy(features.shape[-1], centre)
+            energy.update(features)
+        else:
+            samples.append(features.flatten(1).float().cpu())
+            if sum(map(len, samples)) >= RELEASED_ROWS:
+                break
+    model.train(was_training)
+    if shared:
+        basis = grow_basis(energy.matrix(state.device), threshold, before)
+    else:
+        basis = grow_basis_released(released_representation(torch.cat(samples)), threshold, before)
+    directions = [basis[:, 0 if before is None else before.shape[1] :].contiguous()]
+    return broadcast_object_list(directions)[0]
 
 
 def grow_basis(energy: Tensor, threshold: float, basis: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
+from ..modeling.auto import SYSTEMS
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -20,8 +21,9 @@ RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 class ModelRecipe:
     """Where the weights start.
 
-    init_from: folder or Hub repository of a model to start from; None trains from scratch. A VITA checkpoint may start
-        a GenVIS model, a Mask2Former checkpoint the frame detector of either.
+    init_from: folder or Hub repository of a model to start from; None trains from scratch. A Mask2Former or MinVIS
+        checkpoint gives its frame detector to any system, a VITA checkpoint starts a GenVIS model, an online SPVIS
+        checkpoint the offline stage.
     revision: branch, tag or commit of a Hub repository.
     config: overrides of the model configuration (nested, e.g. `detector_config: {hidden_dim: 64}`); with
         `init_from` they are applied on top of its configuration.
@@ -63,8 +65,9 @@ class DataRecipe:
 
     train: one source, or a list of them. valid: the source evaluated on, None for no evaluation.
     num_frames: frames of one training clip. frame_range: they are drawn at most this many frames away from a
-        reference frame. augmentation: fields of `transformers_cvis.data.ClipAugmentation`, whose defaults are those of
-        VITA and GenVIS, or of `LargeScaleJitter`, for pre-training on images. image_rotation: fields of
+        reference frame; None takes consecutive frames. reverse_probability: share of the clips that run backwards.
+    augmentation: fields of `transformers_cvis.data.ClipAugmentation`, whose defaults are those of VITA and GenVIS, or
+        of `LargeScaleJitter`, for pre-training on images. image_rotation: fields of
         `transformers_cvis.data.RandomRotation`, which frames of an image get besides; None does not rotate.
     class_names: classes in label order; None takes those of the first source in `train`, in the order of their ids.
     num_workers: processes that prepare batches ahead; 0 prepares them in the training process.
@@ -72,8 +75,9 @@ class DataRecipe:
 
     train: list[SourceRecipe]
     num_frames: int
-    frame_range: int
+    frame_range: int | None
     valid: SourceRecipe | None = None
+    reverse_probability: float = 0.0
     augmentation: ClipAugmentation | LargeScaleJitter = field(default_factory=ClipAugmentation)
     image_rotation: RandomRotation | None = field(default_factory=RandomRotation)
     class_names: list[str] | None = None
@@ -132,7 +136,8 @@ class EvaluationRecipe:
 class Recipe:
     """A training run.
 
-    system: "vita" or "genvis". max_steps: optimiser steps.
+    system: the `model_type` of a video model, such as "vita" (SPVIS is offline where `model.config` says `refiner`).
+    max_steps: optimiser steps.
     batch_size: clips per optimiser step, over all processes and accumulated micro-batches together: the same recipe
         gives the same training on one process or several.
     gradient_accumulation_steps: micro-batches per optimiser step in each process.
@@ -145,7 +150,7 @@ class Recipe:
     output_dir: used where `train` is called without one.
     """
 
-    system: Literal["vita", "genvis"]
+    system: str
     data: DataRecipe
     optimizer: OptimizerRecipe
     max_steps: int
@@ -166,6 +171,8 @@ class Recipe:
     output_dir: str | None = None
 
     def __post_init__(self):
+        if self.system not in SYSTEMS:
+            raise ValueError(f"`system` must be one of {', '.join(map(repr, SYSTEMS))}, got {self.system!r}.")
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -199,7 +206,10 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict) -> "Recipe":
         """Build a recipe from nested dictionaries, with the checks of [`Recipe.load`]."""
-        return convert(cls, values, where="")
+        try:
+            return convert(cls, values, where="")
+        except ValueError as error:
+            raise ValueError(f"Recipe: {error}") from error
 
     def to_dict(self) -> dict:
         """Nested dictionaries of what JSON and YAML can hold."""
@@ -230,6 +240,15 @@ def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
     return values
 
 
+def merge(values: dict, overrides: dict) -> dict:
+    """`values` with `overrides` on top, nested dictionaries key by key."""
+    merged = dict(values)
+    for key, override in overrides.items():
+        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], override) if both else override
+    return merged
+
+
 def apply_override(values: dict, override: str) -> None:
     """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created.
 
@@ -237,7 +256,7 @@ def apply_override(values: dict, override: str) -> None:
     """
     key, separator, text = override.partition("=")
     if not separator:
-        raise ValueError(f"Recipe override {override!r} must look like key=value, e.g. optimizer.learning_rate=1e-4.")
+        raise ValueError(f"Override {override!r} must look like key=value, e.g. optimizer.learning_rate=1e-4.")
     *parents, last = key.strip().split(".")
     node: Any = values
     for position, parent in enumerate(parents):
@@ -248,7 +267,7 @@ def apply_override(values: dict, override: str) -> None:
             node[parent] = {}
         node = node[int(parent) if isinstance(node, list) else parent]
         if not isinstance(node, (dict, list)):
-            raise ValueError(f"Recipe override {override!r}: {parent!r} holds a value, not further keys.")
+            raise ValueError(f"Override {override!r}: {parent!r} holds a value, not further keys.")
     node = _open(node, last, override)
     node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
 
@@ -258,7 +277,7 @@ def _open(node: dict | list, key: str, override: str) -> dict | list:
     if isinstance(node, list) and len(node) == 1 and not key.isdigit():
         return node[0]
     if isinstance(node, list) and not (key.isdigit() and int(key) < len(node)):
-        raise ValueError(f"Recipe override {override!r}: {key!r} must be a number from 0 to {len(node) - 1}.")
+        raise ValueError(f"Override {override!r}: {key!r} must be a number from 0 to {len(node) - 1}.")
     return node
 
 
@@ -273,26 +292,26 @@ def convert(expected: Any, value: Any, where: str) -> Any:
             fitting = [choice for choice in choices if _fits(choice, value)]
             if not fitting and not isinstance(value, dict):
                 kinds = " or ".join(choice.__name__ for choice in choices)
-                raise ValueError(f"Recipe: `{where}` must be of type {kinds}, got {value!r}.")
+                raise ValueError(f"`{where}` must be of type {kinds}, got {value!r}.")
             choices = fitting or choices
         return convert(choices[0], value, where)
     if dataclasses.is_dataclass(expected):
         return _convert_dataclass(expected, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise ValueError(f"Recipe: `{where}` must be a list of the length of {expected}, got {value!r}.")
+            raise ValueError(f"`{where}` must be a list of the length of {expected}, got {value!r}.")
         return tuple(convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
     if origin is list:
         if isinstance(value, dict) and dataclasses.is_dataclass(arguments[0]):
             value = [value]  # a single data source needs no list
         if not isinstance(value, list):
-            raise ValueError(f"Recipe: `{where}` must be a list, got {value!r}.")
+            raise ValueError(f"`{where}` must be a list, got {value!r}.")
         return [convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value)]
     if origin is Literal:
         if value is False and "no" in arguments:
             value = "no"  # YAML reads a bare `no` as False
         if value not in arguments:
-            raise ValueError(f"Recipe: `{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+            raise ValueError(f"`{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
         return value
     if expected is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
@@ -300,7 +319,7 @@ def convert(expected: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ValueError(f"Recipe: `{where}` must be of type {expected.__name__}, got {value!r}.")
+        raise ValueError(f"`{where}` must be of type {expected.__name__}, got {value!r}.")
     return value
 
 
@@ -316,19 +335,19 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
         return value
     place = f"`{where}`" if where else "the top level"
     if not isinstance(value, dict):
-        raise ValueError(f"Recipe: {place} must be a mapping of keys to values, got {value!r}.")
+        raise ValueError(f"{place} must be a mapping of keys to values, got {value!r}.")
     known = typing.get_type_hints(expected)
     for key in value:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-            raise ValueError(f"Recipe: unknown key {key!r} at {place}. Did you mean {nearest!r}?")
+            raise ValueError(f"unknown key {key!r} at {place}. Did you mean {nearest!r}?")
     for entry in dataclasses.fields(expected):
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in value:
-            raise ValueError(f"Recipe: {place} needs the key {entry.name!r}.")
+            raise ValueError(f"{place} needs the key {entry.name!r}.")
     prefix = f"{where}." if where else ""
     arguments = {key: convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
     try:
         return expected(**arguments)
     except ValueError as error:
-        raise ValueError(f"Recipe: {place}: {error}") from error
+        raise ValueError(f"{place}: {error}") from error

@@ -17,8 +17,10 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from .. import __version__
+from ..data import read_annotations
+from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..modeling.hub import save_model
-from .building import SYSTEMS, build_dataset, build_model, build_processor, collate
+from .building import build_dataset, build_model, build_processor, collate
 from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
 from .evaluating import evaluate_on_processes
 from .recipe import Recipe
@@ -59,7 +61,7 @@ def train(
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
 
-    _join_processes(recipe)
+    join_processes(runs_on_cpu(recipe.device))
 
     checkpoint = find_checkpoint(output_dir / "checkpoints", resume)
     dataset, names = build_dataset(recipe)
@@ -67,7 +69,7 @@ def train(
     if checkpoint is None:
         model = build_model(recipe, names)
     else:
-        model = SYSTEMS[recipe.system][1].from_pretrained(checkpoint)
+        model = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
         if PartialState().is_main_process:
             tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
     if recipe.model.gradient_checkpointing:
@@ -76,26 +78,28 @@ def train(
 
     evaluate = None
     if recipe.data.valid is not None:
+        valid = recipe.data.valid
+        read_annotations(valid.json, valid.kind, valid.class_mapping)  # what is wrong there shows before the training
 
         def evaluate(model):
-            return evaluate_on_processes(model, processor, recipe.data.valid, recipe.evaluation)
+            return evaluate_on_processes(model, processor, valid, recipe.evaluation)
 
     trainer = Trainer(recipe, output_dir, model, dataset, collate, evaluate, checkpoint)
     try:
         result = trainer.run()
         summary = summarise(recipe, result, trainer)
         if trainer.accelerator.is_main_process:
-            _save_model_folder(trainer.unwrapped_model, processor, output_dir, summary)
+            save_model_folder(trainer.unwrapped_model, processor, output_dir, summary)
         trainer.accelerator.wait_for_everyone()
     finally:
         trainer.finish()
     return summary
 
 
-def _join_processes(recipe: Recipe) -> None:
+def join_processes(on_cpu: bool) -> None:
     """Join the other processes of a distributed run, until the program ends: one program may train more than once."""
     if not torch.distributed.is_initialized():
-        PartialState(cpu=runs_on_cpu(recipe))
+        PartialState(cpu=on_cpu)
         atexit.register(_leave_processes)
 
 
@@ -131,8 +135,9 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     }
 
 
-def _save_model_folder(model, processor, output_dir: Path, summary: dict) -> None:
-    """Write everything to a temporary folder, then move the files in, the summary last: it says that all are there."""
+def save_model_folder(model, processor, output_dir: Path, summary: dict | None) -> None:
+    """Model, processor, card and, where there is one, the summary of the training. All is written to a temporary
+    folder, then the files are moved in, the summary last: it says that all are there."""
     temporary = output_dir / f"model{TEMPORARY_SUFFIX}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

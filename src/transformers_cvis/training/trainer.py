@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
+from .gradient_projection import GradientProjection
 from .optimization import learning_rate_factor, parameter_groups
 from .recipe import Recipe
 from .tracking import resolve_trackers
@@ -26,9 +27,9 @@ logger = get_logger(__name__)
 LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_clip2" -> "loss_mask"
 
 
-def runs_on_cpu(recipe: Recipe) -> bool:
+def runs_on_cpu(device: str) -> bool:
     """Accelerate must be told, else it does not let CPU processes join."""
-    return recipe.device == "cpu" or not torch.accelerator.is_available()
+    return device == "cpu" or not torch.accelerator.is_available()
 
 
 class TrainingBatches:
@@ -70,11 +71,13 @@ class Trainer:
     each normalised by its own objects.
 
     Args:
-        model: returns an output with `loss` and `loss_dict` when called with a batch.
+        model: returns an output with `loss` and `loss_dict` when called with a batch. One that has
+            `set_training_progress` is told before each step what share of the training is done.
         dataset: `dataset[n]` is sample `n` of the run, for any `n >= 0`, a function of `n` and the seed alone.
         collate: list of samples -> `(batch of keyword arguments of the model, names of the samples)`.
         evaluate: model -> metrics by name; called in every process.
         checkpoint: folder to continue from; `model` must have been loaded from it.
+        projection: directions that some parameters of `model` must not move in.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Trainer:
         collate: Callable[[list], tuple[dict, list[str]]],
         evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
         checkpoint: Path | None = None,
+        projection: GradientProjection | None = None,
     ):
         self.recipe = recipe
         self.output_dir = Path(output_dir)
@@ -93,6 +97,7 @@ class Trainer:
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         self.evaluate = evaluate
         self.checkpoint = checkpoint
+        self.projection = projection
         self.first_step, self.seconds_before, self.checkpoint_state = 0, 0.0, None
         if checkpoint is not None:
             self.checkpoint_state = json.loads((checkpoint / checkpoints.STATE_FILE).read_text(encoding="utf-8"))
@@ -100,7 +105,7 @@ class Trainer:
 
         self.accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
-            cpu=runs_on_cpu(recipe),
+            cpu=runs_on_cpu(recipe.device),
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=recipe.gradient_accumulation_steps, sync_with_dataloader=False
             ),
@@ -115,10 +120,12 @@ class Trainer:
             parameter_groups(model, recipe.optimizer),
             betas=tuple(recipe.optimizer.betas),
             eps=recipe.optimizer.epsilon,
-            fused=True if runs_on_cpu(recipe) else None,  # a third of the time for many small tensors
+            fused=True if runs_on_cpu(recipe.device) else None,  # a third of the time for many small tensors
         )
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+        if projection is not None:
+            projection.attach(self.optimizer)
         self.trained_parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.model, self.prepared_optimizer = self.accelerator.prepare(model, self.optimizer)
 
@@ -172,6 +179,8 @@ class Trainer:
             factor = learning_rate_factor(recipe.schedule, step, recipe.max_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
+            if hasattr(self.unwrapped_model, "set_training_progress"):
+                self.unwrapped_model.set_training_progress(step / recipe.max_steps)
             for _ in range(recipe.gradient_accumulation_steps):
                 fetch_start = time.perf_counter()
                 inputs, names = next(batches)
@@ -233,6 +242,8 @@ class Trainer:
             losses = {name: value.detach() for name, value in (outputs.loss_dict or {}).items()}
             self.unchecked_losses.append((step, names, outputs.loss.detach(), losses))
             if accelerator.sync_gradients:
+                if self.projection is not None:
+                    self.projection.project_gradients()
                 # Also unscales; without a limit it only measures.
                 limit = self.recipe.optimizer.max_gradient_norm
                 norm = accelerator.clip_grad_norm_(self.trained_parameters, float("inf") if limit is None else limit)

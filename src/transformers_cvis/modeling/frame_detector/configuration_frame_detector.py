@@ -29,6 +29,14 @@ class FrameDetectorConfig(Mask2FormerConfig):
         drop_unknown_keys(self, kwargs)
 
     @classmethod
+    def from_frame_detector(cls, config: Mask2FormerConfig, **changes) -> "FrameDetectorConfig":
+        """The same network as that of a Mask2Former or frame detector configuration, with some fields changed."""
+        settings = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+        converted = cls(**{**settings, **changes})
+        converted._commit_hash = getattr(config, "_commit_hash", None)
+        return converted
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == Mask2FormerConfig.model_type:

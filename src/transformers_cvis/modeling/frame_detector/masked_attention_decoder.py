@@ -65,9 +65,13 @@ class SelfAttention(nn.Module):
         init.xavier_uniform_(self.out_proj.weight)
         init.zeros_(self.out_proj.bias)
 
-    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, positions: torch.Tensor, value_residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`value_residual` is added to the states as values only; shapes `(N, Q, C)` or what broadcasts to it."""
         placed = hidden_states + positions
-        queries, keys, values = self.q_proj(placed), self.k_proj(placed), self.v_proj(hidden_states)
+        values = hidden_states if value_residual is None else hidden_states + value_residual
+        queries, keys, values = self.q_proj(placed), self.k_proj(placed), self.v_proj(values)
         return self.out_proj(attend(queries, keys, values, self.num_heads, self.dropout if self.training else 0.0))
 
 
@@ -115,10 +119,11 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
         keys: torch.Tensor,
         values: torch.Tensor,
         allowed: torch.Tensor,
+        value_residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         attended = self.cross_attn(hidden_states + query_positions, keys, values, allowed)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self._drop(attended))
-        attended = self.self_attn(hidden_states, query_positions)
+        attended = self.self_attn(hidden_states, query_positions, value_residual)
         hidden_states = self.self_attn_layer_norm(hidden_states + self._drop(attended))
         expanded = self._drop(self.activation(self.fc1(hidden_states)))
         return self.final_layer_norm(hidden_states + self._drop(self.fc2(expanded)))

@@ -68,6 +68,29 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
 
     # Training
 
+    def projected_parameters(self) -> list[nn.Parameter]:
+        """What the orthogonal gradient correction keeps clear of protected directions: the newest frame prompts."""
+        return [self.detector.task_queries[-1].features.weight]
+
+    def prompt_features(self, frames: Tensor) -> Tensor:
+        """What prompts become in the first layer of the frame decoder, where they meet each other.
+
+        Args:
+            frames: `(N, 3, H, W)`, normalised.
+
+        Returns:
+            `(N, F, C)`: the queries of all groups after the first self-attention.
+        """
+        first_layer = self.detector.model.transformer_module.decoder.layers[0]
+        outputs = []
+        hook = first_layer.self_attn_layer_norm.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        try:
+            self.detector(frames, output_mask_features=False)
+        finally:
+            hook.remove()
+        num_queries = sum(len(group.features) for group in self.detector.groups())
+        return outputs[0][:, :num_queries]
+
     def layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
         newest = GroupedQueries(self.video_head.groups()[-1:], alignment=1)
         class_logits = self.video_head.class_predictor(self.split_layers(decoded.normalised, dim=1))

@@ -37,9 +37,16 @@ Tracks (SPVIS and DVIS: a query follows an object through the frames, each of wh
 
 with class logits `(B, T, Q, K + 1)` in the first and `(B, Q, K + 1)` in the second, mask embeddings `(B, T, Q, C)`.
 
+Clips as one (Mask2Former-VIS, CRISP: a query reads all frames of a clip at once)::
+
+    losses = ClipMaskClassificationLoss(num_labels)(predictions, mask_features, targets)
+
+with class logits `(B, Q, K + 1)` and mask embeddings `(B, Q, C)`.
+
 Every criterion has a `point_sampler`; replacing it fixes the points.
 """
 
+from .clip import ClipMaskClassificationLoss
 from .mask_classification import MaskClassificationLoss
 from .matching import LayerPrediction
 from .points import PointSampler, sample_points, select_uncertain_points
@@ -49,6 +56,7 @@ from .uvla import unified_video_label_assignment
 from .video import ClipwiseMaskClassificationLoss, VideoMaskClassificationLoss
 
 __all__ = [
+    "ClipMaskClassificationLoss",
     "ClipwiseMaskClassificationLoss",
     "FramewiseTrackLoss",
     "LayerPrediction",

@@ -114,12 +114,13 @@ class MaskClassificationLoss(nn.Module):
             prediction: `(D, L, P, Q, .)`.
             mask_features: `(P, T, C, h, w)`.
             targets: M objects of the P problems.
-            matched: `(D, L, M)`: the query of each object.
+            matched: `(D, L, M)`: the query of each object, -1 where it has none.
             num_objects: `(groups,)`: objects in this rank's batch; problem p is in group p % groups.
         """
-        num_queries = prediction.class_logits.shape[3]
+        num_problems, num_queries = prediction.class_logits.shape[2:4]
         num_groups = len(num_objects)
         place = targets.problem_index * num_queries + matched  # (D, L, M): index into the P * Q queries
+        place = place.masked_fill(matched < 0, num_problems * num_queries)  # behind them for objects without one
         ce = self._class_loss(prediction.class_logits, targets.class_labels, place, num_groups)
         bce, dice = self._mask_losses(prediction.mask_embeddings, mask_features, targets, place)
         group = targets.problem_index % num_groups
@@ -131,9 +132,9 @@ class MaskClassificationLoss(nn.Module):
         """Cross entropy `(D, groups)`, mean over all queries of a group weighted by class; unmatched: no-object."""
         # Where objects share a query, the last of them decides.
         num_problems, num_queries = class_logits.shape[2:4]
-        holder = place.new_full((*place.shape[:2], num_problems * num_queries), -1)
+        holder = place.new_full((*place.shape[:2], num_problems * num_queries + 1), -1)
         objects = torch.arange(place.shape[2], device=place.device).expand_as(place)
-        holder = holder.scatter_reduce(2, place, objects, "amax")
+        holder = holder.scatter_reduce(2, place, objects, "amax")[..., :-1]
         classes = torch.cat([class_labels, class_labels.new_tensor([self.num_labels])])[holder]  # (D, L, P * Q)
         weights = class_logits.new_ones(classes.shape).masked_fill_(classes == self.num_labels, self.no_object_weight)
         log_probabilities = class_logits.flatten(2, 3).log_softmax(dim=-1)
@@ -150,7 +151,8 @@ class MaskClassificationLoss(nn.Module):
 
         sets = torch.arange(num_sets * num_layers, device=place.device).view(num_sets, num_layers, 1)
         num_places = mask_embeddings.shape[2] * mask_embeddings.shape[3]
-        rows = (sets * num_places + place).permute(2, 0, 1).flatten()
+        found = place < num_places
+        rows = (sets * num_places + place.where(found, 0)).permute(2, 0, 1).flatten()
         embeddings = mask_embeddings.flatten(0, 3)[rows]  # (M * D * L, C)
         logits = torch.cat(
             [
@@ -177,7 +179,7 @@ class MaskClassificationLoss(nn.Module):
         probabilities = logits.sigmoid()
         overlap = (probabilities * inside).sum(dim=(0, 3))
         dice = 1 - (2 * overlap + 1) / (probabilities.sum(dim=(0, 3)) + inside.sum(dim=(0, 3)) + 1)
-        return tuple(loss.T.unflatten(0, (num_sets, num_layers)) for loss in (bce, dice))
+        return tuple(loss.T.unflatten(0, (num_sets, num_layers)) * found for loss in (bce, dice))
 
 
 def average_over_ranks(counts: torch.Tensor) -> torch.Tensor:

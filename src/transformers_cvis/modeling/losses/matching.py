@@ -121,22 +121,24 @@ def _group_costs(class_logits, mask_embeddings, mask_features, points, class_lab
     return mask_cost + class_weight * class_cost
 
 
-def assign(costs: list[np.ndarray]) -> np.ndarray:
+def assign(costs: list[np.ndarray], leave_surplus: bool = False) -> np.ndarray:
     """Cheapest query of each object, every query given once; each layer of each problem for itself.
 
     Args:
-        costs: for each problem (an image) `(D, L, Q, objects)`.
+        costs: for each problem (an image or a clip) `(D, L, Q, objects)`.
+        leave_surplus: objects beyond the number of queries, those that cost most, stay without one.
 
     Returns:
-        `(D, L, M)`: the query of each object, problem after problem.
+        `(D, L, M)`: the query of each object, problem after problem; -1 for an object without one.
 
     Raises:
-        ValueError: when a problem has more objects than queries.
+        ValueError: when a problem has more objects than queries and may not leave any.
     """
     matches = []
     for problem, cost in enumerate(costs):
-        check_enough_queries(cost.shape[3], cost.shape[2], f"image {problem}")
-        match = np.empty((*cost.shape[:2], cost.shape[3]), dtype=np.int64)
+        if not leave_surplus:
+            check_enough_queries(cost.shape[3], cost.shape[2], f"image {problem}")
+        match = np.full((*cost.shape[:2], cost.shape[3]), -1, dtype=np.int64)
         for index in np.ndindex(cost.shape[:2]):
             queries, objects = linear_sum_assignment(cost[index])
             match[index][objects] = queries

@@ -3,7 +3,6 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import Mask2FormerConfig
 
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 
@@ -40,14 +39,6 @@ class MinVisConfig(FrameDetectorConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
-
-    @classmethod
-    def from_frame_detector(cls, config: Mask2FormerConfig, **changes) -> "MinVisConfig":
-        """The same network as that of a Mask2Former or frame detector configuration, with some fields changed."""
-        settings = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-        converted = cls(**{**settings, **changes})
-        converted._commit_hash = getattr(config, "_commit_hash", None)
-        return converted
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -6,7 +6,6 @@ B videos, T frames of a clip, Q queries, C channels, K classes.
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import Mask2FormerConfig
 
 from ..frame_detector.modeling_frame_detector import FrameDetector
 from ..losses import VideoTargets
@@ -40,24 +39,6 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
     is_online = True
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As in transformers; Mask2Former checkpoints load as they are.
-
-        Raises:
-            ValueError: when the checkpoint is not Mask2Former's, or holds a weight of another shape, for example for
-                other classes than those asked for.
-        """
-        if type(config) is Mask2FormerConfig:
-            config = cls.config_class.from_frame_detector(config)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-
-    @classmethod
-    def _from_config(cls, config, **kwargs):
-        if type(config) is Mask2FormerConfig:
-            config = cls.config_class.from_frame_detector(config)
-        return super()._from_config(config, **kwargs)
 
     def forward(
         self,

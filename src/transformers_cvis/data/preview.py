@@ -1,0 +1,40 @@
+"""Training clips as a picture: what a model is about to learn, for the eye to check."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from ..processing import Track, contact_sheet, draw_tracks
+from .annotation_files import encode_mask
+
+
+def draw_clips(samples: Sequence[dict], class_names: Sequence[str], tile_width: int = 320) -> Image.Image:
+    """A row per clip, its frames with masks and classes, as augmentation left them.
+
+    Args:
+        samples: of `ClipDataset` or `MixedClipDataset`, all with the same number of frames.
+        class_names: in label order.
+        tile_width: of a frame, pixels.
+    """
+    height, width = np.max([sample["pixel_values_videos"].shape[-2:] for sample in samples], axis=0)
+    frames, captions = [], []
+    for sample in samples:
+        tracks = _tracks(sample["labels"], class_names)
+        clip = sample["pixel_values_videos"].permute(0, 2, 3, 1).numpy()
+        for number, (frame, frame_index) in enumerate(zip(clip, sample["frame_indices"], strict=True)):
+            drawn = draw_tracks(frame, tracks, number)
+            frames.append(np.pad(drawn, ((0, height - drawn.shape[0]), (0, width - drawn.shape[1]), (0, 0))))
+            captions.append(f"{sample['name']}, frame {frame_index}")
+    return contact_sheet(frames, captions, columns=len(clip), tile_width=tile_width)
+
+
+def _tracks(labels: dict, class_names: Sequence[str]) -> list[Track]:
+    tracks = []
+    for number, (label, masks) in enumerate(zip(labels["class_labels"].tolist(), labels["masks"].numpy(), strict=True)):
+        segmentations = [encode_mask(mask) for mask in masks]
+        boxes = [rle and mask_utils.toBbox(rle) for rle in segmentations]
+        corners = [None if box is None else (box[0], box[1], box[0] + box[2], box[1] + box[3]) for box in boxes]
+        tracks.append(Track(1.0, label, class_names[label], number, segmentations, corners))
+    return tracks

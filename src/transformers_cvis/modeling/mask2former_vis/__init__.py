@@ -1,0 +1,6 @@
+"""Mask2Former-VIS: queries that read all frames of a video at once."""
+
+from .configuration_mask2former_vis import Mask2FormerVisConfig
+from .modeling_mask2former_vis import Mask2FormerVisForVideoInstanceSegmentation
+
+__all__ = ["Mask2FormerVisConfig", "Mask2FormerVisForVideoInstanceSegmentation"]

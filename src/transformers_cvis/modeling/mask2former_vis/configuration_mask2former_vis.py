@@ -1,0 +1,29 @@
+"""Configuration of Mask2Former-VIS."""
+
+from huggingface_hub.dataclasses import strict
+
+from ..configuration_clip_detector import ClipDetectorConfig
+
+
+@strict
+class Mask2FormerVisConfig(ClipDetectorConfig):
+    r"""
+    Configuration of [`Mask2FormerVisForVideoInstanceSegmentation`] (Cheng et al., "Mask2Former for Video Instance
+    Segmentation", arXiv:2112.10764). Fields as in `ClipDetectorConfig`.
+
+    Example:
+
+    ```python
+    >>> from transformers_cvis import Mask2FormerVisConfig
+
+    >>> config = Mask2FormerVisConfig(id2label={0: "person", 1: "dog"})
+    >>> config.num_labels, config.max_clip_frames
+    (2, 128)
+
+    ```
+    """
+
+    model_type = "mask2former_vis"
+
+
+__all__ = ["Mask2FormerVisConfig"]

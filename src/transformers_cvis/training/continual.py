@@ -1,0 +1,382 @@
+"""A whole class-incremental training: schedule in; after every task a model or adapter, its evaluation, a report."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import set_seed
+from huggingface_hub import HfApi
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoConfig, PreTrainedModel
+
+from ..data import read_annotations, split_ytvis
+from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
+from ..modeling.auto import AutoModelForVideoInstanceSegmentation
+from ..modeling.hub import push_to_hub
+from .building import build_dataset, build_model, build_processor, collate
+from .checkpoints import find_checkpoint, write_json
+from .evaluating import predict_on_processes
+from .gradient_projection import GradientProjection, collect_directions
+from .recipe import Recipe, SourceRecipe
+from .running import join_processes, save_model_folder, summarise
+from .schedule import Schedule, videos_of_classes
+from .trainer import Trainer, runs_on_cpu
+
+SCHEDULE_FILE = "schedule.json"
+RESULTS_FILE = "results.json"
+EVALUATION_FILE = "evaluation.json"  # of a task; written last: it says that the task is complete
+REPORT_FOLDER = "report"
+
+
+def train_continual(
+    schedule: Schedule | str | Path,
+    output_dir: str | Path | None = None,
+    resume: str = "auto",
+    overrides: Iterable[str] = (),
+) -> ContinualReport:
+    """Train a model task after task, as a schedule says.
+
+    Run it in one process, or in several under `accelerate launch` or `torchrun`; batch sizes are totals.
+
+    Args:
+        schedule: a [`Schedule`], a YAML file, or the name of a schedule that ships with the package.
+        output_dir: by default the schedule's. Receives `schedule.json`; `task-0`, the base as a model folder; `task-1`
+            and so on, folders for `from_pretrained` with what these tasks added (or whole models, for methods whose
+            tasks train all of the model), each with `results.json` of the test videos; `report`, tables and plots after
+            the tasks so far; and `splits`, where the schedule holds out a part of the videos.
+        resume: "auto" goes on in `output_dir`, at the task and step where it was interrupted, with the very numbers
+            that an uninterrupted run gives; "restart" deletes what is there and starts afresh.
+        overrides: changes to the schedule, "key.key=value".
+
+    Returns:
+        The report on all tasks; the same in every process.
+
+    Raises:
+        ValueError, FileNotFoundError: schedule, data or base are not as they must be, or `output_dir` holds the run of
+            another schedule. All of these before any training.
+        FloatingPointError: a loss is not finite; the message names the videos.
+    """
+    schedule = Schedule.load(schedule, overrides)
+    output_dir = output_dir or schedule.output_dir
+    if output_dir is None:
+        raise ValueError("Give `output_dir`, in the call or in the schedule.")
+    if resume not in ("auto", "restart"):
+        raise ValueError(f"`resume` must be 'auto' or 'restart', got {resume!r}.")
+    return _ContinualRun(schedule, Path(output_dir)).run(resume)
+
+
+class _ContinualRun:
+    def __init__(self, schedule: Schedule, output_dir: Path):
+        self.schedule = schedule
+        self.output_dir = output_dir
+
+    # Before any training
+
+    @cached_property
+    def train_sources(self) -> list[SourceRecipe]:
+        sources = [source for source in self.schedule.train if source.use]
+        if self.schedule.test_share is None:
+            return sources
+        return [replace(sources[0], json=str(self.split_folder / "train_split.json")), *sources[1:]]
+
+    @cached_property
+    def test_source(self) -> SourceRecipe:
+        if self.schedule.test is not None:
+            return self.schedule.test
+        return replace(self.schedule.train[0], json=str(self.split_folder / "test_split.json"))
+
+    @property
+    def split_folder(self) -> Path:
+        return self.output_dir / "splits"
+
+    @cached_property
+    def videos_of_classes(self) -> list[dict[str, int]]:
+        """Of each training source, in how many of its videos each class is."""
+        return [videos_of_classes(source) for source in self.train_sources]
+
+    @cached_property
+    def tasks(self) -> list[list[str]]:
+        """The classes of every task."""
+        tasks = self.schedule.classes.assign(list(self.videos_of_classes[0]), self.schedule.seed)
+        for number, name in ((number, name) for number, names in enumerate(tasks) for name in names):
+            if not any(videos.get(name) for videos in self.videos_of_classes):
+                raise ValueError(f"The class {name!r} of task {number} is in no video of the training data.")
+        return [[name for names in tasks for name in names]] if self.schedule.rules.learns_all_at_once else tasks
+
+    @cached_property
+    def ground_truth(self) -> dict:
+        """That of the test videos, with the classes of the schedule alone."""
+        source = self.test_source
+        content = read_annotations(source.json, source.kind, source.class_mapping)
+        classes = {name for names in self.tasks for name in names}
+        missing = sorted(classes - {category["name"] for category in content["categories"]})
+        if missing:
+            raise ValueError(
+                f"{source.json} has other classes than the schedule: {', '.join(missing)} cannot be evaluated on it. "
+                f"Its classes are {', '.join(category['name'] for category in content['categories'])}; a "
+                "`class_mapping` can translate them."
+            )
+        kept = {category["id"] for category in content["categories"] if category["name"] in classes}
+        content["categories"] = [category for category in content["categories"] if category["id"] in kept]
+        content["annotations"] = [row for row in content["annotations"] if row["category_id"] in kept]
+        GroundTruth.read(content).check_annotations()
+        return content
+
+    @cached_property
+    def recipes(self) -> list[Recipe]:
+        """The training of every task, from the sources that have one of its classes."""
+        return [
+            self.schedule.task_recipe(
+                number,
+                self.tasks,
+                [
+                    source
+                    for source, videos in zip(self.train_sources, self.videos_of_classes, strict=True)
+                    if any(videos.get(name) for name in self.tasks[number])
+                ],
+            )
+            for number in range(len(self.tasks))
+        ]
+
+    @cached_property
+    def datasets(self) -> list[Dataset]:
+        """Training samples of every task; tables are made now, so that what is wrong with the data is found now."""
+        datasets = []
+        for number, recipe in enumerate(self.recipes):
+            try:
+                datasets.append(build_dataset(recipe)[0])
+            except ValueError as error:
+                raise ValueError(f"Task {number} ({', '.join(self.tasks[number])}): {error}") from error
+        return datasets
+
+    def prepare(self, resume: str) -> None:
+        state, path = PartialState(), self.output_dir / SCHEDULE_FILE
+        if state.is_main_process:
+            if resume == "restart":
+                self._delete()
+            if path.is_file():
+                self._check_same_schedule(json.loads(path.read_text(encoding="utf-8")))
+            if self.schedule.test_share is not None and not (self.split_folder / "test_split.json").is_file():
+                source = self.schedule.train[0]
+                split_ytvis(source.json, self.split_folder, self.schedule.test_share, self.schedule.seed)
+            _ = self.datasets  # written to the cache once, before the other processes ask for it
+        state.wait_for_everyone()
+        _ = self.ground_truth, self.datasets
+        self._check_base_model()
+        if state.is_main_process:
+            if self.schedule.push is not None:  # a missing token or permission is found now
+                HfApi().create_repo(self.schedule.push.repo, private=self.schedule.push.private, exist_ok=True)
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.schedule.to_dict())
+
+    def _delete(self) -> None:
+        for path in self.output_dir.glob("task-*"):
+            shutil.rmtree(path)
+        for folder in (self.output_dir / REPORT_FOLDER, self.split_folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.output_dir / SCHEDULE_FILE).unlink(missing_ok=True)
+
+    def _check_same_schedule(self, former: dict) -> None:
+        ours = self.schedule.to_dict()
+        changed = [key for key in ours if ours[key] != former.get(key) and key not in ("output_dir", "push")]
+        if changed:
+            raise ValueError(
+                f"{self.output_dir} holds the run of another schedule: it differs in {', '.join(changed)}. Its tasks "
+                "build on each other, so they cannot go on with new values: give another output folder, or delete this "
+                "run with --resume restart."
+            )
+
+    def _check_base_model(self) -> None:
+        start = self.schedule.base_model
+        if start is None:
+            return
+        config = AutoConfig.from_pretrained(start)
+        if config.model_type != self.schedule.rules.system:
+            raise ValueError(
+                f"`base_model`: {start} is a {config.model_type} model, {self.schedule.method} needs "
+                f"{self.schedule.rules.system}."
+            )
+        names = [config.id2label[index] for index in sorted(config.id2label)]
+        if names != self.tasks[0]:
+            raise ValueError(
+                f"`base_model`: {start} knows the classes {', '.join(names)}, in this order; the base of the schedule "
+                f"has {', '.join(self.tasks[0])}."
+            )
+
+    # Task after task
+
+    def run(self, resume: str) -> ContinualReport:
+        if (num_threads := self.schedule.recipe.get("num_threads")) is not None:
+            torch.set_num_threads(num_threads)
+        join_processes(runs_on_cpu(self.schedule.recipe.get("device", "auto")))
+        self.prepare(resume)
+        state, evaluations, model = PartialState(), [], None
+        for number in range(len(self.tasks)):
+            path = self.folder(number) / EVALUATION_FILE
+            if path.is_file():
+                content = json.loads(path.read_text(encoding="utf-8"))
+                model = None
+            else:
+                if state.is_main_process:
+                    names = ", ".join(self.tasks[number])
+                    tqdm.write(f"Task {number} of {len(self.tasks) - 1}: {names}", file=sys.stderr)
+                model, content = self._learn(number, model, evaluations)
+                state.wait_for_everyone()
+            evaluations.append(TaskEvaluation(**content))
+        return self._report(evaluations)
+
+    def folder(self, number: int) -> Path:
+        return self.output_dir / f"task-{number}"
+
+    def _learn(
+        self, number: int, model: PreTrainedModel | None, evaluations: list[TaskEvaluation]
+    ) -> tuple[PreTrainedModel, dict]:
+        """Learn one task, evaluate, save, push.
+
+        Args:
+            model: as the task before left it; None to load it from its folder.
+        """
+        recipe, folder = self.recipes[number], self.folder(number)
+        state = PartialState()
+        folder.mkdir(parents=True, exist_ok=True)
+        processor = build_processor(recipe.evaluation)
+        summary = None
+        if number == 0 and self.schedule.base_model is not None:
+            model = AutoModelForVideoInstanceSegmentation.from_pretrained(
+                self.schedule.base_model, **recipe.model.config
+            )
+            model.to(state.device)
+        else:
+            model, summary = self._train(number, model, recipe, folder)
+        self._protect(number, model, recipe)
+        model.eval()
+        evaluation = self._evaluate(number, model, processor, recipe)
+        if state.is_main_process:
+            report = self._report([*evaluations, evaluation])
+            self._save(number, model, processor, summary, report)
+            if self.schedule.push is not None:
+                self._push(number, model, processor, summary, report)
+            write_json(folder / EVALUATION_FILE, asdict(evaluation))
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        state.wait_for_everyone()
+        content = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+        return model, content
+
+    def _train(
+        self, number: int, model: PreTrainedModel | None, recipe: Recipe, folder: Path
+    ) -> tuple[PreTrainedModel, dict]:
+        checkpoint = find_checkpoint(folder / "checkpoints", "auto")
+        set_seed(recipe.seed)
+        if checkpoint is not None:
+            model = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
+            if PartialState().is_main_process:
+                tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
+        elif number == 0:
+            model = build_model(recipe, recipe.data.class_names)
+        else:
+            model = self._model_after(number - 1) if model is None else model
+            num_prompts = self.schedule.num_prompts if self.schedule.rules.has_prompts else 0
+            model.add_task(self.tasks[number], num_prompts)
+        if recipe.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        trainer = Trainer(
+            recipe, folder, model, self.datasets[number], collate, None, checkpoint, self._projection(number, model)
+        )
+        try:
+            result = trainer.run()
+            return trainer.unwrapped_model, summarise(recipe, result, trainer)
+        finally:
+            trainer.finish()
+
+    def _model_after(self, number: int) -> PreTrainedModel:
+        return AutoModelForVideoInstanceSegmentation.from_pretrained(self.folder(number))
+
+    def _projection(self, number: int, model: PreTrainedModel) -> GradientProjection | None:
+        recipe = self.schedule.gradient_projection
+        if recipe is None or number == 0 or (basis := model.protected_directions()) is None:
+            return None
+        return GradientProjection(model.projected_parameters(), basis, recipe.project_update)
+
+    def _protect(self, number: int, model: PreTrainedModel, recipe: Recipe) -> None:
+        """Have the model remember the directions that its tasks use; nothing to do after the last one."""
+        projection = self.schedule.gradient_projection
+        if projection is None or number == len(self.tasks) - 1:
+            return
+        if number == 0 and self.schedule.base_model is not None and model.protected_directions() is not None:
+            return  # they came with the base
+        directions = collect_directions(
+            model,
+            self.datasets[number],
+            projection.space,
+            projection.threshold,
+            projection.num_clips,
+            projection.centre,
+        )
+        model.protect_directions(directions)
+
+    def _evaluate(self, number: int, model: PreTrainedModel, processor, recipe: Recipe) -> TaskEvaluation | None:
+        seen = [name for names in self.tasks[: number + 1] for name in names]
+        categories = [category for category in self.ground_truth["categories"] if category["name"] in seen]
+        videos = {"videos": self.ground_truth["videos"], "categories": categories}
+        results = predict_on_processes(model, processor, videos, self.test_source.images, recipe.evaluation)
+        if not PartialState().is_main_process:
+            return None
+        write_json(self.folder(number) / RESULTS_FILE, results)
+        return evaluate_after_task(
+            self.ground_truth, results, self.tasks, number, self.schedule.report.forgetting_videos
+        )
+
+    def _report(self, evaluations: list[TaskEvaluation]) -> ContinualReport:
+        settings = self.schedule.report
+        report = ContinualReport(
+            self.tasks[: len(evaluations)],
+            evaluations,
+            evaluate_classes=settings.evaluate_classes,
+            undefined=settings.undefined,
+            num_classes=settings.num_classes,
+        )
+        if PartialState().is_main_process:
+            report.save(self.output_dir / REPORT_FOLDER)
+        return report
+
+    def _save(self, number: int, model, processor, summary: dict | None, report: ContinualReport) -> None:
+        folder = self.folder(number)
+        if self._is_adapter(number):
+            model.save_task_adapter(
+                folder, processor, base=self.folder(0), report=report, training_summary=summary, license=self._license
+            )
+        else:
+            save_model_folder(model, processor, folder, summary)
+
+    def _push(self, number: int, model, processor, summary: dict | None, report: ContinualReport) -> None:
+        push = self.schedule.push
+        if self._is_adapter(number):
+            model.push_task_adapter(
+                push.repo,
+                processor,
+                base=push.repo,
+                base_revision="main",
+                report=report,
+                training_summary=summary,
+                license=push.license,
+            )
+            return
+        revision = None if number == 0 else f"task-{number}"
+        push_to_hub(model, processor, push.repo, revision=revision, license=push.license, training_summary=summary)
+
+    def _is_adapter(self, number: int) -> bool:
+        return number > 0 and self.schedule.rules.has_prompts
+
+    @property
+    def _license(self) -> str:
+        return "unknown" if self.schedule.push is None else self.schedule.push.license
+
+
+__all__ = ["train_continual"]

@@ -1,0 +1,35 @@
+"""What a class-incremental schedule can run: HVPL and CRISP, and what they are compared with."""
+
+from dataclasses import dataclass, field
+
+from ..modeling.crisp import ECLIPSE
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method learns task after task.
+
+    Attributes:
+        system: whose model it trains, a `system` of [`Recipe`].
+        config: fields of the model's configuration that make it this method.
+        has_prompts: a later task trains prompts and heads of its own and nothing else, so that a task is an adapter.
+            Otherwise every task trains the whole model, whose classes grow.
+        learns_all_at_once: there is one task of all classes, to compare with.
+        projects_gradients: it has an orthogonal gradient correction.
+    """
+
+    system: str
+    config: dict = field(default_factory=dict)
+    has_prompts: bool = True
+    learns_all_at_once: bool = False
+    projects_gradients: bool = False
+
+
+METHODS = {
+    "hvpl": Method("hvpl", projects_gradients=True),
+    "crisp": Method("crisp"),
+    # What CRISP is compared with, on the same model.
+    "eclipse": Method("crisp", ECLIPSE),
+    "finetune": Method("crisp", ECLIPSE, has_prompts=False),
+    "joint": Method("crisp", ECLIPSE, has_prompts=False, learns_all_at_once=True),
+}

@@ -1,0 +1,301 @@
+"""Whole schedules of tiny real models: what each task sees, learns, leaves behind and how it goes on after a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.launching import finish, kill_after_first_checkpoint, launch
+from training.tiny_schedule import CATEGORIES, TASKS, tiny_schedule
+
+from transformers_cvis import AutoModelForVideoInstanceSegmentation
+from transformers_cvis.data import make_moving_shapes
+from transformers_cvis.training import continual, train_continual
+from transformers_cvis.training.methods import METHODS
+
+TINY_SCHEDULE = Path(__file__).with_name("tiny_schedule.py")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    return make_moving_shapes(
+        folder, 8, 3, num_frames=4, size=(64, 96), seed=1, categories=CATEGORIES, num_objects=(2, 4)
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory) -> Path:
+    """The output folder of a whole run of HVPL."""
+    folder = tmp_path_factory.mktemp("run") / "hvpl"
+    train_continual(tiny_schedule(shapes), folder)
+    return folder
+
+
+def test_what_a_schedule_leaves(finished):
+    assert {path.name for path in finished.iterdir()} == {"schedule.json", "task-0", "task-1", "task-2", "report"}
+    assert (finished / "task-0" / "model.safetensors").is_file()
+    for number, names in enumerate((["circle", "star"], ["circle", "star", "ring"], [*TASKS[0], "ring", "square"])):
+        folder = finished / f"task-{number}"
+        model = AutoModelForVideoInstanceSegmentation.from_pretrained(folder)
+        assert list(model.config.id2label.values()) == names
+        assert model.config.calibration_deltas == [0.4, 0.5]
+        assert model.active_task_adapters() == [f"task-{task}" for task in range(1, number + 1)]
+        results = json.loads((folder / "results.json").read_text())
+        assert {track["video_id"] for track in results} == {1, 2, 3}
+        assert not (folder / "checkpoints").exists()
+        assert (folder / "video_preprocessor_config.json").is_file() and (folder / "training_log.jsonl").is_file()
+        assert number == 0 or not (folder / "model.safetensors").exists()
+    report = json.loads((finished / "report" / "report.json").read_text())
+    assert report["tasks"] == TASKS and len(report["evaluations"]) == 3
+    assert "| after task |" in (finished / "task-2" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "hvpl"])
+def test_every_method_runs(shapes, tmp_path, method):
+    """The folder of each task loads as the model after it; report and revisions are of one kind for all methods."""
+    report = train_continual(
+        tiny_schedule(shapes, method, classes={"tasks": [["circle"], ["ring"]]}),
+        tmp_path,
+        overrides=["recipe.max_steps=2"],
+    )
+    rules = METHODS[method]
+    expected = [["circle", "ring"]] if rules.learns_all_at_once else [["circle"], ["ring"]]
+    assert report.tasks == expected
+    for number in range(len(expected)):
+        model = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / f"task-{number}")
+        assert list(model.config.id2label.values()) == [name for names in expected[: number + 1] for name in names]
+        is_adapter = number > 0 and rules.has_prompts
+        assert is_adapter == (tmp_path / f"task-{number}" / "task_adapter_config.json").is_file()
+        assert model.config.task_prompt_counts == [4 if rules.has_prompts else 0] * number
+
+
+def test_each_task_learns_its_own_part_and_nothing_else(finished):
+    base = load_file(finished / "task-0" / "model.safetensors")
+    former = load_file(finished / "task-1" / "task_adapter_model.safetensors")
+    latter = load_file(finished / "task-2" / "task_adapter_model.safetensors")
+    assert {name: torch.equal(latter[name], former[name]) for name in former} == dict.fromkeys(former, True)
+    model = AutoModelForVideoInstanceSegmentation.from_pretrained(finished / "task-2")
+    shared = [name for name in base if ".class_predictor.heads.0." not in name]
+    assert all(torch.equal(model.state_dict()[name], base[name]) for name in shared)
+    start = AutoModelForVideoInstanceSegmentation.from_pretrained(finished / "task-1")
+    start.add_task(["square"], 4)
+    for name, parameter in model.task_parameters(2).items():
+        assert not torch.equal(parameter, dict(start.named_parameters())[name]), name
+
+
+def test_frame_prompts_keep_clear_of_protected_directions(finished, shapes, tmp_path):
+    """With the correction the change of the prompt has no component in the basis, without it, it has."""
+    train_continual(tiny_schedule(shapes, gradient_projection=None, base_model=str(finished / "task-0")), tmp_path)
+    shares = {}
+    for name, folder in (("with", finished), ("without", tmp_path)):
+        model = AutoModelForVideoInstanceSegmentation.from_pretrained(finished / "task-1")
+        basis = model.protected_directions()
+        assert 0 < basis.shape[1] < 32
+        model.set_task_adapters(0)
+        directions = model.protected_directions()
+        assert torch.equal(directions, basis[:, : directions.shape[1]])
+        model.delete_task_adapter("task-1")
+        model.add_task(["ring"], 4)
+        before = model.projected_parameters()[0].detach().clone()
+        trained = AutoModelForVideoInstanceSegmentation.from_pretrained(folder / "task-1").projected_parameters()[0]
+        change = trained.detach() - before
+        assert change.norm() > 1e-3
+        shares[name] = (change @ directions.float()).norm() / change.norm()
+    assert shares["with"] < 1e-5 and shares["without"] > 1e-2
+
+
+def labels_seen(schedule, folder, monkeypatch) -> list[dict[int, set[str]]]:
+    """Per task, what the trainer is given to learn from: the class names of each video, by video id."""
+    seen = []
+
+    class LookingTrainer(continual.Trainer):
+        def __init__(self, recipe, output_dir, model, dataset, *args):
+            names = recipe.data.class_names
+            videos = {}
+            for number in range(3 * len(dataset)):
+                sample = dataset[number]
+                classes = {names[label] for label in sample["labels"]["class_labels"].tolist()}
+                videos.setdefault(sample["video_id"], set()).update(classes)
+            seen.append(videos)
+            super().__init__(recipe, output_dir, model, dataset, *args)
+
+    monkeypatch.setattr(continual, "Trainer", LookingTrainer)
+    train_continual(schedule, folder)
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["overlap", "disjoint", "sequential"])
+def test_nothing_of_another_task_reaches_training(shapes, tmp_path, monkeypatch, mode):
+    content = json.loads((shapes / "train.json").read_text())
+    name_of = {category["id"]: category["name"] for category in content["categories"]}
+    shown = {video["id"]: set() for video in content["videos"]}
+    for annotation in content["annotations"]:
+        shown[annotation["video_id"]].add(name_of[annotation["category_id"]])
+    recipe = tiny_schedule(shapes).to_dict()["recipe"] | {"max_steps": 1}
+    schedule = tiny_schedule(
+        shapes, classes={"tasks": [["circle", "star"], ["ring", "square"]], "mode": mode}, recipe=recipe
+    )
+    tasks = schedule.classes.tasks
+    seen = labels_seen(schedule, tmp_path, monkeypatch)
+    assert len(seen) == 2
+    for number, videos in enumerate(seen):
+        later = {name for names in tasks[number + 1 :] for name in names}
+        allowed = set(tasks[number]) if mode != "sequential" else {n for names in tasks[: number + 1] for n in names}
+        expected = {
+            video
+            for video, names in shown.items()
+            if names & set(tasks[number]) and (mode == "overlap" or not names & later)
+        }
+        assert set(videos) == expected  # no video without a class of the task, so none that only older tasks know
+        for video, names in videos.items():
+            assert names <= allowed & shown[video]
+    assert any(names - set(tasks[0]) for video, names in shown.items() if video in seen[0]) == (mode == "overlap")
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_a_killed_schedule_goes_on_bit_for_bit(finished, shapes, tmp_path, task):
+    (process,) = launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "killed")
+    kill_after_first_checkpoint(process, tmp_path / "killed" / f"task-{task}" / "checkpoints")
+    assert not (tmp_path / "killed" / f"task-{task}" / "evaluation.json").exists()
+    report = train_continual(tiny_schedule(shapes), tmp_path / "killed")
+    for file in ("task-0/model.safetensors", "task-2/task_adapter_model.safetensors"):
+        whole, resumed = load_file(finished / file), load_file(tmp_path / "killed" / file)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert report.to_dict() == json.loads((finished / "report" / "report.json").read_text())
+
+
+def test_a_finished_schedule_is_not_run_again(finished, shapes, monkeypatch):
+    monkeypatch.setattr(continual, "Trainer", None)
+    report = train_continual(tiny_schedule(shapes), finished)
+    assert report.to_dict() == json.loads((finished / "report" / "report.json").read_text())
+
+
+def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
+    monkeypatch.setattr(continual, "Trainer", None)
+    with pytest.raises(ValueError, match="holds the run of another schedule: it differs in num_prompts, seed"):
+        train_continual(tiny_schedule(shapes, num_prompts=3, seed=1), finished)
+    with pytest.raises(ValueError, match="`resume` must be 'auto' or 'restart', got 'later'"):
+        train_continual(tiny_schedule(shapes), finished, resume="later")
+
+
+def test_restart_deletes_what_is_there(shapes, tmp_path):
+    quick = ["recipe.max_steps=1", "classes.tasks=[[circle], [ring]]"]
+    train_continual(tiny_schedule(shapes), tmp_path, overrides=quick)
+    before = load_file(tmp_path / "task-1" / "task_adapter_model.safetensors")
+    train_continual(tiny_schedule(shapes), tmp_path, resume="restart", overrides=[*quick, "seed=5"])
+    after = load_file(tmp_path / "task-1" / "task_adapter_model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_every_task_is_pushed_as_a_revision(shapes, tmp_path, loopback_hub):
+    schedule = tiny_schedule(
+        shapes, classes={"tasks": [["circle"], ["ring"]]}, push={"repo": "tester/continual", "license": "apache-2.0"}
+    )
+    train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    repo = loopback_hub.repos["model", "tester/continual"]
+    assert set(repo.branches) == {"main", "task-1"}
+    assert {"report.json", "report.md", "ap_matrix.png", "steps.png", "forgetting.png"} <= set(repo.files("task-1"))
+    model = AutoModelForVideoInstanceSegmentation.from_pretrained("tester/continual", revision="task-1")
+    local = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "task-1")
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), local.parameters(), strict=True))
+    assert torch.equal(model.protected_directions(), local.protected_directions())
+
+
+def test_a_base_that_is_learnt_already(finished, shapes, tmp_path):
+    schedule = tiny_schedule(shapes, base_model=str(finished / "task-0"), classes={"tasks": TASKS[:2]})
+    train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    bases = [load_file(folder / "task-0" / "model.safetensors") for folder in (finished, tmp_path)]
+    assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])
+    for classes, message in (
+        ([["star", "circle"], ["ring"]], "knows the classes circle, star, in this order; the base .* has star, circle"),
+        ([["circle"], ["ring"]], "knows the classes circle, star, in this order"),
+    ):
+        schedule = tiny_schedule(shapes, base_model=str(finished / "task-0"), classes={"tasks": classes})
+        with pytest.raises(ValueError, match=message):
+            train_continual(schedule, tmp_path / "other")
+
+
+def test_a_held_out_share_of_the_videos(shapes, tmp_path):
+    schedule = tiny_schedule(shapes, test=None, test_share=0.25, classes={"tasks": [["circle"], ["ring"]]})
+    report = train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    parts = [json.loads((tmp_path / "splits" / f"{name}_split.json").read_text()) for name in ("train", "test")]
+    train_videos, test_videos = ({video["id"] for video in part["videos"]} for part in parts)
+    assert len(train_videos) + len(test_videos) == 8 and not train_videos & test_videos
+    assert len(report.evaluations) == 2
+    again = train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    assert again.to_dict() == report.to_dict()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(shapes, tmp_path):
+    overrides = ["recipe.optimizer.epsilon=1e-3"]
+    finish(launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "one", *overrides, FIXED_POINTS="1"))
+    finish(launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "two", *overrides, processes=2, FIXED_POINTS="1"))
+    for file in ("task-0/model.safetensors", "task-2/task_adapter_model.safetensors"):
+        one, two = load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file)
+        for name in one:
+            assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5), name
+
+
+# What is wrong with a schedule or its data is said before any training
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "hvlp"}, "`method` must be one of .*'hvpl'.*, got 'hvlp'"),
+        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "the training data has no class 'moon'; it has"),
+        ({"classes": {"tasks": [["circle"], ["ring", "circle"]]}}, "the class 'circle' is in more than one task"),
+        (
+            {"classes": {"tasks": [["circle", "circle"]]}},
+            "the class 'circle' is in more than one task, or twice in one",
+        ),
+        ({"classes": {"tasks": [["circle"], []]}}, "every task of `tasks` needs at least one class"),
+        ({"classes": {"split": "3-2"}}, "3-2 does not divide the 4 classes .* after a base of 3, 1 are left"),
+        ({"classes": {"split": "many"}}, "`split` must look like 20-2"),
+        ({"classes": {"split": "2-1", "tasks": TASKS}}, "give either `split`, for example 20-2, or `tasks`"),
+        ({"test_share": 0.2}, "give either `test`, a data set to evaluate on, or `test_share`"),
+        ({"num_prompts": 0}, "`num_prompts` must be at least 1, got 0"),
+        (
+            {"increment": {"model": {"init_from": "x"}}},
+            "`increment.model`: later tasks go on from the model",
+        ),
+        ({"tasks": {"1": {"model": {"config": {}}}}}, "`tasks.1.model`: later tasks go on from the model"),
+        ({"recipe": {"seed": 3}}, "`recipe.seed`: this belongs to the schedule"),
+        ({"recipe": {"data": {"train": []}}}, "`recipe.data.train`: the schedule makes it for every task"),
+        ({"increment": {"max_step": 3}}, "task 1 of the schedule: .*unknown key 'max_step'.*Did you mean 'max_steps'"),
+        ({"report": {"evaluate_classes": "some"}}, "`evaluate_classes` must be one of .*, got 'some'"),
+        ({"gradient_projection": {"threshold": 2}}, "`threshold` is a share of the energy in 0..1, got 2"),
+        ({"sed": 1}, "unknown key 'sed' at the top level. Did you mean 'seed'"),
+    ],
+)
+def test_schedules_that_cannot_be(shapes, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(continual, "Trainer", None)
+    with pytest.raises(ValueError, match=message):
+        train_continual(tiny_schedule(shapes, **changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_does_not_fit(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(continual, "Trainer", None)
+    content = json.loads((shapes / "train.json").read_text())
+    ring = next(category["id"] for category in content["categories"] if category["name"] == "ring")
+    without = {**content, "annotations": [row for row in content["annotations"] if row["category_id"] != ring]}
+    (tmp_path / "without.json").write_text(json.dumps(without))
+
+    def run(part: str, name: str):
+        source = {"json": str(tmp_path / f"{name}.json"), "images": str(shapes / "JPEGImages")}
+        train_continual(tiny_schedule(shapes, **{part: source}), tmp_path / "run")
+
+    with pytest.raises(ValueError, match="The class 'ring' of task 1 is in no video of the training data"):
+        run("train", "without")
+    renamed = [{**category, "name": category["name"].upper()} for category in content["categories"]]
+    (tmp_path / "renamed.json").write_text(json.dumps({**content, "categories": renamed}))
+    with pytest.raises(ValueError, match="has other classes than the schedule: circle, ring, square, star cannot be"):
+        run("test", "renamed")
+    with pytest.raises(FileNotFoundError, match="absent.json"):
+        run("test", "absent")
+    assert not (tmp_path / "run").exists()

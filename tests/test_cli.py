@@ -255,7 +255,7 @@ def test_validate_lists_problems_with_their_ids(shapes, tmp_path, capsys):
 
 
 def write_masks(shapes, folder):
-    """The masks of two videos as PNGs of ids, all ids of a class of their own, and what they are."""
+    """The masks of two videos as PNGs of ids, and what the ids are."""
     content = json.loads((shapes / "valid.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     classes = {}
@@ -278,10 +278,13 @@ def write_masks(shapes, folder):
 def test_import_of_masks(shapes, tmp_path, capsys):
     masks, classes = write_masks(shapes, tmp_path / "masks")
     train, valid = tmp_path / "new" / "train.json", tmp_path / "new" / "valid.json"
-    frames = ("--frames", shapes / "JPEGImages")
-    assert run("import-data", "masks", masks, *frames, "--classes", classes, "--out", train, "--valid", valid) == 0
+    frames, outputs = ("--frames", shapes / "JPEGImages"), ("--out", train, "--valid", valid)
+    assert run("import-data", "masks", masks, *frames, "--classes", classes, *outputs) == 1
+    assert "one part would be empty, since a class that a single video shows" in error_line(capsys)
+    classes.write_text(json.dumps({"valid_00000": "shape", "valid_00001": "shape"}))
+    assert run("import-data", "masks", masks, *frames, "--classes", classes, *outputs) == 0
     out = capsys.readouterr().out
-    assert re.search(r"train.json: 1 videos, 4 frames; objects: \w+ \d", out) and "valid.json: 1 videos" in out
+    assert re.search(r"train.json: 1 videos, 4 frames; objects: shape \d", out) and "valid.json: 1 videos" in out
     for path in (train, valid):
         assert validate_annotations(path, shapes / "JPEGImages") == []
     assert run("import-data", "masks", masks, *frames, "--out", train) == 1

@@ -579,7 +579,7 @@ def add_import_data(commands) -> None:
     parser.add_argument(
         "--valid",
         metavar="JSON",
-        help="with masks: write the second of every five videos there instead, to evaluate on",
+        help="with masks: write a fifth of the videos of each class there instead, to evaluate on",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
@@ -596,13 +596,13 @@ def run_import_data(options: argparse.Namespace) -> int:
         writable_folder(str(path.parent))
     check_new_files(outputs, options.overwrite)
 
-    from .data import hold_out_videos, read_annotations, read_mask_folders
+    from .data import read_annotations, read_mask_folders, split_videos
 
     if options.kind == "coco":
         contents = [read_annotations(options.source, kind="images")]
     else:
         content = read_mask_folders(options.frames, options.source, options.classes, progress=True)
-        contents = [content] if options.valid is None else hold_out_videos(content)
+        contents = [content] if options.valid is None else split_videos(content, options.source)
     for path, content in zip(outputs, contents, strict=True):
         write_json(content, path)
         print(f"{path}: {describe_annotations(content)}")

@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
 from pycocotools import mask as mask_utils
 
-from transformers_cvis.data import hold_out_videos
 from transformers_cvis.data.annotation_files import encode_mask, track_annotation
 
 
@@ -25,20 +23,3 @@ def test_track_annotation():
         "bboxes": [None, [2, 1, 4, 2]],
         "areas": [None, 8],
     }
-
-
-def test_every_fifth_video_is_held_out():
-    content = {
-        "categories": [{"id": 1, "name": "dog"}],
-        "videos": [{"id": number} for number in range(10, 22)],
-        "annotations": [{"id": number, "video_id": 10 + number % 12} for number in range(30)],
-    }
-    train, valid = hold_out_videos(content)
-    assert [video["id"] for video in valid["videos"]] == [11, 16, 21]
-    assert len(train["videos"]) == 9 and train["categories"] == valid["categories"] == content["categories"]
-    for part in (train, valid):
-        ids = {video["id"] for video in part["videos"]}
-        assert part["annotations"] == [entry for entry in content["annotations"] if entry["video_id"] in ids]
-    assert len(hold_out_videos({**content, "videos": content["videos"][:2]})[1]["videos"]) == 1
-    with pytest.raises(ValueError, match="One video alone cannot be divided into a part to train on"):
-        hold_out_videos({**content, "videos": content["videos"][:1]})

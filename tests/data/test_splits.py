@@ -99,6 +99,8 @@ def test_what_cannot_be_split(tmp_path):
         split_ytvis(write_json(tmp_path / "one.json", {1: {1}}, 1), tmp_path / "split")
     with pytest.raises(ValueError, match="cannot be split: it has 2 videos and 0 annotations"):
         split_ytvis(write_json(tmp_path / "none.json", {1: set(), 2: set()}, 1), tmp_path / "split")
+    with pytest.raises(ValueError, match="rare.json cannot be split with a test_share of 0.2: one part would be empty"):
+        split_ytvis(write_json(tmp_path / "rare.json", {1: {1}, 2: {2}}, 2), tmp_path / "split")
     with pytest.raises(FileNotFoundError, match="absent.json does not exist"):
         split_ytvis(tmp_path / "absent.json", tmp_path / "split")
     (tmp_path / "broken.json").write_text('{"videos": [], "categories": []}')

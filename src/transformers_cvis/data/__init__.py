@@ -1,6 +1,6 @@
 """Annotated videos and images in, training clips out: files, validation, clip sampling, augmentation, a generator."""
 
-from .annotation_files import hold_out_videos, images_as_videos, read_annotations
+from .annotation_files import images_as_videos, read_annotations
 from .augmentation import (
     ClipAugmentation,
     LargeScaleJitter,
@@ -15,7 +15,7 @@ from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, s
 from .mask_folders import read_mask_folders
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
 from .preview import draw_clips
-from .splits import split_ytvis
+from .splits import split_videos, split_ytvis
 from .validation import Problem, validate_annotations, validate_ytvis
 from .ytvis import class_names, find_image_root, load_coco, load_ytvis
 
@@ -39,7 +39,6 @@ __all__ = [
     "evaluation_resize",
     "find_image_root",
     "generate_video",
-    "hold_out_videos",
     "images_as_videos",
     "load_coco",
     "load_ytvis",
@@ -49,6 +48,7 @@ __all__ = [
     "read_annotations",
     "read_mask_folders",
     "sample_clip_frames",
+    "split_videos",
     "split_ytvis",
     "validate_annotations",
     "validate_ytvis",

@@ -95,23 +95,3 @@ def track_annotation(annotation_id: int, video: dict, category_id: int, segmenta
         "bboxes": [rle and mask_utils.toBbox(rle).tolist() for rle in segmentations],
         "areas": [rle and int(mask_utils.area(rle)) for rle in segmentations],
     }
-
-
-def hold_out_videos(content: dict) -> tuple[dict, dict]:
-    """Divide a json for training and validation: the second of every five videos is held out.
-
-    Raises:
-        ValueError: there is one video only.
-    """
-    if len(content["videos"]) < 2:
-        raise ValueError("One video alone cannot be divided into a part to train on and one to evaluate on.")
-    held_out = {video["id"] for video in content["videos"][1::5]}
-
-    def part(belongs) -> dict:
-        return {
-            **content,
-            "videos": [video for video in content["videos"] if belongs(video["id"])],
-            "annotations": [entry for entry in content["annotations"] if belongs(entry["video_id"])],
-        }
-
-    return part(lambda video_id: video_id not in held_out), part(lambda video_id: video_id in held_out)

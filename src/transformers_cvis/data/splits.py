@@ -35,42 +35,56 @@ def split_ytvis(
 
     Raises:
         FileNotFoundError: no such json.
-        ValueError: it breaks the format, has no annotations, fewer than two videos, or `test_share` is not between 0
-            and 1.
+        ValueError: it breaks the format, has no annotations, fewer than two videos, no video that can be spared, or
+            `test_share` is not between 0 and 1.
     """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share is {test_share}; give a share of the videos between 0 and 1, for example 0.2.")
-    content = read_annotations(json_path)
-    if not content.get("annotations") or len(content["videos"]) < 2:
-        raise ValueError(
-            f"{json_path} cannot be split: it has {len(content['videos'])} videos and "
-            f"{len(content.get('annotations') or [])} annotations."
-        )
-    test_videos = _draw_test_videos(content, test_share, np.random.default_rng(seed))
-    paths = []
-    for name, in_test in (("train", False), ("test", True)):
-        videos = [video for video in content["videos"] if (video["id"] in test_videos) == in_test]
-        part = {
-            **content,
-            "info": {
-                **(content.get("info") or {}),
-                "split": {
-                    "part": name,
-                    "source": Path(json_path).name,
-                    "test_share": test_share,
-                    "seed": seed,
-                    "video_ids": [video["id"] for video in videos],
-                },
-            },
-            "videos": videos,
-            "annotations": [row for row in content["annotations"] if (row["video_id"] in test_videos) == in_test],
-        }
-        path = Path(output_dir) / f"{name}_split.json"
+    parts = split_videos(read_annotations(json_path), Path(json_path).name, test_share, seed)
+    paths = Path(output_dir) / "train_split.json", Path(output_dir) / "test_split.json"
+    for part, path in zip(parts, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(path) as file:
             file.write(json.dumps(part).encode())
-        paths.append(path)
-    return paths[0], paths[1]
+    return paths
+
+
+def split_videos(content: dict, source: str, test_share: float = 0.2, seed: int = 0) -> tuple[dict, dict]:
+    """As `split_ytvis`, of a json that is read already; `source` is what `info` calls it.
+
+    Raises:
+        ValueError: there are no annotations, fewer than two videos, no video that can be spared, or `test_share` is not
+            between 0 and 1.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share is {test_share}; give a share of the videos between 0 and 1, for example 0.2.")
+    if not content.get("annotations") or len(content["videos"]) < 2:
+        raise ValueError(
+            f"{source} cannot be split: it has {len(content['videos'])} videos and "
+            f"{len(content.get('annotations') or [])} annotations."
+        )
+    test_videos = _draw_test_videos(content, test_share, np.random.default_rng(seed))
+    if not 0 < len(test_videos) < len(content["videos"]):
+        raise ValueError(
+            f"{source} cannot be split with a test_share of {test_share}: one part would be empty, since a class that "
+            "a single video shows stays in the train part. Annotate more videos, or change the share."
+        )
+
+    def part(name: str, in_test: bool) -> dict:
+        videos = [video for video in content["videos"] if (video["id"] in test_videos) == in_test]
+        split = {
+            "part": name,
+            "source": source,
+            "test_share": test_share,
+            "seed": seed,
+            "video_ids": [video["id"] for video in videos],
+        }
+        return {
+            **content,
+            "info": {**(content.get("info") or {}), "split": split},
+            "videos": videos,
+            "annotations": [row for row in content["annotations"] if (row["video_id"] in test_videos) == in_test],
+        }
+
+    return part("train", False), part("test", True)
 
 
 def _draw_test_videos(content: dict, test_share: float, rng: np.random.Generator) -> set[int]:

@@ -1,58 +1,66 @@
-"""Growth of memory while GenVIS segments an endless video online: 360 x 640 frames, a memory of 32 clips.
+"""Growth of memory while a model segments an endless video online: 360 x 640 frames, GenVIS with 32 clips of memory.
 
-The results of each clip are handed out and dropped, as a live application does. Peak memory is compared between the
-first 200 frames, after which nothing may grow any more, and all frames.
+Rows: `rss_growth_mb` (GenVIS), `rss_growth_mb_spvis` (SPVIS online), `rss_growth_mb_minvis`; each in a process of its
+own. The results of each clip are handed out and dropped, as a live application does. Peak memory is compared between
+the first 200 frames (`--quick`: 40), after which nothing may grow any more, and all frames.
 """
 
+import multiprocessing
 import resource
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from _harness import main, row
 
-from transformers_cvis import CvisVideoProcessor, GenVisConfig, GenVisForVideoInstanceSegmentation, segment_stream
+from transformers_cvis import (
+    AutoModelForVideoInstanceSegmentation,
+    CvisVideoProcessor,
+    GenVisConfig,
+    MinVisConfig,
+    SpvisConfig,
+    segment_stream,
+)
 
 HEIGHT, WIDTH = 360, 640
-SETTLED = 200  # frames
 LIMIT = 50  # megabytes
+LABELS = {index: f"class {index}" for index in range(8)}
+DETECTOR = {
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 4,
+    "dim_feedforward": 64,
+    "num_attention_heads": 2,
+    "num_queries": 20,
+}
 
 
-def small_genvis() -> GenVisForVideoInstanceSegmentation:
-    """Random weights: sizes of tensors, and so memory, do not depend on what was learnt."""
-    torch.manual_seed(0)
-    detector_config = {
-        "backbone_config": {
-            "model_type": "resnet",
-            "embedding_size": 16,
-            "hidden_sizes": [16, 32, 64, 128],
-            "depths": [1, 1, 1, 1],
-            "layer_type": "basic",
-            "out_features": ["stage1", "stage2", "stage3", "stage4"],
-        },
-        "feature_size": 32,
-        "mask_feature_size": 32,
-        "hidden_dim": 32,
-        "encoder_feedforward_dim": 64,
-        "encoder_layers": 1,
-        "decoder_layers": 4,
-        "dim_feedforward": 64,
-        "num_attention_heads": 2,
-        "num_queries": 20,
+def configurations() -> dict:
+    """Configuration of a small model by the name of its row."""
+    genvis = {"num_queries": 10, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 64}
+    tracked = {**DETECTOR, "num_queries": 10}  # as many masks as GenVIS makes
+    spvis = {"tracker_layers": 2, "tracker_dim_feedforward": 64, "filter_dim_feedforward": 64}
+    return {
+        "rss_growth_mb": GenVisConfig(
+            detector_config=DETECTOR, num_attention_heads=2, memory_size=32, id2label=LABELS, **genvis
+        ),
+        "rss_growth_mb_spvis": SpvisConfig(**tracked, **spvis, id2label=LABELS),
+        "rss_growth_mb_minvis": MinVisConfig(**tracked, id2label=LABELS),
     }
-    config = GenVisConfig(
-        detector_config=detector_config,
-        num_queries=10,
-        encoder_layers=1,
-        decoder_layers=2,
-        dim_feedforward=64,
-        num_attention_heads=2,
-        id2label={index: f"class {index}" for index in range(8)},
-        memory_size=32,
-    )
-    return GenVisForVideoInstanceSegmentation(config).eval()
 
 
 def moving_square(num_frames: int) -> Iterator[np.ndarray]:
@@ -79,20 +87,29 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def rows(quick: bool):
-    num_frames = 300 if quick else 2000
+def measure(name: str, num_frames: int, settled: int) -> dict:
+    """The row of that name; weights are random, since sizes of tensors, and so memory, do not depend on them."""
+    torch.manual_seed(0)
+    model = AutoModelForVideoInstanceSegmentation.from_config(configurations()[name]).eval()
     processor = CvisVideoProcessor(size={"shortest_edge": HEIGHT, "longest_edge": WIDTH})
     settled_peak = settled_resident = resident = num_masks = 0
-    clips = segment_stream(small_genvis(), processor, moving_square(num_frames), threshold=None, top_k=10)
+    clips = segment_stream(model, processor, moving_square(num_frames), clip_length=1, threshold=None, top_k=10)
     for index, clip in enumerate(clips, start=1):
         num_masks += sum(segmentation is not None for track in clip.tracks for segmentation in track.segmentations)
         resident = max(resident, resident_megabytes())
-        if index == SETTLED:
+        if index == settled:
             settled_peak, settled_resident = peak_megabytes(), resident
     # The peak of loading may hide a growth below it, the samples between clips a peak within one: the larger counts.
     growth = max(peak_megabytes() - settled_peak, resident - settled_resident)
     note = f"{num_frames} frames, {num_masks} masks, peak {peak_megabytes():.0f} MB; limit {LIMIT} MB"
-    yield row("rss_growth_mb", growth, unit="MB", note=note)
+    return row(name, growth, unit="MB", note=note)
+
+
+def rows(quick: bool) -> Iterator[dict]:
+    for name in configurations():
+        # A new process for each: what another model has freed would hide a growth.
+        with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
+            yield process.submit(measure, name, *((60, 40) if quick else (2000, 200))).result()
 
 
 if __name__ == "__main__":

@@ -797,7 +797,8 @@ def add_convert(commands) -> None:
         "--task",
         type=int,
         metavar="N",
-        help="of a model that learns by tasks (hvpl): what it was after task N, 0 for the base (default: the last one)",
+        help="of a model that learns by tasks (hvpl, crisp): what it was after task N, 0 for the base "
+        "(default: the last one)",
     )
     parser.add_argument(
         "--classes",

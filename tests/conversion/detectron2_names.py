@@ -299,7 +299,7 @@ SYSTEM_NAMES = {
     "spvis": spvis_names,
     "dvis": dvis_names,
     "minvis": mask2former_names,
-    "mask2former_vis": mask2former_names,
+    "mask2former-vis": mask2former_names,
     "mask2former": mask2former_names,
 }
 

@@ -11,6 +11,7 @@ from conversion.detectron2_names import (
     TINY,
     ResNet,
     Swin,
+    crisp_names,
     genvis_names,
     hvpl_names,
     imagenet_names,
@@ -126,7 +127,7 @@ def test_what_the_user_says_has_to_fit(arguments, message, tmp_path):
         (
             "mask2former",
             "vita",
-            "no video head .*, so it is no vita checkpoint. It is complete as --system minvis or ",
+            "no video head .*, so it is no vita checkpoint. It is complete as --system minvis, mask",
         ),
         ("mask2former", "spvis", "has no tracker .*, so it is no spvis checkpoint. It is complete as --system minvis"),
         ("mask2former", "hvpl", "has no class heads of tasks .*: no HVPL. It is complete as --system minvis"),
@@ -197,9 +198,7 @@ def test_a_backbone_alone_starts_a_detector(backbone, tmp_path):
         convert_checkpoint(*arguments)
     with pytest.raises(ConversionError, match="has no class head: give the names of the classes"):
         convert_checkpoint(*arguments, allow_missing=True)
-    with pytest.raises(
-        ValueError, match=r"no video head .*--system minvis or mask2former_vis or mask2former lacks \d+ weights only"
-    ):
+    with pytest.raises(ValueError, match=r"no video head .* --system minvis, .* or mask2former lacks \d+ weights only"):
         convert_checkpoint(*arguments[:2], "vita")
     report = convert_checkpoint(*arguments, allow_missing=True, class_names=["cat"])
     places = [place for places in report.mapped.values() for place in places]
@@ -207,6 +206,11 @@ def test_a_backbone_alone_starts_a_detector(backbone, tmp_path):
     fresh = [name for name in report.fresh if name.startswith("model.pixel_level_module.encoder.")]
     assert all("hidden_states_norms" in name for name in fresh)  # of Swin's maps, which ImageNet does not train
     assert load(tmp_path / "out").config.id2label == {0: "cat"}
+
+
+def test_what_no_tensor_tells_of_mask2former_vis_is_said(tmp_path):
+    report = convert_checkpoint(saved(tmp_path, mask2former_names(ResNet())), tmp_path / "out", "mask2former-vis")
+    assert any(note.startswith("No tensor tells whether it was trained on videos") for note in report.notes)
 
 
 def test_nothing_of_the_system_is_never_enough(tmp_path):
@@ -266,6 +270,15 @@ class TestTasks:
         report = convert_checkpoint(path, tmp_path / "out", "hvpl", class_names=[*TASKS, "ant"])
         assert "The classes have the first 6 of the 7 names." in report.notes
         assert list(load(tmp_path / "out").config.id2label.values()) == TASKS
+
+    def test_crisp(self, tmp_path):
+        path = saved(tmp_path, crisp_names(ResNet()))
+        report = convert_checkpoint(path, tmp_path / "out", "crisp", task=1, class_names=TASKS)
+        model = load(tmp_path / "out")
+        assert model.config.task_class_counts == [3, 2] and len(model.class_tokens) == 2
+        # prompts, positions, mask head, class head and class tokens
+        assert list(report.ignored.values()).count("belongs to task 2") == 1 + TINY.decoder_layers + 6 + 6 + 1
+        assert sum("CLIP" in reason for reason in report.ignored.values()) == 6
 
     def test_the_gradient_basis_beside_it_is_mentioned(self, tmp_path):
         path = saved(tmp_path, hvpl_names(ResNet()))

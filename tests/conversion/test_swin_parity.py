@@ -129,6 +129,7 @@ def test_video_models_equal_weights_put_in_by_hand(system, names, model_class, c
     fill_video_head(by_hand.video_head, released)
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(folder).double()
     assert type(model) is model_class
+    assert all(torch.equal(tensor, by_hand.state_dict()[name]) for name, tensor in model.state_dict().items())
     clips = [pixels(64, 96, 3)[None].double(), pixels(64, 96, 2)[None].double()]  # of GenVIS the second reads memory
     for ours, theirs in zip(model.stream(clips), by_hand.stream(clips), strict=True):
         torch.testing.assert_close(ours.class_queries_logits, theirs.class_queries_logits, rtol=0, atol=1e-10)

@@ -106,6 +106,8 @@ def convert_checkpoint(
     if untold := [name for name in SYSTEMS[system].untold if name not in settings]:
         values = ", ".join(f"{name}={getattr(config, name)}" for name in untold)
         report.notes.append(f"No tensor tells {values}; --set changes it.")
+    if SYSTEMS[system].remark:
+        report.notes.append(SYSTEMS[system].remark)
     if class_names is None:
         report.notes.append("The classes are called LABEL_0, LABEL_1, ...; --classes names them.")
     elif len(class_names) > config.num_labels:
@@ -197,7 +199,9 @@ def _advice(released: dict[str, torch.Tensor], system: str, num_missing: int | N
     least = min(missing.values(), default=None)
     if least is None or (num_missing is not None and least >= num_missing):
         return ""
-    nearest = " or ".join(other for other, number in missing.items() if number == least)
+    *others, nearest = [other for other, number in missing.items() if number == least]
+    if others:
+        nearest = f"{', '.join(others)} or {nearest}"
     return f" --system {nearest} lacks {least} weights only." if least else f" It is complete as --system {nearest}."
 
 

@@ -40,6 +40,7 @@ class System:
         model_class: what the weights become.
         short_sides: short side of videos in pixels, by the backbone's `model_type`.
         untold: fields that change what the model computes and that no tensor tells; the report names them.
+        remark: what else no tensor tells, a sentence for the report.
     """
 
     rules: Callable[[], list[Rule]]
@@ -47,6 +48,7 @@ class System:
     model_class: type[PreTrainedModel]
     short_sides: dict[str, int]
     untold: tuple[str, ...] = ()
+    remark: str | None = None
 
 
 SYSTEMS = {
@@ -85,9 +87,12 @@ SYSTEMS = {
         dvis_rules, partial(infer_spvis_config, system="dvis"), SpvisForVideoInstanceSegmentation, FRAME_SIDES
     ),
     "minvis": System(frame_detector_rules, infer_minvis_config, MinVisForVideoInstanceSegmentation, FRAME_SIDES),
-    # Checkpoints for videos have the names of those for images.
-    "mask2former_vis": System(
-        frame_detector_rules, infer_mask2former_vis_config, Mask2FormerVisForVideoInstanceSegmentation, FRAME_SIDES
+    "mask2former-vis": System(
+        frame_detector_rules,
+        infer_mask2former_vis_config,
+        Mask2FormerVisForVideoInstanceSegmentation,
+        FRAME_SIDES,
+        remark="No tensor tells whether it was trained on videos; one that was trained on images tracks as minvis.",
     ),
     # In transformers' own format: for images as it is, and as frame detector or MinVIS of this package.
     "mask2former": System(

@@ -33,7 +33,7 @@ ALLOWED_IMPORTS = {
     "kernels": set(),
     "assets": set(),
 }
-SYSTEMS = {"vita", "genvis", "minvis", "hvpl", "crisp", "spvis"}
+SYSTEMS = {"vita", "genvis", "minvis", "hvpl", "mask2former_vis", "crisp", "spvis"}
 FORBIDDEN_DEPENDENCIES = {"detectron2", "timm", "cv2"}
 RUN_TIME_DEPENDENCIES = {
     *("torch", "torchvision", "transformers", "datasets", "huggingface_hub", "accelerate", "safetensors"),

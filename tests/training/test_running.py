@@ -304,7 +304,9 @@ def test_killed_training_continues_bit_for_bit(shapes, tmp_path, system):
     assert summary["steps"] == 8
 
 
-@pytest.mark.parametrize("system", ["vita", *(pytest.param(name, marks=pytest.mark.slow) for name in LATER_STAGES)])
+@pytest.mark.parametrize(
+    "system", ["vita", *(pytest.param(name, marks=pytest.mark.slow) for name in (*LATER_STAGES, "crisp"))]
+)
 def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path, monkeypatch, system):
     """The videos of a batch hold different numbers of objects, so normalisers per process would differ."""
     overrides = ["max_steps=4", "batch_size=2", "optimizer.epsilon=1e-3"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from modeling.losses.ranks import mean_over_two_ranks
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
@@ -122,3 +123,18 @@ def test_no_objects_reach_every_input():
     assert losses["loss_mask"] == 0 and losses["loss_dice_0"] == 0
     sum(losses.values()).backward()
     assert features.grad is not None and all(layer.mask_embeddings.grad is not None for layer in layers)
+
+
+def test_normalisers_are_averaged_over_ranks(monkeypatch):
+    """Two ranks with one clip each: the mean of their losses is the loss of both clips in one process."""
+    layers, features, labels = make_clips((1, 3))
+    expected = make_loss()(layers, features, VideoTargets.from_labels(labels, NUM_LABELS))
+
+    def one_rank(clip):
+        mine = [LayerPrediction(*(part[clip : clip + 1] for part in layer)) for layer in layers]
+        targets = VideoTargets.from_labels(labels[clip : clip + 1], NUM_LABELS)
+        return make_loss()(mine, features[clip : clip + 1], targets)
+
+    found = mean_over_two_ranks(monkeypatch, one_rank)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from modeling.losses.ranks import mean_over_two_ranks
 from torch.nn import functional as F
 
 from transformers_cvis.modeling.losses import LayerPrediction, VideoTargets
@@ -90,6 +91,16 @@ class TestClassDistillation:
         sure_of_nothing = torch.tensor([0.0] * OLD + [1e3]).expand(1, 4, -1)
         loss = class_distillation_loss(random(1, 4, OLD + NEW + 1).float(), sure_of_nothing, reweight=True)
         assert loss == 0
+
+    def test_weights_are_averaged_over_ranks(self, monkeypatch):
+        logits, old_logits = random(2, 5, OLD + NEW + 1), random(2, 5, OLD + 1, seed=1)
+
+        def one_rank(clip):
+            part = slice(clip, clip + 1)
+            return {"loss": class_distillation_loss(logits[part], old_logits[part], reweight=True)}
+
+        expected = class_distillation_loss(logits, old_logits, reweight=True)
+        torch.testing.assert_close(mean_over_two_ranks(monkeypatch, one_rank)["loss"], expected)
 
     def test_unknown_kind(self):
         with pytest.raises(ValueError, match="`kind` must be one of unbiased, plain, squared, got 'best'"):

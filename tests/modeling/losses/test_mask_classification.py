@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from modeling.losses.ranks import mean_over_two_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformers_cvis.modeling.losses import LayerPrediction, MaskClassificationLoss, matching, sample_points
@@ -172,20 +173,9 @@ def test_normalisers_are_averaged_over_ranks(monkeypatch):
         mine = [LayerPrediction(*(part[image : image + 1] for part in prediction)) for prediction in predictions]
         return make_loss()(mine, features[image : image + 1], labels[image : image + 1])[0]
 
-    reduced = [[], []]
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    for image in (0, 1):
-        monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts, image=image: reduced[image].append(counts))
-        one_rank(image)
-    sums = [one + other for one, other in zip(*[[count.clone() for count in rank] for rank in reduced], strict=True)]
-    losses = []
-    for image in (0, 1):
-        queue = iter(sums)
-        monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts, queue=queue: counts.copy_(next(queue)))
-        losses.append(one_rank(image))
+    found = mean_over_two_ranks(monkeypatch, one_rank)
     for name, value in expected.items():
-        torch.testing.assert_close((losses[0][name] + losses[1][name]) / 2, value)
+        torch.testing.assert_close(found[name], value)
 
 
 def test_dense_logits_of_all_queries_are_never_built():

@@ -149,7 +149,7 @@ def test_augmentation_is_one_of_two_kinds():
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_load(name):
     recipe = Recipe.load(name)
-    assert recipe.system == ("minvis" if "segmenter" in name else name.split("_")[0])
+    assert recipe.system == "minvis" if "segmenter" in name else name.startswith(f"{recipe.system}_")
     assert recipe.output_dir == name
     start = recipe.model.init_from
     # Published stages start from one another, the first of them from a checkpoint that is converted.
@@ -240,3 +240,11 @@ def test_published_hyper_parameters_of_spvis(data, stage, start, frames, frame_r
     assert recipe.model.config == ({"refiner": "spvis"} if stage == "offline" else {})
     assert recipe.evaluation.top_k == (20 if data == "ovis" else 10)
     assert ("ytvis_2021" in clips.train[0].json) == (data in ("ytvis2021", "ytvis2022"))
+
+
+@pytest.mark.parametrize(("year", "steps", "milestone"), [(2019, 6000, 4000), (2021, 8000, 5500)])
+def test_published_hyper_parameters_of_mask2former_vis(year, steps, milestone):
+    recipe = Recipe.load(f"mask2former_vis_r50_ytvis{year}")
+    assert (recipe.max_steps, recipe.schedule.milestones, recipe.batch_size) == (steps, [milestone], 16)
+    assert (recipe.data.num_frames, recipe.data.frame_range, recipe.optimizer.learning_rate) == (2, 20, 1e-4)
+    assert str(year) in recipe.data.train[0].json

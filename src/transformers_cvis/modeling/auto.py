@@ -16,10 +16,10 @@ from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
 MODELS = {
-    CrispConfig: CrispForVideoInstanceSegmentation,
     VitaConfig: VitaForVideoInstanceSegmentation,
     GenVisConfig: GenVisForVideoInstanceSegmentation,
     HvplConfig: HvplForVideoInstanceSegmentation,
+    CrispConfig: CrispForVideoInstanceSegmentation,
     Mask2FormerVisConfig: Mask2FormerVisForVideoInstanceSegmentation,
     MinVisConfig: MinVisForVideoInstanceSegmentation,
     SpvisConfig: SpvisForVideoInstanceSegmentation,

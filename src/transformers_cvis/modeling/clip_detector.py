@@ -86,16 +86,20 @@ class ClipDetector(VideoModelMixin, FrameDetector):
 
     def __init__(self, config: ClipDetectorConfig):
         super().__init__(config)
-        self.criterion = ClipMaskClassificationLoss(
-            config.num_labels,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
-        )
+        self.criterion = ClipMaskClassificationLoss(config.num_labels, **self.criterion_settings(config))
+
+    @staticmethod
+    def criterion_settings(config: ClipDetectorConfig) -> dict[str, float]:
+        """Weights and points of the losses."""
+        return {
+            "class_weight": config.class_weight,
+            "mask_weight": config.mask_weight,
+            "dice_weight": config.dice_weight,
+            "no_object_weight": config.no_object_weight,
+            "num_points": config.train_num_points,
+            "oversample_ratio": config.oversample_ratio,
+            "importance_sample_ratio": config.importance_sample_ratio,
+        }
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -174,10 +178,13 @@ class ClipDetector(VideoModelMixin, FrameDetector):
             while lengths and lengths[0] <= sum(window.num_frames for window in windows):
                 yield _join([_answer(part) for part in _take_frames(windows, lengths.popleft())])
 
-    def read_frames(self, pixel_values_videos: Tensor) -> ClipFeatures:
-        """Frames (B, T, 3, H, W), each by itself -> features."""
+    def read_frames(self, pixel_values_videos: Tensor, feature_maps: list[Tensor] | None = None) -> ClipFeatures:
+        """Frames (B, T, 3, H, W), each by itself -> features; from the maps of the backbone where they are there."""
         batch = pixel_values_videos.shape[:2]
-        levels, fpn_features = self.model.pixel_level_module(pixel_values_videos.flatten(0, 1))
+        if feature_maps is None:
+            levels, fpn_features = self.model.pixel_level_module(pixel_values_videos.flatten(0, 1))
+        else:
+            levels, fpn_features = self.model.pixel_level_module.decoder(feature_maps)
         project_masks = self.model.pixel_level_module.decoder.mask_projection
         shrunk = [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
         return ClipFeatures(
@@ -360,19 +367,31 @@ class ClipDetector(VideoModelMixin, FrameDetector):
     def _compute_loss(
         self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]
     ) -> VideoInstanceSegmentationOutput:
-        targets = self._targets(labels)
-        features = self.read_frames(pixel_values_videos)
+        targets = self.video_targets(labels)
+        predictions, features = self.predict_clips(pixel_values_videos)
+        scored = predictions if self.config.use_auxiliary_loss else predictions[-1:]
+        loss_dict = self.criterion(scored, features.mask_features, targets)
+        return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)
+
+    def predict_clips(
+        self, pixel_values_videos: Tensor, feature_maps: list[Tensor] | None = None
+    ) -> tuple[list[LayerPrediction], ClipFeatures]:
+        """Raw predictions of the learned queries and of every layer, as training scores them, and what they read.
+
+        Args:
+            feature_maps: of the backbone, for all B * T frames, where they are there already.
+        """
+        features = self.read_frames(pixel_values_videos, feature_maps)
         queries, mask_embeddings = self.decode(features)
         mask_embeddings.append(self.embed_masks(queries[-1]))
         predictions = [
             LayerPrediction(self.class_predictor(states), embeddings)
             for states, embeddings in zip(queries, mask_embeddings, strict=True)
         ]
-        scored = predictions if self.config.use_auxiliary_loss else predictions[-1:]
-        loss_dict = self.criterion(scored, features.mask_features, targets)
-        return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)
+        return predictions, features
 
-    def _targets(self, labels: list[dict[str, Tensor]]) -> VideoTargets:
+    def video_targets(self, labels: list[dict[str, Tensor]]) -> VideoTargets:
+        """Labels of the model's forward, prepared for the losses."""
         targets = VideoTargets.from_labels(labels, self.config.num_labels)
         if self.config.class_targets == "released":
             targets = targets.with_classes_of_last_frame(no_object=self.config.num_labels)

@@ -236,7 +236,7 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
     def _compute_loss(
         self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]
     ) -> VideoInstanceSegmentationOutput:
-        config, targets = self.config, self._targets(labels)
+        config, targets = self.config, self.video_targets(labels)
         features = self.read_frames(pixel_values_videos)
         group = self.groups()[-1]
         loss_dict, residual = {}, None

@@ -41,12 +41,20 @@ Clips as one (Mask2Former-VIS, CRISP: a query reads all frames of a clip at once
 
     losses = ClipMaskClassificationLoss(num_labels)(predictions, mask_features, targets)
 
-with class logits `(B, Q, K + 1)` and mask embeddings `(B, Q, C)`.
+with class logits `(B, Q, K + 1)` and mask embeddings `(B, Q, C)`. `distillation` has what keeps such a model close to
+an older one while it learns new classes.
 
 Every criterion has a `point_sampler`; replacing it fixes the points.
 """
 
 from .clip import ClipMaskClassificationLoss
+from .distillation import (
+    IncrementalClipLoss,
+    class_distillation_loss,
+    mask_distillation_loss,
+    pooled_distillation_loss,
+    pseudo_labels,
+)
 from .mask_classification import MaskClassificationLoss
 from .matching import LayerPrediction
 from .points import PointSampler, sample_points, select_uncertain_points
@@ -59,12 +67,17 @@ __all__ = [
     "ClipMaskClassificationLoss",
     "ClipwiseMaskClassificationLoss",
     "FramewiseTrackLoss",
+    "IncrementalClipLoss",
     "LayerPrediction",
     "MaskClassificationLoss",
     "PointSampler",
     "VideoMaskClassificationLoss",
     "VideoTargets",
     "VideoTrackLoss",
+    "class_distillation_loss",
+    "mask_distillation_loss",
+    "pooled_distillation_loss",
+    "pseudo_labels",
     "sample_points",
     "select_uncertain_points",
     "unified_video_label_assignment",

@@ -136,11 +136,17 @@ class MaskClassificationLoss(nn.Module):
         objects = torch.arange(place.shape[2], device=place.device).expand_as(place)
         holder = holder.scatter_reduce(2, place, objects, "amax")[..., :-1]
         classes = torch.cat([class_labels, class_labels.new_tensor([self.num_labels])])[holder]  # (D, L, P * Q)
-        weights = class_logits.new_ones(classes.shape).masked_fill_(classes == self.num_labels, self.no_object_weight)
-        log_probabilities = class_logits.flatten(2, 3).log_softmax(dim=-1)
-        losses = -weights * log_probabilities.gather(3, classes.unsqueeze(3)).squeeze(3)
-        per_group = [part.unflatten(2, (-1, num_groups, num_queries)).sum(dim=(1, 2, 4)) for part in (losses, weights)]
+        losses, weights = self._query_losses(class_logits.flatten(2, 3), classes)
+        per_group = [
+            part.unflatten(2, (-1, num_groups, num_queries)).sum(dim=(1, 2, 4)) for part in (weights * losses, weights)
+        ]
         return per_group[0] / average_over_ranks(per_group[1])
+
+    def _query_losses(self, class_logits, classes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross entropy and weight of each query; logits `(..., Q, K + 1)` and classes `(..., Q)` -> `(..., Q)`."""
+        losses = -class_logits.log_softmax(dim=-1).gather(-1, classes.unsqueeze(-1)).squeeze(-1)
+        weights = losses.new_ones(classes.shape).masked_fill_(classes == self.num_labels, self.no_object_weight)
+        return losses, weights
 
     def _mask_losses(self, mask_embeddings, mask_features, targets, place) -> tuple[torch.Tensor, torch.Tensor]:
         """BCE and Dice `(D, L, M)` of each object's query at points of each frame, those of all frames as one set."""

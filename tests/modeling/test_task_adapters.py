@@ -325,10 +325,10 @@ def test_the_pipeline_takes_a_revision(pushed):
     }
 
 
-def test_a_base_in_memory_fetches_the_adapter_alone(pushed):
+def test_a_base_in_memory_fetches_the_adapter_alone(pushed, tmp_path):
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(REPO)
     pushed.log.clear()
-    model.load_task_adapter(REPO, revision="task-3")
+    model.load_task_adapter(REPO, revision="task-3", cache_dir=str(tmp_path))
     assert_same(model, model_after(3))
     fetched = {
         path.split("?")[0].split("/")[-1] for method, path in pushed.log if method == "GET" and "/resolve/" in path

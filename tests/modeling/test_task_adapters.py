@@ -195,7 +195,9 @@ def test_a_whole_model_of_other_origin_cannot_go_back(tmp_path):
     model = HvplForVideoInstanceSegmentation.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="What task-1 left of the no-object heads is not known"):
         model.set_task_adapters(1)
-    assert model.active_task_adapters() == ["task-1", "task-2"]
+    with pytest.raises(ValueError, match="What task-1 left .* cannot be told apart as adapters. Save or push it whole"):
+        model.save_task_adapter(tmp_path / "adapter", base=tmp_path)
+    assert model.active_task_adapters() == ["task-1", "task-2"] and not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -139,6 +139,13 @@ def test_the_guide_links_to_what_is_there():
     assert not [target for target in targets if "://" not in target and not (docs / target).exists()]
 
 
+def test_commands_in_the_text_are_understood():
+    commands = re.findall(r"`(transformers-cvis [^`]+)`", GUIDE.replace("\n", " "))
+    assert commands
+    for command in commands:
+        cli.build_parser().parse_args(shlex.split(command)[1:])
+
+
 @pytest.mark.parametrize("command", ["import-data", "validate", "train", "evaluate", "segment", "push"])
 def test_the_guide_shows_every_step(command):
     assert any(f"transformers-cvis {command} " in block for language, block in BLOCKS if language == "bash")

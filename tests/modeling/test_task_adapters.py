@@ -195,7 +195,9 @@ def test_a_whole_model_of_other_origin_cannot_go_back(tmp_path):
     model = HvplForVideoInstanceSegmentation.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="What task-1 left of the no-object heads is not known"):
         model.set_task_adapters(1)
-    assert model.active_task_adapters() == ["task-1", "task-2"]
+    with pytest.raises(ValueError, match="What task-1 left .* cannot be told apart as adapters. Save or push it whole"):
+        model.save_task_adapter(tmp_path / "adapter", base=tmp_path)
+    assert model.active_task_adapters() == ["task-1", "task-2"] and not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -325,10 +327,10 @@ def test_the_pipeline_takes_a_revision(pushed):
     }
 
 
-def test_a_base_in_memory_fetches_the_adapter_alone(pushed):
+def test_a_base_in_memory_fetches_the_adapter_alone(pushed, tmp_path):
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(REPO)
     pushed.log.clear()
-    model.load_task_adapter(REPO, revision="task-3")
+    model.load_task_adapter(REPO, revision="task-3", cache_dir=str(tmp_path))
     assert_same(model, model_after(3))
     fetched = {
         path.split("?")[0].split("/")[-1] for method, path in pushed.log if method == "GET" and "/resolve/" in path

@@ -269,6 +269,8 @@ def test_two_processes_learn_what_one_does(shapes, tmp_path):
         ({"increment": {"max_step": 3}}, "task 1 of the schedule: .*unknown key 'max_step'.*Did you mean 'max_steps'"),
         ({"report": {"evaluate_classes": "some"}}, "`evaluate_classes` must be one of .*, got 'some'"),
         ({"gradient_projection": {"threshold": 2}}, "`threshold` is a share of the energy in 0..1, got 2"),
+        ({"distillation": {"alpha": 2.0}}, "`distillation`: hvpl has none"),
+        ({"method": "mib", "gradient_projection": None, "distillation": {"alhpa": 1}}, "unknown key 'alhpa'"),
         ({"sed": 1}, "unknown key 'sed' at the top level. Did you mean 'seed'"),
     ],
 )

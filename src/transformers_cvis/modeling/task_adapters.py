@@ -144,11 +144,8 @@ class TaskAdapterMixin(TaskLearningMixin):
                 f"Cannot activate {names!r}: tasks build on each other, so the active ones must be the first of those "
                 f"in memory, {loaded}."
             )
-        if number < self.num_tasks - 1 and number not in self._no_object_after:
-            raise ValueError(
-                f"What {task_name(number) if number else 'the base'} left of the no-object heads is not known: these "
-                "weights were not saved by this package. Load the base and the task adapters instead."
-            )
+        if number < self.num_tasks - 1:
+            self._no_object_heads(number)
         while self.num_tasks - 1 > number:
             self._waiting.insert(0, self._capture(self.num_tasks - 1))
             self.remove_task()
@@ -191,13 +188,28 @@ class TaskAdapterMixin(TaskLearningMixin):
                 "model with `save_pretrained`."
             )
 
+    def _no_object_heads(self, task: int) -> dict[str, Tensor]:
+        """The no-object heads as an active task (0 is the base) left them.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        if task == self.num_tasks - 1:
+            return _copies(self.no_object_parameters())
+        if task not in self._no_object_after:
+            raise ValueError(
+                f"What {task_name(task) if task else 'the base'} left of the no-object heads is not known, since these "
+                "weights were not saved by this package: the model cannot go back to that task, and its tasks cannot "
+                "be told apart as adapters. Save or push it whole (`save_pretrained`, `push_to_hub`)."
+            )
+        return self._no_object_after[task]
+
     def _capture(self, task: int) -> TaskAdapter:
-        last = task == self.num_tasks - 1
         return TaskAdapter(
             class_names=self._classes_of(task),
             num_prompts=self.config.task_prompt_counts[task - 1],
             weights=_copies(self.task_parameters(task)),
-            no_object=_copies(self.no_object_parameters()) if last else self._no_object_after[task],
+            no_object=self._no_object_heads(task),
             directions=self._directions.get(task),
         )
 
@@ -449,10 +461,11 @@ class TaskAdapterMixin(TaskLearningMixin):
                 "An adapter names its base, and this model's base is in memory only: save it (`save_pretrained`, before"
                 " the first task is added) or push it, and pass its folder or repository as `base`."
             )
+        adapters = [self._capture(task) for task in range(1, self.num_tasks)]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-            self._write_adapter(Path(temporary), folder, place)
+            self._write_adapters(adapters, Path(temporary), folder, place)
             self.config.save_pretrained(temporary)
             if video_processor is not None:
                 video_processor.save_pretrained(temporary)
@@ -466,8 +479,9 @@ class TaskAdapterMixin(TaskLearningMixin):
             for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == ADAPTER_CONFIG_FILE):
                 os.replace(path, folder / path.name)
 
-    def _write_adapter(self, folder: Path, destination: Path, place: Mapping[str, str | None]) -> None:
-        adapters = [self._capture(task) for task in range(1, self.num_tasks)]
+    def _write_adapters(
+        self, adapters: list[TaskAdapter], folder: Path, destination: Path, place: Mapping[str, str | None]
+    ) -> None:
         tensors = {f"directions.{task}": tensor for task, tensor in self._directions.items()}
         for task, adapter in enumerate(adapters, start=1):
             tensors |= {f"weights.{task}.{name}": tensor for name, tensor in adapter.weights.items()}

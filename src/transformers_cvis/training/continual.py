@@ -22,6 +22,7 @@ from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..modeling.hub import push_to_hub
 from .building import build_dataset, build_model, build_processor, collate
 from .checkpoints import find_checkpoint, write_json
+from .distillation import DistillingModel
 from .evaluating import predict_on_processes
 from .gradient_projection import GradientProjection, collect_directions
 from .recipe import Recipe, SourceRecipe
@@ -286,12 +287,15 @@ class _ContinualRun:
             model.add_task(self.tasks[number], num_prompts)
         if recipe.model.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        trainer = Trainer(
-            recipe, folder, model, self.datasets[number], collate, None, checkpoint, self._projection(number, model)
-        )
+        learner, distillation = model, self.schedule.distillation_recipe
+        if number > 0 and distillation is not None:
+            learner = DistillingModel(model, self._model_after(number - 1), distillation)
+        projection = self._projection(number, model)
+        trainer = Trainer(recipe, folder, learner, self.datasets[number], collate, None, checkpoint, projection)
         try:
             result = trainer.run()
-            return trainer.unwrapped_model, summarise(recipe, result, trainer)
+            # A teacher beside the model is not part of it.
+            return model, {**summarise(recipe, result, trainer), "num_parameters": model.num_parameters()}
         finally:
             trainer.finish()
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..modeling.crisp import ECLIPSE
+from .distillation import DistillationRecipe
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Method:
             Otherwise every task trains the whole model, whose classes grow.
         learns_all_at_once: there is one task of all classes, to compare with.
         projects_gradients: it has an orthogonal gradient correction.
+        distillation: losses of later tasks that look at the model before the task.
     """
 
     system: str
@@ -23,6 +25,7 @@ class Method:
     has_prompts: bool = True
     learns_all_at_once: bool = False
     projects_gradients: bool = False
+    distillation: DistillationRecipe | None = None
 
 
 METHODS = {
@@ -32,4 +35,8 @@ METHODS = {
     "eclipse": Method("crisp", ECLIPSE),
     "finetune": Method("crisp", ECLIPSE, has_prompts=False),
     "joint": Method("crisp", ECLIPSE, has_prompts=False, learns_all_at_once=True),
+    **{
+        name: Method("crisp", ECLIPSE, has_prompts=False, distillation=DistillationRecipe.preset(name))
+        for name in ("mib", "comformer", "pod")
+    },
 }

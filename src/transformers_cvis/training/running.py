@@ -124,6 +124,7 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
         "hardware": hardware,
         "num_processes": processes,
         "num_parameters": sum(parameter.numel() for parameter in trainer.unwrapped_model.parameters()),
+        "num_trained_parameters": sum(parameter.numel() for parameter in trainer.trained_parameters),
         "versions": {
             "python": platform.python_version(),
             "transformers_cvis": __version__,

@@ -15,6 +15,7 @@ import numpy as np
 from ..data import ClassFilter, read_annotations
 from ..evaluation.continual_report import EVALUATED_CLASSES, FORGETTING_VIDEOS
 from ..evaluation.forgetting import CLASS_COUNTS, UNDEFINED_CHOICES
+from .distillation import DistillationRecipe
 from .methods import METHODS, Method
 from .recipe import Recipe, SourceRecipe, apply_override, convert, merge, read_yaml
 
@@ -164,7 +165,8 @@ class Schedule:
     base_model: folder or Hub repository of a base that is learnt already; the first task is then only evaluated.
     num_prompts: queries that a later task adds, at each level. calibration_deltas: of each task, see
         `calibrate_class_logits`. Methods without prompts have no use for them.
-    gradient_projection: HVPL's correction; null for none.
+    gradient_projection: HVPL's correction; null for none. distillation: fields of [`DistillationRecipe`] that differ
+        from those of a method which has it.
     seed: of everything random, in every task.
     """
 
@@ -181,6 +183,7 @@ class Schedule:
     num_prompts: int = 10
     calibration_deltas: list[float] | None = None
     gradient_projection: ProjectionRecipe | None = None
+    distillation: dict = field(default_factory=dict)
     report: ReportRecipe = field(default_factory=ReportRecipe)
     push: PushRecipe | None = None
     seed: int = 0
@@ -195,6 +198,9 @@ class Schedule:
             raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
         if self.gradient_projection is not None and not self.rules.projects_gradients:
             raise ValueError(f"`gradient_projection` is HVPL's; {self.method} has no use for it.")
+        if self.distillation and self.rules.distillation is None:
+            raise ValueError(f"`distillation`: {self.method} has none.")
+        _ = self.distillation_recipe
         self.tasks = {int(number): overrides for number, overrides in self.tasks.items()}  # json knows no such keys
         later = {f"tasks.{number}": overrides for number, overrides in self.tasks.items() if number}
         for name, overrides in {"increment": self.increment, **later}.items():
@@ -211,6 +217,14 @@ class Schedule:
     @property
     def rules(self) -> Method:
         return METHODS[self.method]
+
+    @property
+    def distillation_recipe(self) -> DistillationRecipe | None:
+        """The losses of later tasks that look at the model before."""
+        preset = self.rules.distillation
+        if preset is None:
+            return None
+        return convert(DistillationRecipe, {**dataclasses.asdict(preset), **self.distillation}, where="distillation")
 
     @classmethod
     def load(cls, source: "str | Path | Schedule", overrides: Iterable[str] = ()) -> "Schedule":

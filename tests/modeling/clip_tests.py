@@ -1,5 +1,7 @@
 """Tests that every system whose queries read a whole clip passes beyond the common ones."""
 
+import logging
+
 import pytest
 import torch
 from helpers import tiny_detector_config
@@ -17,6 +19,11 @@ def detector_settings(**changes) -> dict:
 
 
 class ClipDetectorTests(CommonTests):
+    @pytest.fixture(autouse=True)
+    def nothing_was_warned_of(self):
+        """Windows are warned of once, not for every video of a data set."""
+        logging.Logger.warning_once.cache_clear()
+
     def config(self, **changes):
         return self.model_class.config_class(**detector_settings(**{**self.settings, **changes}))
 
@@ -89,6 +96,8 @@ class ClipDetectorTests(CommonTests):
         model(video[:, :4])
         assert "windows" not in warnings_of_transformers()
         whole = model(video, output_embeddings=True)
+        model(video)
+        assert warnings_of_transformers().count("windows of 4 frames") == 1
         assert "more than `config.max_clip_frames` (4) frames" in warnings_of_transformers()
         assert "windows of 4 frames that share 2 (`config.window_overlap`)" in warnings_of_transformers()
         assert whole.masks_queries_logits.shape == (1, self.num_queries(model), 9, 16, 24)

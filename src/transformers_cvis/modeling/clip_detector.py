@@ -357,7 +357,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
                 f"({_gigabytes(need)} would hold `config.max_clip_frames` = {configured})"
             )
             remedy = "Smaller frames or a device with more memory allow longer clips."
-        logger.warning(
+        logger.warning_once(
             f"The video has {why}: it is processed in windows of {length} frames that share {overlap} "
             f"(`config.window_overlap`), and tracks are joined from window to window. {remedy}"
         )

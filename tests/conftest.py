@@ -113,12 +113,12 @@ def mask2former_on_the_hub(loopback_hub) -> str:
     return name
 
 
-@pytest.fixture
-def one_cpu_thread():
-    """Several threads divide the rows of a product by their number, so its rounding depends on rows that are added."""
+@pytest.fixture(params=[1, 2], ids="{} threads".format)
+def cpu_threads(request) -> int:
+    """Runs the test once with each number of threads: kernels divide their work by it."""
     import torch
 
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    torch.set_num_threads(request.param)
+    yield request.param
     torch.set_num_threads(num_threads)

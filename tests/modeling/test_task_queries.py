@@ -12,10 +12,14 @@ from transformers_cvis.modeling.task_queries import (
     calibrate_class_logits,
 )
 
+NUM_QUERIES, NUM_CLASSES = 6, 4
+REALISTIC_SIZES = {"hidden_dim": 256, "num_attention_heads": 8, "dim_feedforward": 2048, "decoder_layers": 4}
 
-def detector(dtype: torch.dtype = torch.float32) -> HvplFrameDetector:
+
+def detector(dtype: torch.dtype = torch.float32, num_queries: int = NUM_QUERIES, **sizes) -> HvplFrameDetector:
     torch.manual_seed(0)
-    return HvplFrameDetector(tiny_detector_config(num_queries=6), [4], []).to(dtype).eval()
+    config = tiny_detector_config(num_queries=num_queries, **sizes)
+    return HvplFrameDetector(config, [NUM_CLASSES], []).to(dtype).eval()
 
 
 def add_random_task(model, num_classes: int, num_prompts: int) -> None:
@@ -26,34 +30,52 @@ def add_random_task(model, num_classes: int, num_prompts: int) -> None:
             parameter.add_(torch.randn_like(parameter))
 
 
-def frame_level_outputs(model) -> list[torch.Tensor]:
+def pyramid(dtype: torch.dtype, scale: int = 1, num_images: int = 2) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    levels = [torch.randn(2, 32, 2 * s, 3 * s, generator=generator).to(model.dtype) for s in (1, 2, 4)]
-    groups = GroupedQueries(model.groups())
-    queries, embeddings = model.decode(levels, levels, groups)
+    sizes = [(2 * scale * stride, 3 * scale * stride) for stride in (1, 2, 4)]
+    return [torch.randn(num_images, 32, *size, generator=generator).to(dtype) for size in sizes]
+
+
+def frame_level_outputs(model, scale: int = 1) -> list[torch.Tensor]:
+    """Queries and mask embeddings of every layer, (N, F, C) each, and raw class logits (N, F, K + 1)."""
+    levels, groups = pyramid(model.dtype, scale), GroupedQueries(model.groups())
+    mask_features = [model.model.pixel_level_module.decoder.mask_projection(level) for level in levels]
+    queries, embeddings = model.decode(levels, mask_features, groups)
     last = queries[-1]
-    return [last, groups.mask_embeddings(last)[:, : last.shape[1]], *queries[:-1], *embeddings]
+    return [*queries, *embeddings, groups.mask_embeddings(last), model.class_predictor(last, groups.layout)]
 
 
-@pytest.mark.usefixtures("one_cpu_thread")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("num_prompts", [3, 5, 10])
-@torch.no_grad()
-def test_new_tasks_leave_older_groups_bit_identical_at_frame_level(dtype, num_prompts):
-    model = detector(dtype=dtype)
-    before = frame_level_outputs(model)
-    logits_before = model.class_predictor(before[0])
-    classes, queries = 4, 6
-    for num_classes in (2, 1, 3):
+def assert_new_tasks_change_nothing(model, class_counts: tuple, prompt_counts: tuple, outputs) -> None:
+    """`outputs` of older queries, of the older classes where these are the last, are bit-identical."""
+    before = outputs()
+    for num_classes, num_prompts in zip(class_counts, prompt_counts, strict=True):
         add_random_task(model, num_classes, num_prompts)
-        after = frame_level_outputs(model)
-        for ours, theirs in zip(after, before, strict=True):
-            assert torch.equal(ours[:, :queries], theirs)
-        logits = model.class_predictor(after[0])
-        assert torch.equal(logits[:, :queries, :classes], logits_before[..., :classes])
-        before, logits_before = after, logits
-        classes, queries = classes + num_classes, queries + num_prompts
-        assert logits.shape == (2, queries, classes + 1)
+        after = outputs()
+        *states, logits = before
+        for number, (ours, theirs) in enumerate(zip(after, states, strict=False)):
+            assert torch.equal(ours[:, : theirs.shape[1]], theirs), number
+        _, num_queries, rows = logits.shape
+        assert after[-1].shape == (2, num_queries + num_prompts, rows + num_classes)
+        assert torch.equal(after[-1][:, :num_queries, : rows - 1], logits[..., :-1])
+        assert torch.equal(after[-1][:, :num_queries, -1], logits[..., -1])  # no-object
+        before = after
+
+
+@pytest.mark.usefixtures("cpu_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("prompts", [(3, 3, 3), (5, 5, 5), (10, 10, 10), (1, 4, 4), (7, 2, 9)], ids=str)
+@torch.no_grad()
+def test_new_tasks_leave_older_groups_bit_identical_at_frame_level(dtype, prompts):
+    model = detector(dtype)
+    assert_new_tasks_change_nothing(model, (2, 1, 3), prompts, lambda: frame_level_outputs(model))
+
+
+@pytest.mark.usefixtures("cpu_threads")
+@pytest.mark.parametrize("prompts", [(10, 10, 10), (10, 15, 15)], ids=str)
+@torch.no_grad()
+def test_new_tasks_leave_older_groups_bit_identical_at_frame_level_with_realistic_sizes(prompts):
+    model = detector(num_queries=100, **REALISTIC_SIZES)
+    assert_new_tasks_change_nothing(model, (5, 20, 5), prompts, lambda: frame_level_outputs(model, scale=3))
 
 
 @torch.no_grad()
@@ -61,11 +83,10 @@ def test_a_group_computes_what_it_computes_alone():
     model = detector(dtype=torch.float64)
     for _ in range(2):
         add_random_task(model, 2, 5)
-    generator = torch.Generator().manual_seed(1)
-    levels = [torch.randn(2, 32, 2 * s, 3 * s, generator=generator).double() for s in (1, 2, 4)]
+    levels = pyramid(torch.float64)
     together = model.decode(levels, levels, GroupedQueries(model.groups()))[0][-1].split([6, 5, 5], dim=1)
     for group, expected in zip(model.groups(), together, strict=True):
-        alone = model.decode(levels, levels, GroupedQueries([group], alignment=1))[0][-1]
+        alone = model.decode(levels, levels, GroupedQueries([group]))[0][-1]
         torch.testing.assert_close(alone, expected)
 
 
@@ -95,14 +116,29 @@ def test_class_logits_are_those_of_the_heads_with_no_object_last(deep):
     torch.testing.assert_close(predictor(queries), expected)
 
 
+@torch.no_grad()
+def test_class_logits_do_not_depend_on_how_queries_are_grouped():
+    torch.manual_seed(0)
+    predictor = TaskClassPredictor(8, [4, 20, 3]).double()
+    queries = torch.randn(2, 14, 8, dtype=torch.float64)
+    torch.testing.assert_close(predictor(queries, GroupLayout([6, 3, 3, 2])), predictor(queries))
+
+
 def test_groups_of_one_width_run_together():
     layout = GroupLayout([6, 5, 5, 5, 3, 5])
-    assert layout.runs == [(6, 1), (5, 3), (3, 1), (5, 1)]
-    assert layout.num_rows == 32
+    assert [(run.width, run.count, run.is_first) for run in layout.runs] == [
+        (6, 1, True),
+        (5, 3, False),
+        (3, 1, False),
+        (5, 1, False),
+    ]
     states = torch.arange(29.0)[:, None].expand(2, 29, 4)
-    runs = layout.by_run(layout.pad(states))
-    assert [tuple(run.shape) for run in runs] == [(2, 1, 6, 4), (2, 3, 5, 4), (2, 1, 3, 4), (2, 1, 5, 4)]
-    assert runs[1][0, 2, 0, 0] == 16
+    parts = layout.split(states)
+    assert [tuple(part.shape) for part in parts] == [(2, 6, 4), (3, 2, 5, 4), (1, 2, 3, 4), (1, 2, 5, 4)]
+    assert parts[1][2, 1, 0, 0] == 16
+    assert torch.equal(layout.join(parts), states)
+    assert torch.equal(layout.apply(torch.neg, states), -states)
+    assert GroupLayout([5, 5]).runs == [(5, 1, True), (5, 1, False)]  # the base is a run of its own
 
 
 def test_calibration():
@@ -123,11 +159,8 @@ def test_calibration():
 
 @torch.no_grad()
 def test_the_base_is_the_frame_detector():
-    model = detector(dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    levels = [torch.randn(2, 32, 2 * s, 3 * s, generator=generator).double() for s in (1, 2, 4)]
+    model, levels = detector(), pyramid(torch.float32)
     expected, _ = model.model.transformer_module(levels, levels)
-    for alignment in (1, 8):
-        queries, _ = model.decode(levels, levels, GroupedQueries(model.groups(), alignment))
-        for ours, theirs in zip(queries, expected, strict=True):
-            torch.testing.assert_close(ours, theirs)
+    queries, _ = model.decode(levels, levels, GroupedQueries(model.groups()))
+    for ours, theirs in zip(queries, expected, strict=True):
+        assert torch.equal(ours, theirs)

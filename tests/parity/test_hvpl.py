@@ -79,7 +79,7 @@ class FrameCase:
 @pytest.mark.parametrize("name", ["hvpl_frame_decoder_base", "hvpl_frame_decoder_prompts"])
 def test_frame_decoder_in_training(name):
     case = FrameCase(name)
-    groups = GroupedQueries(case.detector.groups()[-1:], alignment=1)
+    groups = GroupedQueries(case.detector.groups()[-1:])
     queries, embeddings = case.decode(groups)
     kept = case.case.config["kept_layers_in_training"]
     case.assert_equal(torch.stack(queries[-kept:]), "train/frame_queries")
@@ -102,10 +102,9 @@ def test_frame_decoder_at_inference(name):
     runs = case.case.config.get("deltas_by_run", {"eval": [0.0]})
     first_run = next(iter(runs))
     case.assert_equal(queries[None], f"{first_run}/frame_queries")
-    embeddings = groups.mask_embeddings(queries)[:, : queries.shape[1]]
-    case.assert_equal(case.masks(embeddings), f"{first_run}/pred_masks")
+    case.assert_equal(case.masks(groups.mask_embeddings(queries)), f"{first_run}/pred_masks")
     if "layer0_after_self_attention" in {output.split("/")[-1] for output in case.case.outputs}:
-        state = attended[0][:, : queries.shape[1]].transpose(0, 1)
+        state = groups.layout.join(attended[: len(groups.layout.runs)]).transpose(0, 1)
         case.assert_equal(state, f"{first_run}/layer0_after_self_attention")
     for run, deltas in runs.items():
         logits = case.detector.class_predictor(queries)
@@ -159,7 +158,7 @@ def test_video_decoder_in_training(name):
     case.assert_equal(last, "train/pred_logits")
     for index, logits in enumerate(auxiliary):
         case.assert_equal(logits, f"train/aux{index}_logits")
-    embeddings = GroupedQueries(case.head.groups()[-1:], alignment=1).mask_embeddings(decoded.normalised[-1])
+    embeddings = GroupedQueries(case.head.groups()[-1:]).mask_embeddings(decoded.normalised[-1])
     case.assert_equal(embeddings.unflatten(0, (num_layers, -1)), "train/pred_mask_embed")
 
 

@@ -1,5 +1,6 @@
 """Compute kernels behind `nn.Module` layers; knows no model."""
 
+from .batch_invariance import BatchInvariance, batch_invariant_linear
 from .deformable_attention import MultiScaleDeformableAttention
 from .hub_kernels import KERNEL_MAPPING, disable_kernels, kernel_report, use_kernels
 from .linear import Linear, PointwiseConvolution, linear, pointwise_convolution
@@ -7,11 +8,13 @@ from .tree_scan import SpanningTrees, TreeScan, grid_edge_costs, minimum_spannin
 
 __all__ = [
     "KERNEL_MAPPING",
+    "BatchInvariance",
     "Linear",
     "MultiScaleDeformableAttention",
     "PointwiseConvolution",
     "SpanningTrees",
     "TreeScan",
+    "batch_invariant_linear",
     "disable_kernels",
     "grid_edge_costs",
     "kernel_report",

@@ -45,11 +45,11 @@ class PointwiseConvolution(nn.Conv2d):
         return pointwise_convolution(input, self.weight, self.bias)
 
 
-_HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _onednn_can(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if not _HAS_ONEDNN_LINEAR or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if not HAS_ONEDNN_LINEAR or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

@@ -141,6 +141,15 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         """Video queries (B, Q, C) -> class logits (B, Q, K + 1) and mask embeddings (B, Q, C)."""
         return self.video_head.class_predictor(video_queries), self.video_head.mask_embedder(video_queries)
 
+    def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        """Mask embeddings (B, Q, C) and mask features (B, T, C, h, w) of one clip -> mask logits (B, Q, T, h, w)."""
+        return mask_logits(mask_embeddings, mask_features)
+
+    def similarity_embeddings(self, encoded_queries: Tensor, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Of encoded frame queries (B, T, F, C) and of video queries (B, Q, C); what the similarity loss compares."""
+        head = self.video_head
+        return head.frame_similarity_projection(encoded_queries), head.video_similarity_projection(video_queries)
+
     def make_output(
         self,
         detected: DetectedFrames,
@@ -150,11 +159,11 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         state: Any = None,
     ) -> VideoInstanceSegmentationOutput:
         """Predictions of the last decoder layer for one clip."""
-        head, queries = self.video_head, decoded.normalised[-1]
+        queries = decoded.normalised[-1]
         class_logits, mask_embeddings = self.predict_queries(queries)
         output = VideoInstanceSegmentationOutput(
             class_queries_logits=class_logits,
-            masks_queries_logits=mask_logits(mask_embeddings, detected.mask_features),
+            masks_queries_logits=self.predict_masks(mask_embeddings, detected.mask_features),
             state=state,
         )
         if output_embeddings:
@@ -163,6 +172,6 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
             output.mask_embeddings = mask_embeddings
             output.mask_features = detected.mask_features
             output.encoded_frame_queries = encoded_queries
-            output.frame_similarity_embeddings = head.frame_similarity_projection(encoded_queries)
-            output.video_similarity_embeddings = head.video_similarity_projection(queries)
+            embeddings = self.similarity_embeddings(encoded_queries, queries)
+            output.frame_similarity_embeddings, output.video_similarity_embeddings = embeddings
         return output

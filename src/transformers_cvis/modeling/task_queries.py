@@ -1,26 +1,29 @@
 """Groups of queries, one per task: the base queries, and the prompts that each later task added (HVPL, CRISP).
 
 Groups share the frozen network and never attend to each other, so a new group changes nothing of what an older one
-computes. At inference all groups run together: their states lie one behind the other in one tensor, the layers see all
-of them at once, and self-attention runs once for all groups of one width.
+computes, to the last bit. At inference the first group runs by calls of its own, whose shapes do not depend on the
+later ones: on every device it gives what it gives without them. The later groups of one width run as elements of a
+batch, in a `BatchInvariance`, so that on CPU none depends on how many follow.
 
-N images or videos, F queries of all groups, S rows of the tensor that holds them, P queries of a group, C channels,
-K classes of all tasks.
+N images or videos, F queries of all groups, P queries of a group, C channels, K classes of all tasks.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .frame_detector.masked_attention_decoder import MaskEmbedder, attend
+from ..kernels import BatchInvariance, batch_invariant_linear
+from .frame_detector.masked_attention_decoder import MaskEmbedder
 
-# Matrix products compute the rows beyond a multiple of their kernel's height (4 in today's BLAS libraries) differently,
-# with another rounding. With an aligned number of rows none of a group is among those, whatever groups follow.
-ROW_ALIGNMENT = 8
+# Rows and outputs of the class heads are filled up to cache lines, which keeps the matrices of a batch aligned.
+CLASS_HEAD_ALIGNMENT = 16
 FOREIGN_CLASS_LOGIT = -10.0
 
 
@@ -99,18 +102,37 @@ class TaskClassPredictor(nn.Module):
         """Drop the head of the last task."""
         del self.heads[-1]
 
-    def forward(self, queries: Tensor) -> Tensor:
-        """(..., C) -> raw class logits (..., K + 1), classes task after task, no-object last"""
-        heads = [*self.heads[1:], self.heads[0]]
-        layers = [_linear_layers(head) for head in heads]
-        widths = [head_layers[-1].out_features for head_layers in layers]
-        widest = _aligned(max(widths))
-        rows = queries.reshape(-1, queries.shape[-1])
-        states = F.pad(rows, (0, 0, 0, _aligned(len(rows)) - len(rows))).expand(len(heads), -1, -1)
-        logits = _StackedLayers.of(layers, widest)(states)[:, : len(rows)]  # (heads, rows, widest)
-        columns = [head * widest + column for head, width in enumerate(widths) for column in range(width)]
-        columns = torch.tensor(columns, device=queries.device)
-        return logits.transpose(0, 1).flatten(1).index_select(1, columns).unflatten(0, queries.shape[:-1])
+    def forward(self, queries: Tensor, layout: "GroupLayout | None" = None) -> Tensor:
+        """Raw class logits of every query for the classes of all tasks.
+
+        Args:
+            queries: (..., F, C)
+            layout: of the queries; one group by default.
+
+        Returns:
+            (..., F, K + 1), classes task after task, no-object last
+        """
+        layout = layout or GroupLayout([queries.shape[-2]])
+        parts = zip(layout.split(queries), layout.runs, strict=True)
+        return layout.join([self._classify(part, run.count) for part, run in parts])
+
+    def _classify(self, queries: Tensor, num_groups: int) -> Tensor:
+        """Of one run: the heads are further elements of the batch, as they are more with every task, too."""
+        groups = queries.reshape(num_groups, -1, queries.shape[-1])  # (groups, rows, C)
+        num_rows = groups.shape[1]
+        groups = F.pad(groups, (0, 0, 0, _aligned(num_rows) - num_rows))[:, None]
+        heads = [_linear_layers(head) for head in self.heads]
+        widths = [layers[-1].out_features for layers in heads]
+        heads_of_width = defaultdict(list)
+        for head, width in enumerate(widths):
+            heads_of_width[_aligned(width)].append(head)
+        logits = [None] * len(heads)  # per head (groups, rows, classes)
+        for aligned_width, alike in heads_of_width.items():
+            network = _StackedLayers.of([heads[head] for head in alike], aligned_width).repeated(num_groups)
+            results = network(groups.expand(-1, len(alike), -1, -1).flatten(0, 1)).unflatten(0, (num_groups, -1))
+            for head, result in zip(alike, results.unbind(1), strict=True):
+                logits[head] = result[:, :num_rows, : widths[head]]
+        return torch.cat([*logits[1:], logits[0]], dim=-1).reshape(*queries.shape[:-1], -1)
 
 
 @dataclass
@@ -123,93 +145,106 @@ class QueryGroup:
     token_positions: Tensor | None = None  # (frame queries of the group, C), video level only
 
 
-class GroupLayout:
-    """Where the queries of each group lie in a tensor `(N, S, C)`: one group behind the other, then padding.
+class GroupRun(NamedTuple):
+    """Neighbouring groups of one width, computed as one batch; the first group of all is a run of its own."""
 
-    Runs are neighbouring groups of one width, which are computed as one batch; the first group is always a run of its
-    own, since as the base it differs from the others in more than its width.
+    width: int
+    count: int
+    is_first: bool
+
+    def isolation(self) -> AbstractContextManager:
+        """In which to compute the run, so that no group of it depends on how many there are."""
+        return nullcontext() if self.is_first else BatchInvariance()
+
+
+class GroupLayout:
+    """Where the queries of each group lie, one group behind the other in `(..., F, C)`, and how they are computed.
 
     Args:
         widths: queries of each group.
-        alignment: S is the next multiple of it. 1 for no padding.
     """
 
-    def __init__(self, widths: Sequence[int], alignment: int = ROW_ALIGNMENT):
+    def __init__(self, widths: Sequence[int]):
         self.widths = list(widths)
         self.num_queries = sum(self.widths)
-        self.num_rows = _aligned(self.num_queries, alignment)
-        rest = [(width, len(list(same))) for width, same in groupby(self.widths[1:])]
-        self.runs = [(self.widths[0], 1), *rest]  # queries of a group, groups
+        rest = [GroupRun(width, len(list(same)), False) for width, same in groupby(self.widths[1:])]
+        self.runs = [GroupRun(self.widths[0], 1, True), *rest]
 
-    def pad(self, states: Tensor) -> Tensor:
-        """(..., F, C) -> (..., S, C) with zeros behind the groups"""
-        return F.pad(states, (0, 0, 0, self.num_rows - self.num_queries))
+    def split(self, states: Tensor) -> list[Tensor]:
+        """(..., F, C) -> for the first run (..., P, C), for each other one (groups, ..., P, C)"""
+        first, *rest = states.split([run.width * run.count for run in self.runs], dim=-2)
+        later = [
+            part.unflatten(-2, (run.count, run.width)).movedim(-3, 0).contiguous()
+            for part, run in zip(rest, self.runs[1:], strict=True)
+        ]
+        return [first.contiguous(), *later]
 
-    def by_run(self, states: Tensor) -> list[Tensor]:
-        """(..., S, C) -> for each run (..., groups, queries of a group, C)"""
-        sizes = [width * count for width, count in self.runs]
-        parts = states[..., : self.num_queries, :].split(sizes, dim=-2)
-        return [part.unflatten(-2, (count, width)) for part, (width, count) in zip(parts, self.runs, strict=True)]
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        first, *rest = parts
+        return torch.cat([first, *(part.movedim(0, -3).flatten(-3, -2) for part in rest)], dim=-2) if rest else first
+
+    def apply(self, function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+        """`function` of the states of each run, as `split` gives them, all in all (..., F, C) -> (..., F, channels)"""
+        parts = []
+        for part, run in zip(self.split(states), self.runs, strict=True):
+            with run.isolation():
+                parts.append(function(part))
+        return self.join(parts)
 
 
 class GroupedQueries:
-    """The parameters of several groups side by side, ready for one pass of a decoder.
+    """The parameters of several groups, run by run, ready for one pass of a decoder.
+
+    In every list of runs the first run has the shape `(P, C)`, each later one `(groups, 1, P, C)`, which fits states
+    `(N, P, C)` and `(groups, N, P, C)`.
 
     Args:
         groups: the base first; or a single group of any task.
-        alignment: of the [`GroupLayout`].
+
+    Attributes:
+        layout, token_layout: of the queries, and of their tokens where these have positions.
+        features, token_positions (`list[Tensor]`): by run; with `(groups, 1, 1, P, C)` for positions of tokens, which
+            stand in frames.
+        positions (`list[list[Tensor]]`): by layer and run.
     """
 
-    def __init__(self, groups: Sequence[QueryGroup], alignment: int = ROW_ALIGNMENT):
-        self.layout = GroupLayout([len(group.features) for group in groups], alignment)
-        self.features = self._join([group.features for group in groups])  # (S, C)
-        self.positions = [self._join(layer) for layer in zip(*(group.positions for group in groups), strict=True)]
-        heads = iter([_linear_layers(group.mask_embedder) for group in groups])
-        self._mask_heads = [_StackedLayers.of([next(heads) for _ in range(count)]) for _, count in self.layout.runs]
+    def __init__(self, groups: Sequence[QueryGroup]):
+        self.layout = GroupLayout([len(group.features) for group in groups])
+        self.features = self._by_run([group.features for group in groups])
+        self.positions = [self._by_run(layer) for layer in zip(*(group.positions for group in groups), strict=True)]
+        if groups[0].token_positions is not None:
+            self.token_layout = GroupLayout([len(group.token_positions) for group in groups])
+            token_positions = self._by_run([group.token_positions for group in groups])
+            self.token_positions = [token_positions[0], *(positions[:, None] for positions in token_positions[1:])]
+        self._first_mask_embedder = groups[0].mask_embedder
+        networks = iter([_linear_layers(group.mask_embedder) for group in groups[1:]])
+        self._later_mask_embedders = [
+            _StackedLayers.of([next(networks) for _ in range(run.count)]) for run in self.layout.runs[1:]
+        ]
 
-    def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        return self.layout.pad(torch.cat(list(parts)))
+    def _by_run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        first, *rest = tensors
+        rest = iter(rest)
+        later = [torch.stack([next(rest) for _ in range(run.count)])[:, None] for run in self.layout.runs[1:]]
+        return [first, *later]
+
+    def start(self, batch_size: int) -> list[Tensor]:
+        """The learned queries by run: (N, P, C), then (groups, N, P, C)."""
+        first, *later = self.features
+        return [first.expand(batch_size, -1, -1), *(part.expand(-1, batch_size, -1, -1) for part in later)]
+
+    def mask_embeddings_by_run(self, queries: Sequence[Tensor]) -> list[Tensor]:
+        """Queries by run -> mask embeddings by run, each group by its own mask head"""
+        first, *later = queries
+        embeddings = [self._first_mask_embedder(first)]
+        for states, network in zip(later, self._later_mask_embedders, strict=True):
+            embeddings.append(network(states.flatten(1, -2)).unflatten(1, states.shape[1:-1]))
+        return embeddings
 
     def mask_embeddings(self, queries: Tensor) -> Tensor:
-        """(N, S, C) -> (N, S, mask channels), each group by its own mask head"""
-        parts = []
-        for states, heads in zip(self.layout.by_run(queries), self._mask_heads, strict=True):
-            states = states.transpose(0, 1)  # (groups, N, P, C)
-            embeddings = heads(states.flatten(1, 2)).unflatten(1, states.shape[1:3])
-            parts.append(embeddings.transpose(0, 1).flatten(1, 2))
-        return self.layout.pad(torch.cat(parts, dim=1))
-
-
-def attend_in_groups(
-    attention: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: GroupLayout,
-    token_layout: GroupLayout | None = None,
-) -> Tensor:
-    """The attention of every group for itself, all groups of a run as one batch.
-
-    Args:
-        attention: has `q_proj`, `k_proj`, `v_proj`, `out_proj` and `num_heads`.
-        query: (N, S, C)
-        key, value: (N, T, tokens, C), tokens by `token_layout` in each of T frames; a group reads its own in all.
-        layout: of the queries.
-        token_layout: of the tokens; by default that of the queries.
-
-    Returns:
-        (N, S, C)
-    """
-    token_layout = token_layout or layout
-    query_runs = layout.by_run(attention.q_proj(query))
-    key_runs, value_runs = token_layout.by_run(attention.k_proj(key)), token_layout.by_run(attention.v_proj(value))
-    parts = []
-    for queries, keys, values in zip(query_runs, key_runs, value_runs, strict=True):
-        # queries (N, groups, P, C) -> (N * groups, P, C); tokens (N, T, groups, P, C) -> (N * groups, T * P, C)
-        tokens = (part.transpose(1, 2).flatten(2, 3).flatten(0, 1) for part in (keys, values))
-        attended = attend(queries.flatten(0, 1), *tokens, attention.num_heads)
-        parts.append(attended.reshape(len(query), -1, attended.shape[-1]))
-    return attention.out_proj(layout.pad(torch.cat(parts, dim=1)))
+        """(..., F, C) -> (..., F, mask channels)"""
+        return self.layout.join(self.mask_embeddings_by_run(self.layout.split(queries)))
 
 
 def calibrate_class_logits(
@@ -262,10 +297,17 @@ class _StackedLayers:
             biases.append(torch.stack([F.pad(layer.bias, (0, width - len(layer.bias))) for layer in layers]))
         return cls(weights, biases)
 
+    def repeated(self, times: int) -> "_StackedLayers":
+        """All networks, and all of them again."""
+        weights, biases = (
+            [part.expand(times, *part.shape).flatten(0, 1) for part in parts] for parts in (self.weights, self.biases)
+        )
+        return _StackedLayers(weights, biases)
+
     def __call__(self, states: Tensor) -> Tensor:
         """(networks, rows, C) -> (networks, rows, channels of the output)"""
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            states = torch.baddbmm(bias[:, None], states.relu() if index else states, weight.transpose(1, 2))
+            states = batch_invariant_linear(states.relu() if index else states, weight, bias)
         return states
 
 
@@ -273,5 +315,5 @@ def _linear_layers(network: nn.Module) -> list[nn.Linear]:
     return [module for module in network.modules() if isinstance(module, nn.Linear)]
 
 
-def _aligned(width: int, alignment: int = ROW_ALIGNMENT) -> int:
-    return -(-width // alignment) * alignment
+def _aligned(width: int) -> int:
+    return -(-width // CLASS_HEAD_ALIGNMENT) * CLASS_HEAD_ALIGNMENT

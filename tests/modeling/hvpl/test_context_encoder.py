@@ -23,26 +23,14 @@ def queries(batch_size: int = 2, num_frames: int = 3, num_queries: int = 7, seed
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_frames", [1, 4])
-def test_tasks_added_later_leave_a_task_as_it_is(num_frames):
-    context_encoder, groups = encoder(), [5, 2, 2, 1]
-    frame_queries = queries(num_frames=num_frames, num_queries=sum(groups))
-    together = context_encoder(frame_queries, groups)
-    assert together.shape == frame_queries.shape
-    alone = torch.cat([context_encoder(part) for part in frame_queries.split(groups, dim=2)], dim=2)
+@pytest.mark.parametrize("scan_axes", ["frames_queries", "released"])
+def test_tasks_do_not_see_each_other(scan_axes):
+    context_encoder = encoder(scan_axes=scan_axes)
+    tasks = torch.stack([queries(seed=1), queries(seed=2)])  # (tasks, B, T, F, C)
+    together = context_encoder(tasks)
+    assert together.shape == tasks.shape
+    alone = torch.stack([context_encoder(task) for task in tasks])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    changed = frame_queries.clone()
-    changed[:, :, 7:] = 0  # the same number of queries, others in them: not one bit of the first two tasks may change
-    assert torch.equal(context_encoder(changed, groups)[:, :, :7], together[:, :, :7])
-
-
-@torch.no_grad()
-def test_jointly_encoded_tasks_see_each_other():
-    frame_queries = queries()
-    changed = frame_queries.clone()
-    changed[:, :, 5:] = 0
-    joint = encoder(encoder_slices="joint")
-    assert not torch.allclose(joint(changed, [5, 2])[:, :, :5], joint(frame_queries, [5, 2])[:, :, :5])
 
 
 @torch.no_grad()
@@ -65,23 +53,12 @@ def test_on_released_axes_videos_inform_each_other_and_frames_do_not():
     assert not torch.allclose(context_encoder(changed)[0], context_encoder(frame_queries)[0])
 
 
-@torch.no_grad()
-def test_released_axes_keep_tasks_apart_unless_joint():
-    frame_queries = queries()
-    context_encoder = encoder(scan_axes="released")
-    together = context_encoder(frame_queries, [5, 2])
-    torch.testing.assert_close(together[:, :, :5], context_encoder(frame_queries[:, :, :5]))
-    joint = encoder(scan_axes="released", encoder_slices="joint")
-    torch.testing.assert_close(joint(frame_queries, [5, 2]), joint(frame_queries))
-    assert not torch.allclose(joint(frame_queries, [5, 2]), together)
-
-
 def test_every_parameter_learns():
     context_encoder = encoder().train()
     for layer in context_encoder.layers:
         layer.drop_path.p = 0.0
     frame_queries = queries().requires_grad_()
-    context_encoder(frame_queries, [5, 2]).square().sum().backward()
+    context_encoder(frame_queries).square().sum().backward()
     assert [name for name, parameter in context_encoder.named_parameters() if not parameter.grad.abs().sum() > 0] == []
     assert frame_queries.grad.isfinite().all()
 
@@ -133,8 +110,6 @@ def test_the_scan_is_a_kernel_layer():
     assert list(kernel_report(encoder())) == ["layers.0.state_space.tree_scan", "layers.1.state_space.tree_scan"]
 
 
-def test_unknown_choices_are_named():
+def test_unknown_axes_are_named():
     with pytest.raises(ValueError, match="scan_axes is 'frames', expected one of 'frames_queries', 'released'"):
         encoder(scan_axes="frames")
-    with pytest.raises(ValueError, match="encoder_slices is 'single', expected one of 'per_task', 'joint'"):
-        encoder(encoder_slices="single")

@@ -14,24 +14,33 @@ class TestHvpl(VideoModelTests):
     num_class_rows = 3
 
 
-@pytest.mark.usefixtures("one_cpu_thread")
-@pytest.mark.parametrize("num_frames", [1, 3])
+@pytest.mark.usefixtures("cpu_threads")
+@pytest.mark.parametrize("prompts", [(3, 3, 3), (4, 2, 2)], ids=str)
+@pytest.mark.parametrize("num_frames", [1, 3, 8])
 @torch.no_grad()
-def test_a_new_task_leaves_what_older_ones_predict_bit_identical(num_frames):
+def test_new_tasks_leave_what_older_ones_predict_bit_identical(num_frames, prompts):
     model = tiny_hvpl()
     before = model(video_batch(num_frames), output_embeddings=True)
-    model.add_task(["moon"], num_prompts=3)
-    for parameter in model.task_parameters(1).values():
-        parameter.add_(torch.randn_like(parameter))
-    after = model(video_batch(num_frames), output_embeddings=True)
-    assert torch.equal(after.frame_queries[..., :6, :], before.frame_queries)
-    assert torch.equal(after.encoded_frame_queries[..., :6, :], before.encoded_frame_queries)
-    assert torch.equal(after.mask_embeddings[:, :5], before.mask_embeddings)
-    assert torch.equal(after.masks_queries_logits[:, :5], before.masks_queries_logits)
-    # the base's own classes too; delta 0 leaves no-object as it is
-    assert torch.equal(after.class_queries_logits[:, :5, :3], before.class_queries_logits[..., :3])
-    assert torch.equal(after.class_queries_logits[:, :5, 4], before.class_queries_logits[..., 3])
-    assert (after.class_queries_logits[:, :5, 3] == -10).all() and (after.class_queries_logits[:, 5:, :3] == -10).all()
+    num_classes = 3
+    for task, num_prompts in enumerate(prompts, start=1):
+        model.add_task([f"new {task}"], num_prompts)
+        for parameter in model.task_parameters(task).values():
+            parameter.add_(torch.randn_like(parameter))
+        after = model(video_batch(num_frames), output_embeddings=True)
+        for name in ("frame_queries", "encoded_frame_queries", "frame_similarity_embeddings"):
+            old = getattr(before, name)
+            assert torch.equal(getattr(after, name)[..., : old.shape[-2], :], old), name
+        for name in ("video_queries", "mask_embeddings", "masks_queries_logits", "video_similarity_embeddings"):
+            old = getattr(before, name)
+            assert torch.equal(getattr(after, name)[:, : old.shape[1]], old), name
+        # classes known before too, those of other tasks being -10; delta 0 leaves no-object as it is
+        old, new = before.class_queries_logits, after.class_queries_logits
+        num_queries = old.shape[1]
+        assert new.shape == (2, num_queries + num_prompts, num_classes + 2)
+        assert torch.equal(new[:, :num_queries, :num_classes], old[..., :-1])
+        assert torch.equal(new[:, :num_queries, -1], old[..., -1])
+        assert (new[:, :num_queries, num_classes] == -10).all() and (new[:, num_queries:, :num_classes] == -10).all()
+        before, num_classes = after, num_classes + 1
 
 
 def test_a_new_task_trains_alone():

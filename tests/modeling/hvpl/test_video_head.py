@@ -6,6 +6,7 @@ from helpers import tiny_detector_config
 
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
 from transformers_cvis.modeling.hvpl.video_head import HvplVideoHead
+from transformers_cvis.modeling.task_queries import GroupLayout
 
 
 def video_head(**changes) -> HvplVideoHead:
@@ -32,32 +33,72 @@ def add_random_task(head: HvplVideoHead, num_classes: int, num_prompts: int) -> 
             parameter.add_(torch.randn_like(parameter))
 
 
-@pytest.mark.usefixtures("one_cpu_thread")
-@pytest.mark.parametrize("num_frames", [1, 2, 5])
-@pytest.mark.parametrize("encoder", ["tree", "attention"])
-@torch.no_grad()
-def test_new_tasks_leave_older_groups_bit_identical(num_frames, encoder):
-    head = video_head(encoder=encoder)
-    all_frame_queries = torch.randn(2, num_frames, 6 + 3 + 5 + 5, 32)
-    frame_queries, video_queries, classes = 6, 7, 4
+REALISTIC_SIZES = {
+    "detector_config": tiny_detector_config(hidden_dim=256, mask_feature_size=256, num_queries=100),
+    "num_queries": 100,
+    "dim_feedforward": 2048,
+    "num_attention_heads": 8,
+}
+
+
+def assert_new_tasks_change_nothing(head: HvplVideoHead, num_frames: int, prompts: tuple[int, ...]) -> None:
+    detector = head.config.detector_config
+    num_frame_queries = detector.num_queries
+    all_frame_queries = torch.randn(2, num_frames, num_frame_queries + sum(prompts), detector.hidden_dim)
+    all_frame_queries = all_frame_queries.to(head.queries_features.weight.dtype)
 
     def outputs():
-        encoded, decoded = head(all_frame_queries[:, :, :frame_queries])
+        encoded, decoded = head(all_frame_queries[:, :, :num_frame_queries])
         queries = decoded.normalised[-1]
-        return encoded, queries, head.mask_embeddings(queries), head.class_predictor(queries)
+        layout = GroupLayout([len(group.features) for group in head.groups()])
+        return encoded.transpose(1, 2), queries, head.mask_embeddings(queries), head.class_predictor(queries, layout)
 
     before = outputs()
-    for num_prompts in (3, 5, 5):
+    for num_prompts in prompts:
         add_random_task(head, 2, num_prompts)
-        old_frame_queries, old_video_queries, old_classes = frame_queries, video_queries, classes
-        frame_queries, video_queries, classes = frame_queries + num_prompts, video_queries + num_prompts, classes + 2
+        num_frame_queries += num_prompts
         after = outputs()
-        assert after[-1].shape == (2, video_queries, classes + 1)
-        assert torch.equal(after[0][:, :, :old_frame_queries], before[0])
-        for ours, theirs in zip(after[1:3], before[1:3], strict=True):
-            assert torch.equal(ours[:, :old_video_queries], theirs)
-        assert torch.equal(after[3][:, :old_video_queries, :old_classes], before[3][..., :old_classes])
+        for ours, theirs in zip(after[:3], before[:3], strict=True):
+            assert ours.shape[1] == theirs.shape[1] + num_prompts
+            assert torch.equal(ours[:, : theirs.shape[1]], theirs)
+        _, num_queries, rows = before[3].shape
+        assert after[3].shape == (2, num_queries + num_prompts, rows + 2)
+        assert torch.equal(after[3][:, :num_queries, : rows - 1], before[3][..., :-1])
+        assert torch.equal(after[3][:, :num_queries, -1], before[3][..., -1])  # no-object
         before = after
+
+
+@pytest.mark.usefixtures("cpu_threads")
+@pytest.mark.parametrize("prompts", [(5, 5, 5), (3, 5, 5)], ids=str)
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 16])
+@torch.no_grad()
+def test_new_tasks_leave_older_groups_bit_identical(num_frames, prompts):
+    assert_new_tasks_change_nothing(video_head(), num_frames, prompts)
+
+
+@pytest.mark.usefixtures("cpu_threads")
+@pytest.mark.parametrize(
+    "changes",
+    [{"encoder": "attention"}, {"encoder": "attention", "encoder_window_size": 3}, {"scan_axes": "released"}],
+    ids=["attention", "windows", "released axes"],
+)
+@pytest.mark.parametrize("num_frames", [1, 4])
+@torch.no_grad()
+def test_new_tasks_leave_older_groups_bit_identical_with_other_encoders(changes, num_frames):
+    assert_new_tasks_change_nothing(video_head(**changes), num_frames, (3, 5, 5))
+
+
+@pytest.mark.usefixtures("cpu_threads")
+@torch.no_grad()
+def test_new_tasks_leave_older_groups_bit_identical_in_double_precision():
+    assert_new_tasks_change_nothing(video_head().double(), 5, (4, 4, 7))
+
+
+@pytest.mark.usefixtures("cpu_threads")
+@pytest.mark.parametrize("num_frames", [1, 6])
+@torch.no_grad()
+def test_new_tasks_leave_older_groups_bit_identical_with_realistic_sizes(num_frames):
+    assert_new_tasks_change_nothing(video_head(**REALISTIC_SIZES), num_frames, (10, 10, 20))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from ..position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 from .pixel_decoder import NUM_LEVELS
 
+PIXELS_AT_ONCE = 2048
+
 
 class MaskedCrossAttention(nn.Module):
     """Multi-head attention with the packed parameters of `nn.MultiheadAttention`, batch first."""
@@ -36,13 +38,30 @@ class MaskedCrossAttention(nn.Module):
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
     ) -> torch.Tensor:
         """Shapes: queries `(N, Q, C)`, keys and values `(N, L, C)`, allowed bool `(N, Q, L)`; returns `(N, Q, C)`."""
-        projected = [
-            linear(states, weight, bias)
-            for states, weight, bias in zip(
-                (queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
-            )
+        return self.read(queries, *self.project(keys, values), allowed)
+
+    def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `(N, L, C)` as `read` takes them."""
+        _, key_weight, value_weight = self.in_proj_weight.chunk(3)
+        _, key_bias, value_bias = self.in_proj_bias.chunk(3)
+        return linear(keys, key_weight, key_bias), linear(values, value_weight, value_bias)
+
+    def read(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries `(N, Q, C)`, or those of several groups which read the same tokens, `(groups, N, Q, C)`; projected
+        keys and values `(N, L, C)`; allowed bool `(N, Q, L)` or `(groups, N, Q, L)`; returns the shape of the
+        queries."""
+        queries = linear(queries, self.in_proj_weight.chunk(3)[0], self.in_proj_bias.chunk(3)[0])
+        dropout = self.dropout if self.training else 0.0
+        if queries.dim() == 3:
+            return self.out_proj(attend(queries, keys, values, self.num_heads, dropout, allowed))
+        # Image by image, as tokens need not be copied for each group then.
+        images = [
+            attend(part, *(tokens.expand(len(part), -1, -1) for tokens in pair), self.num_heads, dropout, inside)
+            for part, *pair, inside in zip(queries.unbind(1), keys, values, allowed.unbind(1), strict=True)
         ]
-        return self.out_proj(attend(*projected, self.num_heads, self.dropout if self.training else 0.0, allowed))
+        return self.out_proj(torch.stack(images, dim=1))
 
 
 class SelfAttention(nn.Module):
@@ -83,13 +102,15 @@ def attend(
     dropout: float = 0.0,
     allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scaled dot-product attention of projected states `(N, length, C)`; `allowed` is bool `(N, queries, keys)`."""
+    """Scaled dot-product attention of projected states `(N, length, C)`; `allowed` is bool `(N, queries, keys)`. There
+    may be more axes before N."""
+    leading = queries.shape[:-2]
     queries, keys, values = (
-        states.unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (queries, keys, values)
+        states.flatten(0, -3).unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (queries, keys, values)
     )
-    mask = None if allowed is None else allowed[:, None]
+    mask = None if allowed is None else allowed.flatten(0, -3)[:, None]
     attended = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-    return attended.transpose(1, 2).flatten(2)
+    return attended.transpose(1, 2).flatten(2).unflatten(0, leading)
 
 
 class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
@@ -121,7 +142,19 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
         allowed: torch.Tensor,
         value_residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        attended = self.cross_attn(hidden_states + query_positions, keys, values, allowed)
+        return self.update(hidden_states, query_positions, *self.cross_attn.project(keys, values), allowed)
+
+    def update(
+        self,
+        hidden_states: torch.Tensor,
+        query_positions: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        allowed: torch.Tensor,
+    ) -> torch.Tensor:
+        """`forward` of projected keys and values, for queries of one or of several groups, as
+        `MaskedCrossAttention.read`."""
+        attended = self.cross_attn.read(hidden_states + query_positions, keys, values, allowed)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self._drop(attended))
         attended = self.self_attn(hidden_states, query_positions, value_residual)
         hidden_states = self.self_attn_layer_norm(hidden_states + self._drop(attended))
@@ -187,9 +220,30 @@ class MaskedAttentionDecoder(nn.Module):
 
 @torch.no_grad()
 def inside_masks(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
-    """Where each query may look: inside its predicted mask, or everywhere if that is empty; `(N, Q, L)` bool."""
-    inside = mask_embeddings @ mask_features >= 0
+    """Where each query may look: inside its predicted mask, or everywhere if that is empty.
+
+    Args:
+        mask_embeddings: `(N, Q, C)`, or those of several groups `(groups, N, Q, C)`.
+        mask_features: `(N, C, L)`
+
+    Returns:
+        bool `(N, Q, L)` or `(groups, N, Q, L)`
+    """
+    inside = multiply_masks(mask_embeddings, mask_features) >= 0
     return inside | ~inside.any(-1, keepdim=True)
+
+
+def multiply_masks(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
+    """Mask logits `(N, Q, L)` of embeddings `(N, Q, C)` on features `(N, C, L)`; or of several groups, `(groups, N, Q,
+    L)` of `(groups, N, Q, C)`."""
+    if mask_embeddings.dim() == 3:
+        return mask_embeddings @ mask_features
+    images = []
+    for embeddings, features in zip(mask_embeddings.unbind(1), mask_features, strict=True):
+        # Some pixels at a time stay in cache while group after group reads them.
+        parts = [embeddings @ pixels for pixels in features.split(PIXELS_AT_ONCE, dim=1)]
+        images.append(torch.cat(parts, dim=-1))
+    return torch.stack(images, dim=1)
 
 
 class TransformerModule(nn.Module):

@@ -22,7 +22,6 @@ STEP_RANGE = (1e-3, 1e-1)  # of the initial step sizes
 STEP_FLOOR = 1e-4
 
 SCAN_AXES = ("frames_queries", "released")
-ENCODER_SLICES = ("per_task", "joint")
 
 
 class TreeStateSpace(nn.Module):
@@ -57,32 +56,19 @@ class TreeStateSpace(nn.Module):
         step = (torch.rand_like(self.dt_proj.bias) * (high - low) + low).exp().clamp(min=STEP_FLOOR)
         init.copy_(self.dt_proj.bias, step + torch.log(-torch.expm1(-step)))
 
-    def forward(self, hidden_states: Tensor, group_widths: list[int] | None = None) -> Tensor:
-        """(G, H, W, C) -> (G, H, W, C). Groups of columns do not see each other: neither the convolution nor a tree
-        crosses from one to the next."""
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(G, H, W, C) -> (G, H, W, C)"""
         values, gate = self.in_proj(hidden_states).chunk(2, dim=-1)  # (G, H, W, D) each
-        values = F.silu(self._convolve(values, group_widths))
+        values = F.silu(self.conv2d(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         with torch.autocast(hidden_states.device.type, enabled=False):
-            normalised = self._scan(_at_least_float32(values), group_widths)
+            normalised = self._scan(_at_least_float32(values))
             gated = normalised * F.silu(_at_least_float32(gate))
             return self.out_proj(gated.to(self.out_proj.weight.dtype))
 
-    def _convolve(self, values: Tensor, group_widths: list[int] | None) -> Tensor:
-        """Depthwise 3 x 3, zeros around every group: a column of zeros between two groups is the padding of both."""
-        values = values.permute(0, 3, 1, 2)  # (G, D, H, W)
-        if group_widths is None or len(group_widths) == 1:
-            return self.conv2d(values).permute(0, 2, 3, 1)
-        groups = torch.arange(len(group_widths)).repeat_interleave(torch.tensor(group_widths))
-        columns = (torch.arange(values.shape[-1]) + groups).to(values.device)
-        spread = values.new_zeros((*values.shape[:-1], values.shape[-1] + len(group_widths) - 1))
-        convolved = self.conv2d(spread.index_copy(3, columns, values))
-        return convolved.index_select(3, columns).permute(0, 2, 3, 1)
-
-    def _scan(self, values: Tensor, group_widths: list[int] | None) -> Tensor:
+    def _scan(self, values: Tensor) -> Tensor:
         """(G, H, W, D) -> normalised read-out of the states, (G, H, W, D)"""
         dtype = values.dtype
-        costs = grid_edge_costs(values, group_widths)
-        trees = minimum_spanning_trees(costs, values.shape[1], values.shape[2], group_widths)
+        trees = minimum_spanning_trees(grid_edge_costs(values), values.shape[1], values.shape[2])
         nodes = values.flatten(1, 2)  # (G, H * W, D)
         steps, write, read = F.linear(nodes, self.x_proj.weight.to(dtype)).split((self.step_rank, 1, 1), dim=-1)
         steps = F.softplus(F.linear(steps, self.dt_proj.weight.to(dtype), self.dt_proj.bias.to(dtype)))
@@ -109,9 +95,9 @@ class ContextEncoderLayer(GradientCheckpointingLayer):
         self.fc2 = Linear(dim_feedforward, hidden_dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
-    def forward(self, hidden_states: Tensor, group_widths: list[int] | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """(G, H, W, C) -> (G, H, W, C)"""
-        scanned = self.state_space(self.state_space_layer_norm(hidden_states), group_widths)
+        scanned = self.state_space(self.state_space_layer_norm(hidden_states))
         hidden_states = hidden_states + self.drop_path(scanned)
         transformed = self.fc2(F.gelu(self.fc1(self.final_layer_norm(hidden_states))))
         return hidden_states + self.drop_path(transformed)
@@ -126,9 +112,6 @@ class ContextEncoder(nn.Module):
             queries of different frames. "released": a grid is the queries (rows) and videos (columns) of one frame.
             That is what the released code computes: nothing passes between frames, and videos of a batch mix. For
             released weights.
-        encoder_slices: "per_task": queries of different tasks do not see each other, so that a new task leaves what an
-            older one computes untouched, and a prompt sees at inference what it saw in training. "joint": all queries
-            share one grid, as in the released code. For released weights.
 
     Raises:
         ValueError: an unknown choice.
@@ -141,43 +124,33 @@ class ContextEncoder(nn.Module):
         dim_feedforward: int,
         drop_path_rate: float = 0.2,
         scan_axes: str = "frames_queries",
-        encoder_slices: str = "per_task",
     ):
         super().__init__()
-        for name, value, choices in (
-            ("scan_axes", scan_axes, SCAN_AXES),
-            ("encoder_slices", encoder_slices, ENCODER_SLICES),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
+        if scan_axes not in SCAN_AXES:
+            raise ValueError(f"scan_axes is {scan_axes!r}, expected one of {', '.join(map(repr, SCAN_AXES))}.")
         self.scan_axes = scan_axes
-        self.encoder_slices = encoder_slices
         rates = torch.linspace(0, drop_path_rate, num_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(ContextEncoderLayer(hidden_dim, dim_feedforward, rate) for rate in rates)
 
-    def forward(self, frame_queries: Tensor, group_sizes: list[int] | None = None) -> Tensor:
+    def forward(self, frame_queries: Tensor) -> Tensor:
         """Inform the queries of each frame by the others.
 
         Args:
-            frame_queries: (B, T, F, C)
-            group_sizes: queries of each task, in order; they add up to F. None for one group.
+            frame_queries: (B, T, F, C), or those of several tasks (tasks, B, T, F, C), which do not see each other.
 
         Returns:
-            (B, T, F, C)
+            as `frame_queries`
         """
-        groups = group_sizes if self.encoder_slices == "per_task" else None
-        if self.scan_axes == "frames_queries":
-            return self._encode(frame_queries, groups)
-        # The tasks are rows here; only columns can be kept apart within one call.
-        slices = frame_queries.split(groups, dim=2) if groups else [frame_queries]
-        encoded = [self._encode(queries.permute(1, 2, 0, 3)).permute(2, 0, 1, 3) for queries in slices]
-        return torch.cat(encoded, dim=2)
+        if self.scan_axes == "released":
+            return self._encode(frame_queries.movedim(-4, -2)).movedim(-2, -4)
+        return self._encode(frame_queries)
 
-    def _encode(self, hidden_states: Tensor, group_widths: list[int] | None = None) -> Tensor:
-        """(G, H, W, C) -> (G, H, W, C)"""
+    def _encode(self, hidden_states: Tensor) -> Tensor:
+        """(..., H, W, C) -> (..., H, W, C)"""
+        grids = hidden_states.flatten(0, -4)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, group_widths)
-        return hidden_states
+            grids = layer(grids)
+        return grids.unflatten(0, hidden_states.shape[:-3])
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

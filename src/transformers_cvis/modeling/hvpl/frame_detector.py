@@ -1,6 +1,6 @@
 """HVPL's frame detector: base queries and the frame prompts of later tasks read the same features.
 
-N images, F queries of all groups, S rows that hold them, C channels, L positions of one level.
+N images, F queries of all groups, C channels, L positions of one level.
 """
 
 from collections.abc import Sequence
@@ -9,18 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
-from ..frame_detector.masked_attention_decoder import MaskedAttentionDecoderLayer, inside_masks
+from ..frame_detector.masked_attention_decoder import inside_masks
 from ..frame_detector.modeling_frame_detector import FrameDetector, shrunk_mask_features
 from ..frame_detector.pixel_decoder import NUM_LEVELS
 from ..outputs import FrameDetectorOutput
-from ..task_queries import (
-    GroupedQueries,
-    GroupLayout,
-    QueryGroup,
-    TaskClassPredictor,
-    TaskQueryGroup,
-    attend_in_groups,
-)
+from ..task_queries import GroupedQueries, QueryGroup, TaskClassPredictor, TaskQueryGroup
 
 
 class HvplFrameDetector(FrameDetector):
@@ -85,7 +78,7 @@ class HvplFrameDetector(FrameDetector):
         predicts = output_predictions or labels is not None
         project_masks = self.model.pixel_level_module.decoder.mask_projection
         features = [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
-        groups = GroupedQueries(self.groups()[-1:], alignment=1) if predicts else GroupedQueries(self.groups())
+        groups = GroupedQueries(self.groups()[-1:] if predicts else self.groups())
         queries, mask_embeddings = self.decode(levels, features, groups)
         output = FrameDetectorOutput(frame_queries=torch.stack(queries[-num_query_layers:]), fpn_features=fpn_features)
         if predicts or output_mask_features:
@@ -98,39 +91,25 @@ class HvplFrameDetector(FrameDetector):
     def decode(
         self, levels: list[Tensor], level_mask_features: list[Tensor], groups: GroupedQueries
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As `MaskedAttentionDecoder`, for the queries of `groups`: per prediction `(N, F, C)`, padding left out."""
+        """As `MaskedAttentionDecoder`, for the queries of `groups`: per prediction `(N, F, C)`."""
         module = self.model.transformer_module
         decoder, layout = module.decoder, groups.layout
         level_keys, level_values = module.read_levels(levels)
         level_mask_features = [features.flatten(2) for features in level_mask_features]
-        hidden_states = groups.features.expand(len(levels[0]), -1, -1)
-        queries, mask_embeddings = [decoder.layernorm(hidden_states)], []
+        states = groups.start(len(levels[0]))  # by run, as all that follows
+        normalised = [decoder.layernorm(part) for part in states]
+        queries, mask_embeddings = [layout.join(normalised)], []
         for index, (layer, positions) in enumerate(zip(decoder.layers, groups.positions, strict=True)):
             level = index % NUM_LEVELS
-            mask_embeddings.append(groups.mask_embeddings(queries[-1]))
-            allowed = inside_masks(mask_embeddings[-1], level_mask_features[level])
-            read = (positions, level_keys[level], level_values[level], allowed)
-            if len(layout.widths) == 1 and layout.num_rows == layout.num_queries:
-                hidden_states = layer(hidden_states, *read)
-            else:
-                hidden_states = _decode_in_groups(layer, hidden_states, *read, layout)
-            queries.append(decoder.layernorm(hidden_states))
-        return tuple([part[:, : layout.num_queries] for part in parts] for parts in (queries, mask_embeddings))
-
-
-def _decode_in_groups(
-    layer: MaskedAttentionDecoderLayer,
-    hidden_states: Tensor,
-    positions: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    allowed: Tensor,
-    layout: GroupLayout,
-) -> Tensor:
-    """The layer at inference, with self-attention inside of each group only; cross-attention is per query anyway."""
-    attended = layer.cross_attn(hidden_states + positions, keys, values, allowed)
-    hidden_states = layer.cross_attn_layer_norm(hidden_states + attended)
-    placed = (hidden_states + positions)[:, None]  # images have one frame
-    attended = attend_in_groups(layer.self_attn, placed[:, 0], placed, hidden_states[:, None], layout)
-    hidden_states = layer.self_attn_layer_norm(hidden_states + attended)
-    return layer.final_layer_norm(hidden_states + layer.fc2(layer.activation(layer.fc1(hidden_states))))
+            update, keys, values = layer, level_keys[level], level_values[level]
+            if len(layout.runs) > 1:
+                update, (keys, values) = layer.update, layer.cross_attn.project(keys, values)
+            embeddings = groups.mask_embeddings_by_run(normalised)
+            for number, run in enumerate(layout.runs):
+                with run.isolation():
+                    allowed = inside_masks(embeddings[number], level_mask_features[level])
+                    states[number] = update(states[number], positions[number], keys, values, allowed)
+                    normalised[number] = decoder.layernorm(states[number])
+            queries.append(layout.join(normalised))
+            mask_embeddings.append(layout.join(embeddings))
+        return queries, mask_embeddings

@@ -1,10 +1,13 @@
 """HVPL: hierarchical visual prompt learning for continual video instance segmentation (Dong et al., 2025)."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
+from ..frame_detector.masked_attention_decoder import multiply_masks
 from ..losses import LayerPrediction
 from ..task_adapters import TaskAdapterMixin
-from ..task_queries import GroupedQueries, calibrate_class_logits
+from ..task_queries import GroupLayout, calibrate_class_logits
 from ..video_decoder import DecodedQueries, VideoStep
 from ..whole_video import WholeVideoModel
 from .configuration_hvpl import HvplConfig
@@ -54,17 +57,31 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
 
     def predict_queries(self, video_queries: Tensor) -> tuple[Tensor, Tensor]:
         head = self.video_head
-        return self._calibrated(head.class_predictor(video_queries), head), head.mask_embeddings(video_queries)
+        return self._calibrated_classes(video_queries, head), head.mask_embeddings(video_queries)
+
+    def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        layout = _layout(self.video_head)
+        num_frames, _, height, width = mask_features.shape[1:]
+        logits = mask_features.new_empty(*mask_embeddings.shape[:2], num_frames, height * width)
+        for frame, features in enumerate(mask_features.flatten(3).unbind(1)):
+            logits[:, :, frame] = layout.apply(partial(multiply_masks, mask_features=features), mask_embeddings)
+        return logits.unflatten(-1, (height, width))
+
+    def similarity_embeddings(self, encoded_queries: Tensor, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.video_head
+        return (
+            _layout(self.detector).apply(head.frame_similarity_projection, encoded_queries),
+            _layout(head).apply(head.video_similarity_projection, video_queries),
+        )
 
     def classify_frame_queries(self, frame_queries: Tensor) -> Tensor:
         """Frame queries (..., F, C) of all tasks -> calibrated class logits (..., F, K + 1) of single frames."""
-        return self._calibrated(self.detector.class_predictor(frame_queries), self.detector)
+        return self._calibrated_classes(frame_queries, self.detector)
 
-    def _calibrated(self, class_logits: Tensor, level: nn.Module) -> Tensor:
-        widths = [len(group.features) for group in level.groups()]
-        return calibrate_class_logits(
-            class_logits, widths, self.config.task_class_counts, self.config.calibration_deltas
-        )
+    def _calibrated_classes(self, queries: Tensor, level: nn.Module) -> Tensor:
+        layout, config = _layout(level), self.config
+        class_logits = level.class_predictor(queries, layout)
+        return calibrate_class_logits(class_logits, layout.widths, config.task_class_counts, config.calibration_deltas)
 
     # Training
 
@@ -92,12 +109,14 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         return outputs[0][:, :num_queries]
 
     def layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
-        newest = GroupedQueries(self.video_head.groups()[-1:], alignment=1)
-        class_logits = self.video_head.class_predictor(self.split_layers(decoded.normalised, dim=1))
-        mask_embeddings = newest.mask_embeddings(decoded.normalised.flatten(0, 1))
-        mask_embeddings = mask_embeddings.unflatten(0, decoded.normalised.shape[:2])
-        parts = class_logits, self.split_layers(mask_embeddings, dim=1)
+        newest = self.video_head.groups()[-1]
+        queries = self.split_layers(decoded.normalised, dim=1)
+        parts = self.video_head.class_predictor(queries), newest.mask_embedder(queries)
         return [LayerPrediction(*layer) for layer in zip(*parts, strict=True)]
+
+
+def _layout(level: nn.Module) -> GroupLayout:
+    return GroupLayout([len(group.features) for group in level.groups()])
 
 
 __all__ = ["HvplForVideoInstanceSegmentation"]

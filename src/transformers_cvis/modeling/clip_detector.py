@@ -176,7 +176,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         for window in self._windows(noted()):
             windows.append(window)
             while lengths and lengths[0] <= sum(window.num_frames for window in windows):
-                yield _join([_answer(part) for part in _take_frames(windows, lengths.popleft())])
+                yield _join([self._answer(part) for part in _take_frames(windows, lengths.popleft())])
 
     def read_frames(self, pixel_values_videos: Tensor, feature_maps: list[Tensor] | None = None) -> ClipFeatures:
         """Frames (B, T, 3, H, W), each by itself -> features; from the maps of the backbone where they are there."""
@@ -220,6 +220,10 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         """Normed queries of a layer (B, Q, C) -> mask embeddings (B, Q, mask channels)."""
         return self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries)
 
+    def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        """(B, Q, mask channels) and (B, T, mask channels, h, w) -> mask logits (B, Q, T, h, w)"""
+        return mask_logits(mask_embeddings, mask_features)
+
     @property
     def group_widths(self) -> list[int]:
         """Number of queries of each group of queries that are independent of the others."""
@@ -262,7 +266,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         """Whole videos of one size."""
         answers, mask_features = [], []
         for window in self._windows([pixel_values_videos], pixel_values_videos.shape[1]):
-            answers.append(_answer(window))
+            answers.append(self._answer(window))
             if output_embeddings:
                 mask_features.append(window.mask_features)
         output = _join(answers)
@@ -301,6 +305,13 @@ class ClipDetector(VideoModelMixin, FrameDetector):
             features = ClipFeatures.join(waiting)
             waiting.clear()
             yield self._decode_window(features, tracks, overlap)
+
+    def _answer(self, window: Window) -> VideoInstanceSegmentationOutput:
+        """What a window says of its frames."""
+        return VideoInstanceSegmentationOutput(
+            class_queries_logits=window.class_logits,
+            masks_queries_logits=self.predict_masks(window.mask_embeddings, window.mask_features),
+        )
 
     def _decode_window(self, features: ClipFeatures, tracks: tuple[Tensor, Tensor] | None, overlap: int) -> Window:
         """A window, whose first `overlap` frames are the last of the one before.
@@ -396,14 +407,6 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         if self.config.class_targets == "released":
             targets = targets.with_classes_of_last_frame(no_object=self.config.num_labels)
         return targets
-
-
-def _answer(window: Window) -> VideoInstanceSegmentationOutput:
-    """What a window says of its frames."""
-    return VideoInstanceSegmentationOutput(
-        class_queries_logits=window.class_logits,
-        masks_queries_logits=mask_logits(window.mask_embeddings, window.mask_features),
-    )
 
 
 def _join(answers: list[VideoInstanceSegmentationOutput]) -> VideoInstanceSegmentationOutput:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -20,7 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import BatchInvariance, batch_invariant_linear
-from .frame_detector.masked_attention_decoder import MaskEmbedder
+from .frame_detector.masked_attention_decoder import (
+    MaskedAttentionDecoder,
+    MaskEmbedder,
+    inside_masks,
+    multiply_masks,
+)
+from .frame_detector.pixel_decoder import NUM_LEVELS
 
 # Rows and outputs of the class heads are filled up to cache lines, which keeps the matrices of a batch aligned.
 CLASS_HEAD_ALIGNMENT = 16
@@ -192,6 +199,22 @@ class GroupLayout:
                 parts.append(function(part))
         return self.join(parts)
 
+    def mask_logits(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        """Mask logits of each query on each frame: (B, F, C) and (B, T, C, h, w) -> (B, F, T, h, w)"""
+        num_frames, _, height, width = mask_features.shape[1:]
+        logits = mask_features.new_empty(*mask_embeddings.shape[:2], num_frames, height * width)
+        for frame, features in enumerate(mask_features.flatten(3).unbind(1)):
+            logits[:, :, frame] = self.apply(partial(multiply_masks, mask_features=features), mask_embeddings)
+        return logits.unflatten(-1, (height, width))
+
+
+class DecodedGroups(NamedTuple):
+    """What a decoder makes of groups, of the learned queries first and then of every layer."""
+
+    states: list[Tensor]  # (N, F, C)
+    queries: list[Tensor]  # (N, F, C), normalised
+    mask_embeddings: list[Tensor]  # (N, F, mask channels), of all but the last
+
 
 class GroupedQueries:
     """The parameters of several groups, run by run, ready for one pass of a decoder.
@@ -233,6 +256,39 @@ class GroupedQueries:
         """The learned queries by run: (N, P, C), then (groups, N, P, C)."""
         first, *later = self.features
         return [first.expand(batch_size, -1, -1), *(part.expand(-1, batch_size, -1, -1) for part in later)]
+
+    def decode(
+        self,
+        decoder: MaskedAttentionDecoder,
+        level_keys: Sequence[Tensor],
+        level_values: Sequence[Tensor],
+        level_mask_features: Sequence[Tensor],
+        value_residual: Tensor | None = None,
+    ) -> DecodedGroups:
+        """As `MaskedAttentionDecoder.forward`, each group by itself.
+
+        Args:
+            value_residual: (P, C), added to the values of self-attention in every layer; for a single group.
+        """
+        layout = self.layout
+        states = self.start(len(level_keys[0]))  # by run, as all that follows
+        normalised = [decoder.layernorm(part) for part in states]
+        decoded = DecodedGroups([layout.join(states)], [layout.join(normalised)], [])
+        for index, (layer, positions) in enumerate(zip(decoder.layers, self.positions, strict=True)):
+            level = index % NUM_LEVELS
+            update, keys, values = layer, level_keys[level], level_values[level]
+            if len(layout.runs) > 1:
+                update, (keys, values) = layer.update, layer.cross_attn.project(keys, values)
+            embeddings = self.mask_embeddings_by_run(normalised)
+            for number, run in enumerate(layout.runs):
+                with run.isolation():
+                    allowed = inside_masks(embeddings[number], level_mask_features[level])
+                    states[number] = update(states[number], positions[number], keys, values, allowed, value_residual)
+                    normalised[number] = decoder.layernorm(states[number])
+            decoded.states.append(layout.join(states))
+            decoded.queries.append(layout.join(normalised))
+            decoded.mask_embeddings.append(layout.join(embeddings))
+        return decoded
 
     def mask_embeddings_by_run(self, queries: Sequence[Tensor]) -> list[Tensor]:
         """Queries by run -> mask embeddings by run, each group by its own mask head"""

@@ -57,7 +57,7 @@ def losses_of(model, labels=None) -> dict[str, torch.Tensor]:
 
 
 class TestTasks:
-    @pytest.mark.usefixtures("one_cpu_thread")
+    @pytest.mark.usefixtures("cpu_threads")
     @pytest.mark.parametrize(("num_frames", "window"), [(1, 128), (3, 128), (6, 4)])
     @torch.no_grad()
     def test_a_new_task_leaves_what_older_ones_predict_bit_identical(self, num_frames, window):

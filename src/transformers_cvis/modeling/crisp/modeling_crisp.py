@@ -8,17 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip_detector import ClipDetector, ClipFeatures
-from ..frame_detector.masked_attention_decoder import inside_masks
-from ..frame_detector.pixel_decoder import NUM_LEVELS
 from ..losses import LayerPrediction
 from ..outputs import VideoInstanceSegmentationOutput
 from ..task_adapters import TaskAdapterMixin
 from ..task_queries import (
+    DecodedGroups,
     GroupedQueries,
+    GroupLayout,
     QueryGroup,
     TaskClassPredictor,
     TaskQueryGroup,
-    attend_in_groups,
     calibrate_class_logits,
 )
 from .configuration_crisp import CrispConfig
@@ -181,39 +180,17 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
     def decode(self, features: ClipFeatures) -> tuple[list[Tensor], list[Tensor]]:
         if not self.task_queries:
             return super().decode(features)
-        _, queries, mask_embeddings = self.decode_groups(features, GroupedQueries(self.groups()))
-        return queries, mask_embeddings
+        decoded = self.decode_groups(features, GroupedQueries(self.groups()))
+        return decoded.queries, decoded.mask_embeddings
 
     def decode_groups(
         self, features: ClipFeatures, groups: GroupedQueries, value_residual: Tensor | None = None
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Run groups of queries through the decoder, each by itself.
-
-        Args:
-            value_residual: (P, C), added to the values of self-attention in every layer; for a single group.
-
-        Returns:
-            For the learned queries and after every layer: hidden states and normed queries (B, Q, C), and mask
-            embeddings (B, Q, mask channels) of all but the last.
-        """
-        decoder, layout = self.model.transformer_module.decoder, groups.layout
-        level_keys, level_values, level_mask_features = self.clip_tokens(features)
-        states = [groups.features.expand(len(features.mask_features), -1, -1)]
-        queries, mask_embeddings = [decoder.layernorm(states[0])], []
-        for index, (layer, positions) in enumerate(zip(decoder.layers, groups.positions, strict=True)):
-            level = index % NUM_LEVELS
-            mask_embeddings.append(groups.mask_embeddings(queries[-1]))
-            allowed = inside_masks(mask_embeddings[-1], level_mask_features[level])
-            read = (positions, level_keys[level], level_values[level], allowed)
-            if len(layout.widths) == 1 and layout.num_rows == layout.num_queries:
-                states.append(layer(states[-1], *read, value_residual))
-            else:
-                states.append(_decode_in_groups(layer, states[-1], *read, layout))
-            queries.append(decoder.layernorm(states[-1]))
-        return tuple([part[:, : layout.num_queries] for part in parts] for parts in (states, queries, mask_embeddings))
+    ) -> DecodedGroups:
+        """Run groups of queries through the decoder, each by itself, as [`GroupedQueries.decode`]."""
+        return groups.decode(self.model.transformer_module.decoder, *self.clip_tokens(features), value_residual)
 
     def classify(self, queries: Tensor) -> Tensor:
-        class_logits = self.class_predictor(queries)
+        class_logits = self.class_predictor(queries, GroupLayout(self.group_widths))
         if not self.learns_by_prompts:
             return class_logits
         config = self.config
@@ -224,7 +201,10 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
     def embed_masks(self, queries: Tensor) -> Tensor:
         if not self.task_queries:
             return super().embed_masks(queries)
-        return GroupedQueries(self.groups(), alignment=1).mask_embeddings(queries)
+        return GroupedQueries(self.groups()).mask_embeddings(queries)
+
+    def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        return GroupLayout(self.group_widths).mask_logits(mask_embeddings, mask_features)
 
     # Training
 
@@ -248,7 +228,7 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
             if config.lambda_isc > 0:
                 loss = contrastive_loss(group.features, prompts, matched, config.isc_similarity)
                 loss_dict["loss_isc"] = config.lambda_isc * loss
-        groups = GroupedQueries([group], alignment=1)
+        groups = GroupedQueries([group])
         hidden_states, queries, mask_embeddings = self.decode_groups(features, groups, residual)
         mask_embeddings.append(groups.mask_embeddings(queries[-1]))
         predictions = [
@@ -280,15 +260,6 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
             return torch.eye(num_queries, dtype=base.dtype, device=base.device)
         directions = F.normalize(base[:num_queries], dim=-1)
         return directions @ directions.T
-
-
-def _decode_in_groups(layer, hidden_states, positions, keys, values, allowed, layout):
-    attended = layer.cross_attn(hidden_states + positions, keys, values, allowed)
-    hidden_states = layer.cross_attn_layer_norm(hidden_states + attended)
-    placed = (hidden_states + positions)[:, None]
-    attended = attend_in_groups(layer.self_attn, placed[:, 0], placed, hidden_states[:, None], layout)
-    hidden_states = layer.self_attn_layer_norm(hidden_states + attended)
-    return layer.final_layer_norm(hidden_states + layer.fc2(layer.activation(layer.fc1(hidden_states))))
 
 
 __all__ = ["CrispForVideoInstanceSegmentation"]

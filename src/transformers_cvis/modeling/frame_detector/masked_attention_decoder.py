@@ -142,7 +142,8 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
         allowed: torch.Tensor,
         value_residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.update(hidden_states, query_positions, *self.cross_attn.project(keys, values), allowed)
+        projected = self.cross_attn.project(keys, values)
+        return self.update(hidden_states, query_positions, *projected, allowed, value_residual)
 
     def update(
         self,
@@ -151,6 +152,7 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
         keys: torch.Tensor,
         values: torch.Tensor,
         allowed: torch.Tensor,
+        value_residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`forward` of projected keys and values, for queries of one or of several groups, as
         `MaskedCrossAttention.read`."""

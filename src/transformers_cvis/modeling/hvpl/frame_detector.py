@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
-from ..frame_detector.masked_attention_decoder import inside_masks
 from ..frame_detector.modeling_frame_detector import FrameDetector, shrunk_mask_features
-from ..frame_detector.pixel_decoder import NUM_LEVELS
 from ..outputs import FrameDetectorOutput
 from ..task_queries import GroupedQueries, QueryGroup, TaskClassPredictor, TaskQueryGroup
 
@@ -93,23 +91,7 @@ class HvplFrameDetector(FrameDetector):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As `MaskedAttentionDecoder`, for the queries of `groups`: per prediction `(N, F, C)`."""
         module = self.model.transformer_module
-        decoder, layout = module.decoder, groups.layout
         level_keys, level_values = module.read_levels(levels)
         level_mask_features = [features.flatten(2) for features in level_mask_features]
-        states = groups.start(len(levels[0]))  # by run, as all that follows
-        normalised = [decoder.layernorm(part) for part in states]
-        queries, mask_embeddings = [layout.join(normalised)], []
-        for index, (layer, positions) in enumerate(zip(decoder.layers, groups.positions, strict=True)):
-            level = index % NUM_LEVELS
-            update, keys, values = layer, level_keys[level], level_values[level]
-            if len(layout.runs) > 1:
-                update, (keys, values) = layer.update, layer.cross_attn.project(keys, values)
-            embeddings = groups.mask_embeddings_by_run(normalised)
-            for number, run in enumerate(layout.runs):
-                with run.isolation():
-                    allowed = inside_masks(embeddings[number], level_mask_features[level])
-                    states[number] = update(states[number], positions[number], keys, values, allowed)
-                    normalised[number] = decoder.layernorm(states[number])
-            queries.append(layout.join(normalised))
-            mask_embeddings.append(layout.join(embeddings))
-        return queries, mask_embeddings
+        _, *decoded = groups.decode(module.decoder, level_keys, level_values, level_mask_features)
+        return tuple(decoded)

@@ -1,10 +1,7 @@
 """HVPL: hierarchical visual prompt learning for continual video instance segmentation (Dong et al., 2025)."""
 
-from functools import partial
-
 from torch import Tensor, nn
 
-from ..frame_detector.masked_attention_decoder import multiply_masks
 from ..losses import LayerPrediction
 from ..task_adapters import TaskAdapterMixin
 from ..task_queries import GroupLayout, calibrate_class_logits
@@ -60,12 +57,7 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         return self._calibrated_classes(video_queries, head), head.mask_embeddings(video_queries)
 
     def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
-        layout = _layout(self.video_head)
-        num_frames, _, height, width = mask_features.shape[1:]
-        logits = mask_features.new_empty(*mask_embeddings.shape[:2], num_frames, height * width)
-        for frame, features in enumerate(mask_features.flatten(3).unbind(1)):
-            logits[:, :, frame] = layout.apply(partial(multiply_masks, mask_features=features), mask_embeddings)
-        return logits.unflatten(-1, (height, width))
+        return _layout(self.video_head).mask_logits(mask_embeddings, mask_features)
 
     def similarity_embeddings(self, encoded_queries: Tensor, video_queries: Tensor) -> tuple[Tensor, Tensor]:
         head = self.video_head
@@ -105,8 +97,7 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
             self.detector(frames, output_mask_features=False)
         finally:
             hook.remove()
-        num_queries = sum(len(group.features) for group in self.detector.groups())
-        return outputs[0][:, :num_queries]
+        return _layout(self.detector).join(outputs)
 
     def layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
         newest = self.video_head.groups()[-1]

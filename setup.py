@@ -37,10 +37,10 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "ruff"],
+        "test": ["pytest", "pytest-xdist", "ruff"],
         "train": ["tensorboard"],
         "demo": [],
-        "dev": ["pytest", "ruff", "tensorboard"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "tensorboard"],
     },
     entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli:main"]},
 )

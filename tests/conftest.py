@@ -24,6 +24,9 @@ os.environ.update(
     NO_PROXY="127.0.0.1,localhost",
     no_proxy="127.0.0.1,localhost",
 )
+# Tests run side by side, a process for every core: more threads than that would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 # The telemetry switches break the user agent of the kernels client, the offline ones the loopback server.
 for name in (
     "HF_HUB_DISABLE_TELEMETRY",

@@ -181,7 +181,7 @@ def test_another_kind_of_model_is_refused(shapes, tmp_path):
         build_model(recipe, list(SHAPES))
     train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
     recipe = tiny_recipe(shapes, "minvis", model={"init_from": str(tmp_path / "vita")})
-    with pytest.raises(ValueError, match="is a 'vita' model; minvis starts from minvis, spvis, mask2former, cvis_fr"):
+    with pytest.raises(ValueError, match="is a 'vita' model; minvis starts from .*minvis, spvis, mask2former, cvis_fr"):
         build_model(recipe, list(SHAPES))
 
 

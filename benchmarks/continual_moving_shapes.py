@@ -1,21 +1,29 @@
-"""What methods of class-incremental learning know at the end, and what they forgot: 8 kinds of shapes, 4 + 2 + 2.
+"""What methods of class-incremental learning know at the end, and what they forgot: 8 classes, 4 + 2 + 2.
 
     python benchmarks/continual_moving_shapes.py [--quick] [--json FILE] [--work-dir FOLDER] [--only NAME ...]
+    CVIS_CLIPS=FOLDER python benchmarks/continual_moving_shapes.py --clips
 
 Runs the shipped schedules `hvpl_moving_shapes` and `crisp_moving_shapes` and what they are compared with, each for
-several seeds, two processes of one thread at a time, and prints a row per method: AP over all 8 classes after the last
-task (`map`), over the 4 of the base (`base_ap`) and the 2 of the last task (`last_task_ap`), CRISP's forgetting rate
-(`fr`, 0 is nothing lost, 1 all), the parameters that a later task trains, and the seconds of all trainings. AP is of
-test videos with all classes, in 0..1. Means over the seeds, with the standard deviation behind them in the file.
+several seeds, as many processes of one thread at a time as there are cores, and prints a row per method: AP over all 8
+classes after the last task (`map`), over the 4 of the base (`base_ap`) and the 2 of the last task (`last_task_ap`),
+CRISP's forgetting rate (`fr`, 0 is nothing lost, 1 all), the parameters that a later task trains, and the seconds of
+all trainings. AP is of test videos with all classes, in 0..1. Means over the seeds, with the standard deviation behind
+them in the file.
 
-ECLIPSE, fine-tuning and the methods with distillation start from one base, the ablations of CRISP and HVPL from the
-base of the whole method, where what is left out does not belong to the base. Runs that are complete in the work folder
-are not repeated. `--quick` takes a few steps of every method, to see that everything runs.
+All methods on CRISP's model start from one base per seed, that of ECLIPSE, as the released scripts of CRISP do; HVPL
+without OGC starts from the base of HVPL. Runs that are complete in the work folder are not repeated. `--quick` takes a
+few steps of the main methods, to see that everything runs. `--ship` makes the HVPL of the first seed the one that
+ships with the package, for `examples/switch_tasks.py`.
+
+`--clips` takes the real footage of `mini_vis` in `CVIS_CLIPS` instead, one seed: {dog, car, bird, cow}, {horse,
+person}, {bicycle, camel}, one recording of most classes, cut into a part for training and one for testing. That shows
+that the schedule runs on real footage, no more.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,21 +35,63 @@ from pathlib import Path
 from _harness import _machine, _versions
 
 from transformers_cvis import make_moving_shapes
+from transformers_cvis.assets import ASSETS
 from transformers_cvis.data import SHAPES
 from transformers_cvis.evaluation import ContinualReport
 
 CATEGORIES = list(SHAPES)[:8]
 DATA = {"num_frames": 8, "size": (64, 96), "object_size": (0.4, 0.8), "num_objects": (1, 3), "seed": 100}
-NUM_VIDEOS = (600, 80)
+NUM_VIDEOS = (1500, 50)
 SEEDS = (0, 1, 2)
-QUICK = ["base.max_steps=2", "increment.max_steps=1", "classes.tasks=[[circle, square], [star]]"]
+QUICK = ("base.max_steps=2", "increment.max_steps=1")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is learnt: data, the classes of every task, and what is changed for it in the shipped schedules."""
+
+    train: Path
+    test: Path
+    images: Path
+    tasks: list[list[str]]
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...] = ()
+
+    def as_overrides(self) -> list[str]:
+        places = [f"train.json={self.train}", f"test.json={self.test}"]
+        places += [f"{part}.images={self.images}" for part in ("train", "test")]
+        return [*places, "classes.split=null", f"classes.tasks={json.dumps(self.tasks)}", *self.overrides]
+
+
+def moving_shapes(work_dir: Path, quick: bool) -> Setting:
+    """Generated videos, made if they are not there."""
+    data = work_dir / "data"
+    if not data.exists():
+        make_moving_shapes(data, *((40, 3) if quick else NUM_VIDEOS), categories=CATEGORIES, progress=True, **DATA)
+    tasks = [CATEGORIES[:4], CATEGORIES[4:6], CATEGORIES[6:]]
+    json_paths = data / "train.json", data / "valid.json"
+    return Setting(*json_paths, data / "JPEGImages", tasks, SEEDS[:1] if quick else SEEDS, QUICK if quick else ())
+
+
+def real_clips(quick: bool) -> Setting:
+    """`mini_vis`, a little larger than the generated videos and for fewer steps, since there is little to see."""
+    clips = os.environ.get("CVIS_CLIPS")
+    if not clips:
+        sys.exit("Set CVIS_CLIPS to the folder of real footage which has mini_vis/train.json.")
+    folder = Path(clips) / "mini_vis"
+    tasks = [["dog", "car", "bird", "cow"], ["horse", "person"], ["bicycle", "camel"]]
+    size = ("recipe.data.augmentation.short_sides=[96]", "recipe.data.augmentation.max_size=176")
+    size += ("recipe.evaluation.short_side=96", "recipe.evaluation.max_size=176", "recipe.batch_size=4")
+    steps = QUICK if quick else ("base.max_steps=400", "increment.max_steps=200")
+    json_paths = folder / "train.json", folder / "valid.json"
+    return Setting(*json_paths, folder / "JPEGImages", tasks, SEEDS[:1], (*size, *steps))
 
 
 @dataclass(frozen=True)
 class Run:
     """A row: a schedule with some values changed.
 
-    base_of: the run whose base it starts from; None learns one. seeds: how many.
+    base_of: the run whose base it starts from; None learns one. seeds: how many at most.
     """
 
     schedule: str
@@ -50,41 +100,45 @@ class Run:
     seeds: int = len(SEEDS)
 
 
+# A whole model is trained as its base was; ten times that, as for prompts, would destroy it.
+WHOLE = "increment.optimizer.learning_rate=1e-3"
 RUNS = {
     "eclipse": Run("crisp_moving_shapes", ("method=eclipse",)),
-    "crisp": Run("crisp_moving_shapes"),
+    "crisp": Run("crisp_moving_shapes", base_of="eclipse"),
     "hvpl": Run("hvpl_moving_shapes"),
-    "finetune": Run("crisp_moving_shapes", ("method=finetune",), base_of="eclipse"),
-    "mib": Run("crisp_moving_shapes", ("method=mib",), base_of="eclipse", seeds=1),
-    "comformer": Run("crisp_moving_shapes", ("method=comformer",), base_of="eclipse", seeds=1),
-    "pod": Run("crisp_moving_shapes", ("method=pod",), base_of="eclipse", seeds=1),
+    "finetune": Run("crisp_moving_shapes", ("method=finetune", WHOLE), base_of="eclipse"),
+    "mib": Run("crisp_moving_shapes", ("method=mib", WHOLE), base_of="eclipse", seeds=1),
+    "comformer": Run("crisp_moving_shapes", ("method=comformer", WHOLE), base_of="eclipse", seeds=1),
+    "pod": Run("crisp_moving_shapes", ("method=pod", WHOLE), base_of="eclipse", seeds=1),
     "joint": Run("crisp_moving_shapes", ("method=joint",), seeds=1),
     "crisp without ARSP and ISC": Run(
         "crisp_moving_shapes",
         ("recipe.model.config.residual_prompts=false", "recipe.model.config.lambda_isc=0.0"),
-        base_of="crisp",
+        base_of="eclipse",
+        seeds=2,
     ),
-    "crisp without IC": Run("crisp_moving_shapes", ("recipe.model.config.lambda_ic=0.0",), base_of="crisp"),
-    "crisp without PCA": Run("crisp_moving_shapes", ("recipe.model.config.prompt_init=mean",), base_of="crisp"),
-    "hvpl without OGC": Run("hvpl_moving_shapes", ("gradient_projection=null",), base_of="hvpl"),
+    "crisp without IC": Run("crisp_moving_shapes", ("recipe.model.config.lambda_ic=0.0",), base_of="eclipse", seeds=2),
+    "crisp without PCA": Run(
+        "crisp_moving_shapes", ("recipe.model.config.prompt_init=mean",), base_of="eclipse", seeds=2
+    ),
+    "hvpl without OGC": Run("hvpl_moving_shapes", ("gradient_projection=null",), base_of="hvpl", seeds=2),
     "hvpl without context encoder": Run("hvpl_moving_shapes", ("recipe.model.config.encoder=attention",), seeds=1),
 }
+
+
+MAIN_RUNS = ("eclipse", "crisp", "hvpl", "finetune")
 
 
 def folder_of(work_dir: Path, name: str, seed: int) -> Path:
     return work_dir / name.replace(" ", "_") / f"seed-{seed}"
 
 
-def execute(work_dir: Path, name: str, seed: int, quick: bool) -> None:
+def execute(work_dir: Path, setting: Setting, name: str, seed: int) -> None:
     """Run a schedule in a process of its own; it goes on where it was."""
-    run, data = RUNS[name], work_dir / "data"
-    overrides = [f"seed={seed}", *run.overrides]
-    overrides += [f"train.json={data / 'train.json'}", f"test.json={data / 'valid.json'}"]
-    overrides += [f"{part}.images={data / 'JPEGImages'}" for part in ("train", "test")]
+    run = RUNS[name]
+    overrides = [f"seed={seed}", *setting.as_overrides(), *run.overrides]
     if run.base_of is not None:
         overrides.append(f"base_model={folder_of(work_dir, run.base_of, seed) / 'task-0'}")
-    if quick:
-        overrides += QUICK
     out = folder_of(work_dir, name, seed)
     command = [sys.executable, "-m", "transformers_cvis.cli", "train-continual", run.schedule, "--out", str(out)]
     for override in overrides:
@@ -97,35 +151,45 @@ def execute(work_dir: Path, name: str, seed: int, quick: bool) -> None:
         raise RuntimeError(f"{name}, seed {seed}, failed:\n{Path(f'{out}.log').read_text()[-2000:]}")
 
 
-def measure(work_dir: Path, name: str, seed: int) -> dict[str, float]:
+def measure(work_dir: Path, setting: Setting, name: str, seed: int) -> dict[str, float]:
     folder = folder_of(work_dir, name, seed)
     report = ContinualReport.read(folder / "report" / "report.json")
     last = report.evaluations[-1].classes_on_all_videos
-    num_base, num_last = 4, 2
-    base_names, last_names = CATEGORIES[:num_base], CATEGORIES[-num_last:]
-    numbers = sorted(int(path.name.removeprefix("task-")) for path in folder.glob("task-*"))
     summaries = []
-    for number in numbers:
+    for number in range(len(report.tasks)):
         path = folder / f"task-{number}" / "training_summary.json"
         if not path.is_file():  # the base was learnt by another run
             path = folder_of(work_dir, RUNS[name].base_of, seed) / f"task-{number}" / "training_summary.json"
         summaries.append(json.loads(path.read_text()))
-    known = set(report.class_names)
     return {
         "map": report.overall("AP")[-1],
-        "base_ap": statistics.mean(last[name]["AP"] for name in base_names if name in known),
-        "last_task_ap": statistics.mean([last[name]["AP"] for name in last_names if name in known] or [0.0]),
+        "base_ap": mean_ap(last, setting.tasks[0]),
+        "last_task_ap": mean_ap(last, setting.tasks[-1]),
         "fr": report.crisp_forgetting().value if len(report.tasks) > 1 else 0.0,
         "trainable_parameters": summaries[-1]["num_trained_parameters"],
         "seconds": sum(summary["seconds"] for summary in summaries),
     }
 
 
-def summarise(work_dir: Path, name: str, seeds: list[int]) -> dict:
-    by_seed = [measure(work_dir, name, seed) for seed in seeds]
+def mean_ap(classes: dict[str, dict[str, float]], names: list[str]) -> float:
+    """Over those of the named classes which the test videos show; the others have AP -1."""
+    return statistics.mean([classes[name]["AP"] for name in names if classes[name]["AP"] >= 0] or [0.0])
+
+
+def summarise(work_dir: Path, setting: Setting, name: str, seeds: list[int]) -> dict:
+    by_seed = [measure(work_dir, setting, name, seed) for seed in seeds]
     row = {key: statistics.mean(values[key] for values in by_seed) for key in by_seed[0]}
     spread = {f"{key}_spread": statistics.pstdev(values[key] for values in by_seed) for key in ("map", "base_ap", "fr")}
     return {**row, **spread, "seeds": seeds, "by_seed": by_seed}
+
+
+def ship(run: Path) -> None:
+    """Copy a run's base and adapters, without what only the training needed, into the package."""
+    target = ASSETS / "hvpl-moving-shapes"
+    shutil.rmtree(target, ignore_errors=True)
+    left_out = shutil.ignore_patterns("checkpoints", "evaluation.json", "results.json", "training_log.jsonl")
+    for task in sorted(run.glob("task-*")):
+        shutil.copytree(task, target / task.name, ignore=left_out, copy_function=shutil.copyfile)
 
 
 def line(name: str, row: dict) -> str:
@@ -138,28 +202,30 @@ def line(name: str, row: dict) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few steps of every method, one seed")
+    parser.add_argument("--quick", action="store_true", help="a few steps of the main methods, one seed")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
     parser.add_argument("--work-dir", type=Path, help="data and runs (default: a temporary folder)")
-    parser.add_argument("--only", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="NAME", help="these rows")
+    parser.add_argument("--clips", action="store_true", help="learn from real footage in CVIS_CLIPS")
+    parser.add_argument("--only", nargs="+", choices=list(RUNS), metavar="NAME", help="these rows (default: all)")
+    parser.add_argument("--ship", action="store_true", help="also put the HVPL of the first seed into the package")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (default: one per core)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.only = arguments.only or ([*MAIN_RUNS] if arguments.quick else [*RUNS])
+    return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = arguments.work_dir or Path(temporary)
-        if not (work_dir / "data").exists():
-            num_videos = (6, 2) if arguments.quick else NUM_VIDEOS
-            make_moving_shapes(work_dir / "data", *num_videos, categories=CATEGORIES, progress=True, **DATA)
-        seeds = {name: list(SEEDS[: 1 if arguments.quick else RUNS[name].seeds]) for name in arguments.only}
+        setting = real_clips(arguments.quick) if arguments.clips else moving_shapes(work_dir, arguments.quick)
+        seeds = {name: list(setting.seeds[: RUNS[name].seeds]) for name in arguments.only}
         # Bases first; a method waits for those that it starts from.
         for stage in (False, True):
             jobs = [(n, seed) for n in arguments.only if (RUNS[n].base_of is not None) == stage for seed in seeds[n]]
             jobs.sort(key=lambda job: job[1])
             with ThreadPoolExecutor(arguments.jobs) as pool:
-                for _ in pool.map(lambda job: execute(work_dir, *job, arguments.quick), jobs):
+                for _ in pool.map(lambda job: execute(work_dir, setting, *job), jobs):
                     pass
         machine, versions = _machine(), _versions()
         print(f"{machine['processor']}, {arguments.jobs} processes of 1 thread; torch {versions['torch']}")
@@ -167,7 +233,7 @@ def main() -> None:
             f"{'method':<30}{'mAP':>7}{'':7}{'base':>9}{'last task':>10}{'FR':>8}{'':7}{'trained':>12}{'seconds':>9}"
             f"{'seeds':>7}"
         )
-        rows = {name: summarise(work_dir, name, seeds[name]) for name in arguments.only}
+        rows = {name: summarise(work_dir, setting, name, seeds[name]) for name in arguments.only}
         for name, row in rows.items():
             print(line(name, row))
         if arguments.json is not None:
@@ -175,6 +241,8 @@ def main() -> None:
             temporary_file = arguments.json.with_name(arguments.json.name + ".tmp")
             temporary_file.write_text(json.dumps(content, indent=1))
             os.replace(temporary_file, arguments.json)
+        if arguments.ship:
+            ship(folder_of(work_dir, "hvpl", SEEDS[0]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a g
 4-neighbours, C channels, R rows of a level (nodes of all trees at one distance from their roots).
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -160,29 +159,33 @@ class _TreeScan(torch.autograd.Function):
         trees = ctx.trees
         if not ctx.needs_input_grad[1]:
             return _scan(grad_output, edge_weights, trees).to(features.dtype), None, None
-        grad_features, grad_weights = _empty(features), _empty(edge_weights)
         dtype = _compute_dtype(features, edge_weights)
-        for blocks in _channel_blocks(features, edge_weights, result, grad_output, grad_features, grad_weights):
-            subtrees, weights, wholes, gradients = (
-                block.index_select(0, trees.nodes).to(dtype) for block in blocks[:4]
-            )
-            _scan_up(subtrees, weights, trees)
-            _scan_up(gradients, weights, trees)
-            block_grad_weights = _scan_down_with_weight_gradient(gradients, subtrees, wholes, weights, trees)
-            blocks[4].copy_(gradients.index_select(0, trees.positions))
-            blocks[5].copy_(block_grad_weights.index_select(0, trees.positions))
-        return grad_features if ctx.needs_input_grad[0] else None, grad_weights, None
+        subtrees, weights, wholes, gradients = (
+            _walk_order(tensor, trees, dtype) for tensor in (features, edge_weights, result, grad_output)
+        )
+        _scan_up(subtrees, weights, trees)
+        _scan_up(gradients, weights, trees)
+        grad_weights = _scan_down_with_weight_gradient(gradients, subtrees, wholes, weights, trees)
+        grad_features = _grid_order(gradients, trees, features) if ctx.needs_input_grad[0] else None
+        return grad_features, _grid_order(grad_weights, trees, edge_weights), None
 
 
 def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
     dtype = _compute_dtype(features, edge_weights)
-    result = _empty(features)
-    for features_block, weights_block, result_block in _channel_blocks(features, edge_weights, result):
-        states, weights = (block.index_select(0, trees.nodes).to(dtype) for block in (features_block, weights_block))
-        _scan_up(states, weights, trees)
-        _scan_down(states, weights, trees)
-        result_block.copy_(states.index_select(0, trees.positions))
-    return result
+    states, weights = (_walk_order(tensor, trees, dtype) for tensor in (features, edge_weights))
+    _scan_up(states, weights, trees)
+    _scan_down(states, weights, trees)
+    return _grid_order(states, trees, features)
+
+
+def _walk_order(tensor: Tensor, trees: SpanningTrees, dtype: torch.dtype) -> Tensor:
+    """`(B, N, C)` as rows `[B*N, C]` in the order of the walk."""
+    return tensor.reshape(-1, tensor.shape[-1]).index_select(0, trees.nodes).to(dtype)
+
+
+def _grid_order(rows: Tensor, trees: SpanningTrees, like: Tensor) -> Tensor:
+    """Back from [`_walk_order`], in shape and dtype of `like`."""
+    return rows.index_select(0, trees.positions).to(like.dtype).view(like.shape)
 
 
 # In what follows rows are nodes in the order of the walk, `[B*N, C]`, and a level is a slice of them.
@@ -228,25 +231,6 @@ def _scan_down_with_weight_gradient(
 def _levels(trees: SpanningTrees, *rows: Tensor) -> list[tuple[Tensor, ...]]:
     """Slices of `rows`, and of the parents, of every level below the roots."""
     return list(zip(*(tensor.split(trees.level_sizes) for tensor in (*rows, trees.parents)), strict=True))[1:]
-
-
-def _channel_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """`(B, N, C)` tensors as rows `[B*N, c]` of some channels at a time.
-
-    On CPU a block is at most 2 MiB: what the walk works on stays in cache, and its memory is used again and again
-    instead of being given back to the system and faulted in afresh.
-    """
-    flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]  # views of what is written: it is contiguous
-    num_rows, num_channels = flat[0].shape
-    size = max(1, num_channels)
-    if tensors[0].device.type == "cpu":
-        size = min(size, max(16, 2**21 // (4 * max(1, num_rows))))
-    return zip(*(tensor.split(size, dim=1) for tensor in flat), strict=True)
-
-
-def _empty(like: Tensor) -> Tensor:
-    """Contiguous, whatever the strides of `like`."""
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _compute_dtype(features: Tensor, edge_weights: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a g
 4-neighbours, C channels, R rows of a level (nodes of all trees at one distance from their roots).
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -159,33 +160,58 @@ class _TreeScan(torch.autograd.Function):
         trees = ctx.trees
         if not ctx.needs_input_grad[1]:
             return _scan(grad_output, edge_weights, trees).to(features.dtype), None, None
+        grad_features, grad_weights = _empty(features), _empty(edge_weights)
         dtype = _compute_dtype(features, edge_weights)
-        subtrees, weights, wholes, gradients = (
-            _walk_order(tensor, trees, dtype) for tensor in (features, edge_weights, result, grad_output)
-        )
-        _scan_up(subtrees, weights, trees)
-        _scan_up(gradients, weights, trees)
-        grad_weights = _scan_down_with_weight_gradient(gradients, subtrees, wholes, weights, trees)
-        grad_features = _grid_order(gradients, trees, features) if ctx.needs_input_grad[0] else None
-        return grad_features, _grid_order(grad_weights, trees, edge_weights), None
+        for block in _channel_blocks(features, trees):
+            subtrees, weights, wholes, gradients = (
+                _read(tensor, block, dtype) for tensor in (features, edge_weights, result, grad_output)
+            )
+            _scan_up(subtrees, weights, trees)
+            _scan_up(gradients, weights, trees)
+            block_grad_weights = _scan_down_with_weight_gradient(gradients, subtrees, wholes, weights, trees)
+            _write(grad_features, block, gradients)
+            _write(grad_weights, block, block_grad_weights)
+        return grad_features if ctx.needs_input_grad[0] else None, grad_weights, None
 
 
 def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
     dtype = _compute_dtype(features, edge_weights)
-    states, weights = (_walk_order(tensor, trees, dtype) for tensor in (features, edge_weights))
-    _scan_up(states, weights, trees)
-    _scan_down(states, weights, trees)
-    return _grid_order(states, trees, features)
+    result = _empty(features)
+    for block in _channel_blocks(features, trees):
+        states, weights = (_read(tensor, block, dtype) for tensor in (features, edge_weights))
+        _scan_up(states, weights, trees)
+        _scan_down(states, weights, trees)
+        _write(result, block, states)
+    return result
 
 
-def _walk_order(tensor: Tensor, trees: SpanningTrees, dtype: torch.dtype) -> Tensor:
-    """`(B, N, C)` as rows `[B*N, C]` in the order of the walk."""
-    return tensor.reshape(-1, tensor.shape[-1]).index_select(0, trees.nodes).to(dtype)
+def _channel_blocks(features: Tensor, trees: SpanningTrees) -> Iterator[tuple[Tensor, int]]:
+    """Where some channels of all nodes are, for as many channels at a time as it takes: rows of `[B*N*blocks, c]`.
+
+    On CPU a block has 2 MiB, where the number of channels divides so: what the walk works on stays in cache, and its
+    memory is used again and again instead of being given back to the system and faulted in afresh.
+
+    Returns:
+        Of every block, its rows in the order of the walk, `(B*N,)` long, and c.
+    """
+    channels, num_blocks = features.shape[-1], 1
+    if features.device.type == "cpu":
+        least = -(-features.numel() // 2**19)
+        num_blocks = next((count for count in range(max(1, least), channels // 16 + 1) if channels % count == 0), 1)
+    for block in range(num_blocks):
+        yield trees.nodes * num_blocks + block, channels // num_blocks
 
 
-def _grid_order(rows: Tensor, trees: SpanningTrees, like: Tensor) -> Tensor:
-    """Back from [`_walk_order`], in shape and dtype of `like`."""
-    return rows.index_select(0, trees.positions).to(like.dtype).view(like.shape)
+def _read(tensor: Tensor, block: tuple[Tensor, int], dtype: torch.dtype) -> Tensor:
+    """The channels of a block, `[B*N, c]`, in the order of the walk."""
+    rows, width = block
+    return tensor.reshape(-1, width).index_select(0, rows).to(dtype)
+
+
+def _write(tensor: Tensor, block: tuple[Tensor, int], values: Tensor) -> None:
+    """The reverse of [`_read`], into a contiguous tensor."""
+    rows, width = block
+    tensor.view(-1, width).index_copy_(0, rows, values.to(tensor.dtype))
 
 
 # In what follows rows are nodes in the order of the walk, `[B*N, C]`, and a level is a slice of them.
@@ -231,6 +257,11 @@ def _scan_down_with_weight_gradient(
 def _levels(trees: SpanningTrees, *rows: Tensor) -> list[tuple[Tensor, ...]]:
     """Slices of `rows`, and of the parents, of every level below the roots."""
     return list(zip(*(tensor.split(trees.level_sizes) for tensor in (*rows, trees.parents)), strict=True))[1:]
+
+
+def _empty(like: Tensor) -> Tensor:
+    """Contiguous, whatever the strides of `like`."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _compute_dtype(features: Tensor, edge_weights: Tensor) -> torch.dtype:

@@ -79,6 +79,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_overrides(parser: argparse.ArgumentParser, file: str, example: str) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help=f"change a value of the {file}, e.g. {example}; may be repeated",
+    )
+
+
 def add_command(commands, name: str, run, summary: str, description: str, example: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -366,14 +377,7 @@ def add_train(commands) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, or name of a shipped recipe")
     parser.add_argument("--list", action="store_true", help="list the shipped recipes and stop")
     parser.add_argument("--out", metavar="FOLDER", help="where the model and checkpoints go (default: from the recipe)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a value of the recipe, e.g. optimizer.learning_rate=5e-5; may be repeated",
-    )
+    add_overrides(parser, "recipe", "optimizer.learning_rate=5e-5")
     parser.add_argument(
         "--resume",
         default="auto",
@@ -420,14 +424,7 @@ def add_train_continual(commands) -> None:
     parser.add_argument("schedule", nargs="?", metavar="SCHEDULE", help="YAML file, or name of a shipped schedule")
     parser.add_argument("--list", action="store_true", help="list the shipped schedules and stop")
     parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: from the schedule)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a value of the schedule, e.g. classes.split=20-2 or recipe.batch_size=8; may be repeated",
-    )
+    add_overrides(parser, "schedule", "classes.split=20-2 or recipe.batch_size=8")
     parser.add_argument(
         "--resume",
         default="auto",

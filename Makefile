@@ -24,6 +24,7 @@ ifdef VIDEO
 else
 	$(CLI) segment $(DEMO).mp4 --out "$(OUTPUT)" --overwrite
 	$(CLI) evaluate $(DEMO).json --results "$(OUTPUT)/results.json"
+	$(PYTHON) examples/switch_tasks.py --out "$(OUTPUT)"
 endif
 
 test: $(ENVIRONMENT)

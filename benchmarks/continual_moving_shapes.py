@@ -183,13 +183,20 @@ def summarise(work_dir: Path, setting: Setting, name: str, seeds: list[int]) -> 
     return {**row, **spread, "seeds": seeds, "by_seed": by_seed}
 
 
-def ship(run: Path) -> None:
+def ship(work_dir: Path, run: Path) -> None:
     """Copy a run's base and adapters, without what only the training needed, into the package."""
     target = ASSETS / "hvpl-moving-shapes"
     shutil.rmtree(target, ignore_errors=True)
     left_out = shutil.ignore_patterns("checkpoints", "evaluation.json", "results.json", "training_log.jsonl")
-    for task in sorted(run.glob("task-*")):
-        shutil.copytree(task, target / task.name, ignore=left_out, copy_function=shutil.copyfile)
+    for number, source in enumerate(sorted(run.glob("task-*"))):
+        folder = target / source.name
+        shutil.copytree(source, folder, ignore=left_out, copy_function=shutil.copyfile)
+        summary = folder / "training_summary.json"
+        summary.write_text(summary.read_text().replace(f"{work_dir}/", ""))
+        card = folder / "README.md"  # the model is not on the Hub: it is loaded by its path
+        text = card.read_text().replace(f"{work_dir}/", "").replace("license: unknown", "license: apache-2.0")
+        text = text.replace("| Licence | unknown |", "| Licence | apache-2.0 |")
+        card.write_text(text.replace(f'"{source.name}"', f"transformers_cvis.task_adapter_path({number})"))
 
 
 def line(name: str, row: dict) -> str:
@@ -242,7 +249,7 @@ def main() -> None:
             temporary_file.write_text(json.dumps(content, indent=1))
             os.replace(temporary_file, arguments.json)
         if arguments.ship:
-            ship(folder_of(work_dir, "hvpl", SEEDS[0]))
+            ship(work_dir, folder_of(work_dir, "hvpl", SEEDS[0]))
 
 
 if __name__ == "__main__":

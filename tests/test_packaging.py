@@ -65,7 +65,8 @@ def test_the_metadata_names_dependencies_extras_and_the_program(wheel):
 def test_the_embedded_files_are_small():
     sizes = [path.stat().st_size for path in (SOURCE / "assets").rglob("*.safetensors")]
     assert all(size <= 5e6 for size in sizes)
-    assert sum(path.stat().st_size for path in SOURCE.rglob("*") if "__pycache__" not in path.parts) < 10e6
+    # The default model, the base with its adapters, and the code.
+    assert sum(path.stat().st_size for path in SOURCE.rglob("*") if "__pycache__" not in path.parts) < 14e6
 
 
 def make(*arguments, **environment) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoVideoProcessor
 
-from .assets import default_model_path, demo_ground_truth_path, demo_video_path
+from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
 from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
 from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
@@ -94,6 +94,7 @@ __all__ = [
     "push_to_hub",
     "segment_stream",
     "segment_video",
+    "task_adapter_path",
     "train",
     "train_continual",
     "validate_ytvis",

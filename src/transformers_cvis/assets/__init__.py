@@ -1,20 +1,20 @@
-"""Files which ship with the package: the embedded default model and a short video with its ground truth.
+"""Files which ship with the package: the embedded default model, a short video with its ground truth, task adapters.
 
-`examples/train_default_model.py` makes all of them.
+`examples/train_default_model.py` makes the first two, `benchmarks/continual_moving_shapes.py` the adapters.
 """
 
 from pathlib import Path
 
-__all__ = ["default_model_path", "demo_ground_truth_path", "demo_video_path"]
+__all__ = ["default_model_path", "demo_ground_truth_path", "demo_video_path", "task_adapter_path"]
 
 ASSETS = Path(__file__).parent
 
 
-def _shipped(path: Path) -> Path:
+def _shipped(path: Path, maker: str = "examples/train_default_model.py") -> Path:
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing. It ships with transformers-cvis: reinstall the package, or in a source checkout "
-            "make it with `python examples/train_default_model.py`."
+            f"make it with `python {maker}`."
         )
     return path
 
@@ -49,3 +49,20 @@ def demo_ground_truth_path() -> Path:
         FileNotFoundError: the installation is incomplete.
     """
     return _shipped(ASSETS / "demo" / "moving_shapes.json")
+
+
+def task_adapter_path(number: int = 2) -> Path:
+    """Folder of a small HVPL, trained task by task on generated videos of moving shapes; it loads like any model.
+
+    Args:
+        number (`int`, defaults to 2): 0 is the base, which knows four kinds of shapes; 1 and 2 are the task adapters
+            which know two more each. Adapter 2 brings what adapter 1 added and finds the base beside it.
+
+    Raises:
+        FileNotFoundError: there is no such task, or the installation is incomplete.
+    """
+    folder = ASSETS / "hvpl-moving-shapes" / f"task-{number}"
+    files = ("model.safetensors",) if number == 0 else ("task_adapter_config.json", "task_adapter_model.safetensors")
+    for file in files:
+        _shipped(folder / file, "benchmarks/continual_moving_shapes.py --ship")
+    return folder

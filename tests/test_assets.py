@@ -1,0 +1,48 @@
+"""The task by task model that ships with the package, and the example that `make demo` ends with."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from transformers_cvis import AutoModelForVideoInstanceSegmentation, task_adapter_path
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "switch_tasks.py"
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_task_that_ships_loads_by_its_folder(number):
+    model = AutoModelForVideoInstanceSegmentation.from_pretrained(task_adapter_path(number))
+    assert model.config.num_labels == 4 + 2 * number
+    assert model.active_task_adapters() == [f"task-{task}" for task in range(1, number + 1)]
+
+
+def test_a_task_that_does_not_ship_is_named():
+    with pytest.raises(FileNotFoundError, match="task-3.*is missing.*continual_moving_shapes.py --ship"):
+        task_adapter_path(3)
+
+
+def test_base_and_adapters_are_small():
+    files = [path for path in task_adapter_path().parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 6 * 2**20
+
+
+def test_switching_tasks_adds_categories_and_keeps_what_was_found(tmp_path):
+    command = [sys.executable, str(EXAMPLE), "--out", str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    header, *rows = (re.split(r"  +", line) for line in printed if "Written" not in line)
+    assert len(header) == 4
+    objects = [row for row in rows if row[0] != "other tracks"]
+    base_classes = re.findall(r"\w+", header[1])[1:]
+    old = [row for row in objects if row[0] in base_classes]
+    new = [row for row in objects if row[0] not in base_classes]
+    assert old and new
+    for row in old:
+        assert all(found.startswith(row[0]) for found in row[1:])
+    for row in new:
+        assert not row[1].startswith(row[0])
+        assert row[-1].startswith(row[0])
+    assert Image.open(tmp_path / "switch_tasks.png").size[0] > 600

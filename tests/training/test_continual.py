@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from training.launching import finish, kill_after_first_checkpoint, launch
 from training.tiny_schedule import CATEGORIES, TASKS, tiny_schedule
+from transformers import AutoConfig
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 from transformers_cvis.data import make_moving_shapes
-from transformers_cvis.training import continual, train_continual
+from transformers_cvis.training import Schedule, continual, train_continual
 from transformers_cvis.training.methods import METHODS
 
 TINY_SCHEDULE = Path(__file__).with_name("tiny_schedule.py")
@@ -216,6 +217,19 @@ def test_a_base_that_is_learnt_already(finished, shapes, tmp_path):
         schedule = tiny_schedule(shapes, base_model=str(finished / "task-0"), classes={"tasks": classes})
         with pytest.raises(ValueError, match=message):
             train_continual(schedule, tmp_path / "other")
+
+
+def test_a_method_stays_itself_on_the_base_of_another(shapes, tmp_path):
+    train_continual(tiny_schedule(shapes, "eclipse", classes={"tasks": TASKS[:1]}), tmp_path / "eclipse")
+    changes = {"base_model": str(tmp_path / "eclipse" / "task-0"), "classes": {"tasks": TASKS[:2]}}
+    train_continual(tiny_schedule(shapes, "crisp", **changes), tmp_path / "crisp", overrides=["recipe.max_steps=1"])
+    config = AutoConfig.from_pretrained(tmp_path / "crisp" / "task-1")
+    assert config.residual_prompts and config.lambda_ic > 0 and config.prompt_init == "directions"
+    losses = json.loads((tmp_path / "crisp" / "task-1" / "training_log.jsonl").read_text().splitlines()[-1])
+    assert {"loss_isc", "loss_ic"} <= set(losses)
+    ablation = Schedule.load(tiny_schedule(shapes, "crisp"), ["recipe.model.config.lambda_ic=0.0"])
+    train_continual(ablation, tmp_path / "ablation", overrides=["recipe.max_steps=1"])
+    assert AutoConfig.from_pretrained(tmp_path / "ablation" / "task-1").lambda_ic == 0
 
 
 def test_a_held_out_share_of_the_videos(shapes, tmp_path):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..modeling.crisp import ECLIPSE
+from ..modeling.crisp import ECLIPSE, CrispConfig
 from .distillation import DistillationRecipe
 
 
@@ -12,7 +12,8 @@ class Method:
 
     Attributes:
         system: whose model it trains, a `system` of [`Recipe`].
-        config: fields of the model's configuration that make it this method.
+        config: fields of the model's configuration that make it this method, whatever a base that another method
+            learnt says; a schedule may change them, for ablations.
         has_prompts: a later task trains prompts and heads of its own and nothing else, so that a task is an adapter.
             Otherwise every task trains the whole model, whose classes grow.
         learns_all_at_once: there is one task of all classes, to compare with.
@@ -28,9 +29,11 @@ class Method:
     distillation: DistillationRecipe | None = None
 
 
+CRISP = {name: getattr(CrispConfig, name) for name in ECLIPSE}
+
 METHODS = {
     "hvpl": Method("hvpl", projects_gradients=True),
-    "crisp": Method("crisp"),
+    "crisp": Method("crisp", CRISP),
     # What CRISP is compared with, on the same model.
     "eclipse": Method("crisp", ECLIPSE),
     "finetune": Method("crisp", ECLIPSE, has_prompts=False),

@@ -276,7 +276,7 @@ class Schedule:
         data["train"] = [self._task_source(source, number, tasks) for source in train if source.use]
         values["system"], values["seed"] = self.rules.system, self.seed
         model = values.setdefault("model", {})
-        model["config"] = merge(model.get("config") or {}, self.rules.config)
+        model["config"] = merge(self.rules.config, model.get("config") or {})
         if self.calibration_deltas is not None and self.rules.has_prompts:
             model["config"]["calibration_deltas"] = self.calibration_deltas
         where = f"task {number} of the schedule"

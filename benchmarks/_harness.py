@@ -27,6 +27,8 @@ from pathlib import Path
 
 import torch
 
+from transformers_cvis.processing import complete_file
+
 VERSIONED = ("torch", "torchvision", "transformers", "huggingface_hub", "kernels", "pycocotools", "numpy")
 
 
@@ -81,9 +83,12 @@ def main(description: str, rows: Callable[[bool], Iterable[dict]]) -> None:
         print(_line(result), flush=True)
         results.append({**result, "machine": machine, "versions": versions})
     if arguments.json is not None:
-        temporary = arguments.json.with_name(arguments.json.name + ".tmp")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, arguments.json)
+        write_json(arguments.json, results)
+
+
+def write_json(path: Path, content: list | dict) -> None:
+    with complete_file(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def _seconds(function: Callable[[], object]) -> float:

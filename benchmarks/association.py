@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from _harness import main, row
+from _harness import main, row, write_json
 from tqdm.auto import tqdm
 from transformers import AutoVideoProcessor
 
@@ -49,7 +49,6 @@ from transformers_cvis import (
     train,
 )
 from transformers_cvis.evaluation import evaluate_association
-from transformers_cvis.processing import complete_file
 
 WORK_DIR = Path(__file__).parents[1] / "build" / "association"
 STRIDES = (1, 4, 8)
@@ -165,8 +164,7 @@ def predict(method: Method, stride: int, folder: Path) -> dict[str, list[dict]]:
         data = {"videos": [video], "categories": content["categories"]}, folder / f"test_{stride}" / "JPEGImages"
         tracks["best"] += predict_dataset(one_pass, processor, *data, threshold=None, top_k=10)
         tracks["shown"] += predict_dataset(one_pass, processor, *data, threshold=0.3, top_k=None)
-    with complete_file(path) as file:
-        file.write(json.dumps(tracks).encode())
+    write_json(path, tracks)
     return tracks
 
 

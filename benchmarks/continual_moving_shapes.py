@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from _harness import _machine, _versions
+from _harness import _machine, _versions, write_json
 
 from transformers_cvis import make_moving_shapes
 from transformers_cvis.assets import ASSETS
@@ -245,9 +245,7 @@ def main() -> None:
             print(line(name, row))
         if arguments.json is not None:
             content = {name: {**row, "machine": machine, "versions": versions} for name, row in rows.items()}
-            temporary_file = arguments.json.with_name(arguments.json.name + ".tmp")
-            temporary_file.write_text(json.dumps(content, indent=1))
-            os.replace(temporary_file, arguments.json)
+            write_json(arguments.json, content)
         if arguments.ship:
             ship(work_dir, folder_of(work_dir, "hvpl", SEEDS[0]))
 

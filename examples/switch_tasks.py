@@ -52,7 +52,6 @@ def main() -> None:
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(folder).eval()
     processor = AutoVideoProcessor.from_pretrained(folder)
     num_tasks = len(model.loaded_task_adapters()) + 1
-    model.set_task_adapters(num_tasks - 1)
     categories = [model.config.id2label[index] for index in range(model.config.num_labels)]
     video = generate_video(categories=categories, **VIDEO)
     size = VIDEO["size"]
@@ -74,7 +73,7 @@ def main() -> None:
             row.append("-" if index is None else f"{tracks[index].label} {tracks[index].score:.2f}")
         others.append(str(len(tracks) - len({index for index in found if index is not None})))
         tiles += [draw_tracks(video.frames[index], tracks, index) for index in shown]
-        captions += [f"{header[-1]}"] + [f"frame {index}" for index in shown[1:]]
+        captions += [header[-1], *(f"frame {index}" for index in shown[1:])]
 
     table = [header, *rows, others]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]

@@ -79,14 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_overrides(parser: argparse.ArgumentParser, file: str, example: str) -> None:
+def add_overrides(parser: argparse.ArgumentParser, what: str, example: str) -> None:
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help=f"change a value of the {file}, e.g. {example}; may be repeated",
+        help=f"{what}, e.g. {example}; may be repeated",
     )
 
 
@@ -377,7 +377,7 @@ def add_train(commands) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, or name of a shipped recipe")
     parser.add_argument("--list", action="store_true", help="list the shipped recipes and stop")
     parser.add_argument("--out", metavar="FOLDER", help="where the model and checkpoints go (default: from the recipe)")
-    add_overrides(parser, "recipe", "optimizer.learning_rate=5e-5")
+    add_overrides(parser, "change a value of the recipe", "optimizer.learning_rate=5e-5")
     parser.add_argument(
         "--resume",
         default="auto",
@@ -424,7 +424,7 @@ def add_train_continual(commands) -> None:
     parser.add_argument("schedule", nargs="?", metavar="SCHEDULE", help="YAML file, or name of a shipped schedule")
     parser.add_argument("--list", action="store_true", help="list the shipped schedules and stop")
     parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: from the schedule)")
-    add_overrides(parser, "schedule", "classes.split=20-2 or recipe.batch_size=8")
+    add_overrides(parser, "change a value of the schedule", "classes.split=20-2 or recipe.batch_size=8")
     parser.add_argument(
         "--resume",
         default="auto",
@@ -802,14 +802,7 @@ def add_convert(commands) -> None:
         metavar="FILE",
         help="class names: a YouTube-VIS json of the data set, or a text file with one name per line",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="a configuration field, e.g. clip_length=3 or encoder_window_size=6; may be repeated",
-    )
+    add_overrides(parser, "a configuration field", "clip_length=3 or encoder_window_size=6")
     parser.add_argument(
         "--short-side",
         type=positive_int,

@@ -198,6 +198,17 @@ def test_torch_files_which_are_cut_short(tmp_path, new_format, share):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("num_bytes", range(1, len(b"torch\nFloatStorage\n")))
+def test_a_torch_file_which_is_cut_short_within_a_name_asks_for_nothing_harmful(tmp_path, num_bytes):
+    """Half a name is none that is allowed, but the file is damaged, not malicious."""
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.ones(500)}}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"torch\nFloatStorage\n") + num_bytes])
+    with pytest.raises(ValueError, match=r"is a torch file which is cut short or damaged \(.+\): get it again"):
+        read_checkpoint(path)
+
+
 def test_absent_and_damaged_safetensors(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint .*absent.pth"):
         read_checkpoint(tmp_path / "absent.pth")

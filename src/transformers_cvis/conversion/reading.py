@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from .array_pickles import ForbiddenNameError, PickledArray, load_array_pickle
 
 # How a file begins that `torch.save` has written: a zip archive, or before 2020 a pickle of this number.
-TORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+ZIP_FILE = b"PK\x03\x04"
+TORCH_FILES = (ZIP_FILE, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
 
 @dataclass
@@ -75,14 +76,17 @@ def load_pickled(path: Path) -> Any:
         if not head:
             raise ValueError(f"{path} is empty: get the file again.")
         file.seek(0)
+        is_zip = head.startswith(ZIP_FILE)
         try:
             if head.startswith(TORCH_FILES):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(path if is_zip else file, map_location="cpu", weights_only=True)
             return load_array_pickle(file)
-        except ForbiddenNameError as error:
-            raise _refused(path, error.name) from error
         except Exception as error:  # both fail on foreign bytes in every way there is
-            if head.startswith(TORCH_FILES) and isinstance(error, pickle.UnpicklingError):
+            # After a name there is always more; where the file ends with it, it is half of one.
+            is_cut = not is_zip and not file.read(1)
+            if isinstance(error, ForbiddenNameError) and not is_cut:
+                raise _refused(path, error.name) from error
+            if head.startswith(TORCH_FILES) and isinstance(error, pickle.UnpicklingError) and not is_cut:
                 # Not with torch's own message: its advice, to load without `weights_only`, would run the code.
                 name = re.search(r"GLOBAL ([\w.]*\w)", str(error))
                 raise _refused(path, name[1] if name else "something else than tensors") from error

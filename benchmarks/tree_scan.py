@@ -59,14 +59,17 @@ def rows(quick):
 def node_loop(features: torch.Tensor, edge_weights: torch.Tensor, trees: SpanningTrees) -> torch.Tensor:
     """The recursion as published, node by node; differentiable by autograd."""
     values, weights = features.flatten(0, 1).unbind(0), edge_weights.flatten(0, 1).unbind(0)
-    nodes = trees.nodes.tolist()
-    walk = [(node, nodes[parent]) for node, parent in zip(nodes, trees.parents.tolist(), strict=True) if parent >= 0]
+    nodes, steps = (
+        trees.nodes.tolist(),
+        zip(trees.nodes.tolist(), trees.parents.tolist(), trees.edges.tolist(), strict=True),
+    )
+    walk = [(node, nodes[parent], weights[edge]) for node, parent, edge in steps if parent >= 0]
     subtree = list(values)
-    for node, parent in reversed(walk):
-        subtree[parent] = subtree[parent] + weights[node] * subtree[node]
+    for node, parent, weight in reversed(walk):
+        subtree[parent] = subtree[parent] + weight * subtree[node]
     whole = list(subtree)
-    for node, parent in walk:
-        whole[node] = (1 - weights[node] ** 2) * subtree[node] + weights[node] * whole[parent]
+    for node, parent, weight in walk:
+        whole[node] = (1 - weight**2) * subtree[node] + weight * whole[parent]
     return torch.stack(whole).view_as(features)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from transformers_cvis.data.moving_shapes import SHAPES
+from transformers_cvis.kernels import SpanningTrees
 from transformers_cvis.modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
 from transformers_cvis.modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
@@ -101,3 +102,14 @@ def save_tiny_genvis(folder: Path, seed: int = 0) -> str:
     tiny_genvis(seed).save_pretrained(folder)
     CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
     return str(folder)
+
+
+def parent_table(trees: SpanningTrees, batch_size: int) -> torch.Tensor:
+    """Next node on the path to the top left one, by node of its grid, (B, N); -1 for the top left nodes."""
+    parents = torch.full_like(trees.nodes, -1)
+    inner = trees.parents >= 0
+    ends = trees.nodes[inner] + trees.nodes[trees.parents[inner]]
+    parents[trees.edges[inner]] = ends - trees.edges[inner]  # the end of the edge that is not the lower one
+    parents = parents.view(batch_size, -1)
+    starts = torch.arange(batch_size)[:, None] * parents.shape[1]
+    return torch.where(parents >= 0, parents - starts, -1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import parent_table
 
 from transformers_cvis.kernels import (
     SpanningTrees,
@@ -13,13 +14,6 @@ from transformers_cvis.kernels import (
     use_kernels,
 )
 from transformers_cvis.kernels.tree_scan import grid_edges
-
-
-def parent_table(trees: SpanningTrees, batch_size: int) -> torch.Tensor:
-    """Parent of every node within its grid, (B, N); -1 for roots."""
-    parents = torch.where(trees.parents >= 0, trees.nodes[trees.parents], -1)[trees.positions].view(batch_size, -1)
-    starts = torch.arange(batch_size)[:, None] * parents.shape[1]
-    return torch.where(parents >= 0, parents - starts, -1)
 
 
 def tree_edges(parents: torch.Tensor) -> set[frozenset[int]]:
@@ -73,17 +67,15 @@ def random_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) ->
 
 def test_edges_are_all_vertical_ones_then_all_horizontal_ones():
     assert grid_edges(2, 3).tolist() == [[0, 3], [1, 4], [2, 5], [0, 1], [1, 2], [3, 4], [4, 5]]
-    assert grid_edges(2, 3, [1, 2]).tolist() == [[0, 3], [1, 4], [2, 5], [1, 2], [4, 5]]
 
 
 def test_edge_costs_come_in_the_order_of_the_edges():
     torch.manual_seed(0)
     guide = torch.randn(2, 3, 4, 5)
     nodes = guide.flatten(1, 2)
-    for groups in (None, [1, 3]):
-        first, second = grid_edges(3, 4, groups).unbind(1)
-        expected = torch.exp(-torch.cosine_similarity(nodes[:, first], nodes[:, second], dim=-1))
-        torch.testing.assert_close(grid_edge_costs(guide, groups), expected)
+    first, second = grid_edges(3, 4).T.tolist()
+    expected = torch.exp(-torch.cosine_similarity(nodes[:, first], nodes[:, second], dim=-1))
+    torch.testing.assert_close(grid_edge_costs(guide), expected)
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 6), (7, 1), (2, 2), (5, 6)])
@@ -99,35 +91,37 @@ def test_trees_are_those_of_kruskal_with_ties_broken_by_edge_order(height, width
 
 def test_nodes_come_level_by_level_after_their_parents():
     trees = random_trees(4, 5, 6)
-    assert trees.nodes[trees.positions].tolist() == list(range(4 * 5 * 6))
+    everything = list(range(4 * 5 * 6))
+    assert sorted(trees.nodes.tolist()) == sorted(trees.edges.tolist()) == everything
     assert trees.level_sizes[0] == 4 and sum(trees.level_sizes) == 4 * 5 * 6
     assert trees.parents[:4].tolist() == [-1] * 4
+    assert trees.edges[:4].tolist() == [0, 30, 60, 90]  # no edge leads up from the top left
     start = 0
     for size, parents in zip(trees.level_sizes[:-1], trees.parents.split(trees.level_sizes)[1:], strict=True):
         assert start <= parents.min() and parents.max() < start + size
         start += size
 
 
+def test_walks_start_in_the_middle_of_the_longest_path():
+    assert random_trees(1, 9, 1).nodes[0] == 4
+    for seed in range(20):
+        trees = random_trees(1, 5, 6, seed)
+        neighbours = [[] for _ in range(30)]
+        for edge in tree_edges(parent_table(trees, 1)[0]):
+            first, second = edge
+            neighbours[first].append(second)
+            neighbours[second].append(first)
+
+        def depth(node, reached_from, neighbours=neighbours):
+            return max((1 + depth(other, node) for other in neighbours[node] if other != reached_from), default=0)
+
+        assert len(trees.level_sizes) - 1 == min(depth(node, None) for node in range(30))
+
+
 def test_negative_and_zero_costs_are_ordinary_costs():
     costs = torch.tensor([[-1.0, 0.0, 0.0, -2.0]])
     parents = parent_table(minimum_spanning_trees(costs, 2, 2), 1)
     assert tree_edges(parents[0]) == kruskal(costs[0].tolist(), grid_edges(2, 2).tolist(), 4)
-
-
-def test_groups_of_columns_get_the_trees_and_values_of_grids_of_their_own():
-    height, widths = 4, [5, 1, 3]
-    torch.manual_seed(0)
-    guide = torch.randn(2, height, sum(widths), 3)
-    features, edge_weights = random_inputs((2, height, sum(widths), 3), torch.float32)
-
-    def scanned(guide, features, edge_weights, groups=None):
-        trees = minimum_spanning_trees(grid_edge_costs(guide, groups), height, guide.shape[2], groups)
-        scan = TreeScan()(features.flatten(1, 2), edge_weights.flatten(1, 2), trees)
-        return scan.view_as(features)
-
-    together = scanned(guide, features, edge_weights, widths)
-    parts = zip(*(tensor.split(widths, dim=2) for tensor in (guide, features, edge_weights)), strict=True)
-    assert torch.equal(together, torch.cat([scanned(*part) for part in parts], dim=2))
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 5), (6, 1), (4, 4)])
@@ -242,8 +236,6 @@ def test_cuda_equals_cpu():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"edge_costs has shape \(1, 5\), expected \(batch, 4\)"):
         minimum_spanning_trees(torch.rand(1, 5), 2, 2)
-    with pytest.raises(ValueError, match=r"group_widths \[1, 2\] must be positive and add up to .* 2"):
-        minimum_spanning_trees(torch.rand(1, 4), 2, 2, [1, 2])
     trees = random_trees(2, 2, 2)
     with pytest.raises(ValueError, match=r"\(2, 4, 3\) and edge_weights \(2, 4, 1\)"):
         TreeScan()(torch.rand(2, 4, 3), torch.rand(2, 4, 1), trees)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import parent_table
 from parity.goldens import assert_matches, load_case
 
 from transformers_cvis.kernels import TreeScan, grid_edge_costs, minimum_spanning_trees
@@ -19,14 +20,11 @@ def test_trees(case):
         guide = case.inputs[f"{grid}/guide"].permute(0, 2, 3, 1)
         batch_size = guide.shape[0]
         expected_edges = case.outputs[f"{grid}/grid_edges"].long()
-        assert torch.equal(grid_edges(height, width).expand(batch_size, -1, -1), expected_edges)
+        assert torch.equal(torch.tensor(grid_edges(height, width)).expand(batch_size, -1, -1), expected_edges)
         costs = grid_edge_costs(guide)
         assert_matches(costs, case.outputs[f"{grid}/grid_edge_cost"], f"{grid} costs", case.tolerance)
         trees = minimum_spanning_trees(costs, height, width)
-        parents = torch.where(trees.parents >= 0, trees.nodes[trees.parents], -1)[trees.positions].view(batch_size, -1)
-        for index, expected in enumerate(case.outputs[f"{grid}/parent"].tolist()):
-            start = index * height * width
-            assert [parent - start if parent >= 0 else -1 for parent in parents[index].tolist()] == expected, grid
+        assert torch.equal(parent_table(trees, batch_size), case.outputs[f"{grid}/parent"].long()), grid
 
 
 def test_aggregation_and_gradients(case):

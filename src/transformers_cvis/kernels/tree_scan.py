@@ -19,93 +19,123 @@ from torch.nn import functional as F
 
 
 class SpanningTrees(NamedTuple):
-    """Rooted trees that together hold every node of B grids, and the walk from the roots that visits all at once.
+    """Trees that together hold every node of B grids, and the walk from their roots that visits all at once.
 
-    Nodes are counted through all grids: `grid * N + row * W + column`.
+    Nodes are counted through all grids: `grid * N + row * W + column`. The walk starts in the middle of each tree: that
+    takes half as many steps as from the top left node, and the sums along paths do not depend on it.
     """
 
     nodes: Tensor  # (B*N,) long, by rising distance from the root of their tree
-    positions: Tensor  # (B*N,) long, where in `nodes` every node is
-    parents: Tensor  # (B*N,) long, where in `nodes` the parent of each of `nodes` is; -1 for a root
+    parents: Tensor  # (B*N,) long, where in `nodes` the node is from which the walk comes; -1 for a root
+    edges: Tensor  # (B*N,) long, the lower node, as seen from the top left, of the edge to the parent; see TreeScan
     level_sizes: list[int]  # number of nodes at distance 0, 1, 2, ... from their roots; adds up to B*N
 
 
-def grid_edge_costs(guide: Tensor, group_widths: list[int] | None = None) -> Tensor:
+def grid_edge_costs(guide: Tensor) -> Tensor:
     """Costs `exp(-cosine similarity)` of neighbouring positions, so that a cheapest tree joins what looks alike.
 
     Args:
         guide: `(B, H, W, C)`; no gradient flows into the choice of a tree.
-        group_widths: as for [`minimum_spanning_trees`].
 
     Returns:
         `(B, E)` in float32 (float64 for such a guide): all vertical edges row by row, then all horizontal ones.
     """
     guide = _at_least_float32(guide.detach())
-    height, width = guide.shape[1:3]
-    vertical = F.cosine_similarity(guide[:, :-1], guide[:, 1:], dim=-1, eps=1e-8).flatten(1)  # [B, (H-1)*W]
+    vertical = F.cosine_similarity(guide[:, :-1], guide[:, 1:], dim=-1, eps=1e-8)  # [B, H-1, W]
     horizontal = F.cosine_similarity(guide[:, :, :-1], guide[:, :, 1:], dim=-1, eps=1e-8)  # [B, H, W-1]
-    inside = _inside_groups(width, _checked_widths(width, group_widths))
-    if not inside.all():
-        horizontal = horizontal[:, :, torch.from_numpy(inside).to(guide.device)]
-    return torch.cat((vertical, horizontal.flatten(1)), dim=1).neg_().exp_()
+    return torch.cat((vertical.flatten(1), horizontal.flatten(1)), dim=1).neg_().exp_()
 
 
-def grid_edges(height: int, width: int, group_widths: list[int] | None = None) -> Tensor:
-    """The two nodes `(E, 2)` long of every edge between 4-neighbours, in the order of [`grid_edge_costs`]."""
-    return torch.from_numpy(_grid_edges(height, width, _checked_widths(width, group_widths)).copy())
+@lru_cache(maxsize=64)
+def grid_edges(height: int, width: int) -> np.ndarray:
+    """The two nodes `(E, 2)` of every edge between 4-neighbours, in the order of [`grid_edge_costs`]; read-only."""
+    nodes = np.arange(height * width).reshape(height, width)
+    vertical = np.stack((nodes[:-1].ravel(), nodes[1:].ravel()), axis=1)
+    horizontal = np.stack((nodes[:, :-1].ravel(), nodes[:, 1:].ravel()), axis=1)
+    edges = np.concatenate((vertical, horizontal))
+    edges.setflags(write=False)
+    return edges
 
 
-def minimum_spanning_trees(
-    edge_costs: Tensor, height: int, width: int, group_widths: list[int] | None = None
-) -> SpanningTrees:
-    """The cheapest tree of every grid, rooted at the top left node; of equal edges the earlier one is taken.
+def minimum_spanning_trees(edge_costs: Tensor, height: int, width: int) -> SpanningTrees:
+    """The cheapest tree of every grid; of equal edges the earlier one is taken.
 
     That is Kruskal's algorithm with a stable sort. It runs on the CPU (scipy) for all grids in one call, and only the
     order of the costs is copied there.
 
     Args:
         edge_costs: `(B, E)`, any device, edges in the order of [`grid_edge_costs`].
-        group_widths: columns of groups that lie side by side in a grid and must not be joined; they add up to `width`.
-            Each group gets the tree that it would get as a grid of its own. None for one group.
 
     Returns:
         [`SpanningTrees`] on the device of the costs.
 
     Raises:
-        ValueError: the costs are not one per edge, or the groups do not add up to the width.
+        ValueError: the costs are not one per edge.
     """
-    widths = _checked_widths(width, group_widths)
-    edges = _grid_edges(height, width, widths)
+    edges = grid_edges(height, width)
     if edge_costs.dim() != 2 or edge_costs.shape[1] != len(edges):
         raise ValueError(
             f"edge_costs has shape {tuple(edge_costs.shape)}, expected (batch, {len(edges)}): a grid of {height} x "
-            f"{width} nodes in {len(widths)} group(s) of columns has {len(edges)} edges."
+            f"{width} nodes has {len(edges)} edges."
         )
     batch_size, num_nodes = edge_costs.shape[0], height * width
-    total = batch_size * num_nodes
     # Ranks, not costs: no two are equal, so the tree is unique, and none is zero, which scipy takes for "no edge".
     by_cost = torch.sort(edge_costs.detach(), dim=1, stable=True).indices.cpu().numpy()
     ranks = np.empty_like(by_cost)
-    np.put_along_axis(ranks, by_cost, np.arange(2, len(edges) + 2)[None], axis=1)
-    # One node more, joined to all roots by the cheapest edges: the forest becomes one tree, walked in one pass.
-    grid_starts = np.arange(batch_size)[:, None] * num_nodes
-    roots = (grid_starts + np.cumsum((0, *widths[:-1]))).ravel()
-    first = np.concatenate(((edges[:, 0] + grid_starts).ravel(), roots))
-    second = np.concatenate(((edges[:, 1] + grid_starts).ravel(), np.full(len(roots), total)))
-    weights = np.concatenate((ranks.ravel(), np.ones(len(roots))))
-    graph = coo_array((weights, (first, second)), shape=(total + 1, total + 1)).tocsr()
-    nodes, above = breadth_first_order(minimum_spanning_tree(graph), total, directed=False)
-    nodes = nodes[1:].astype(np.int64)
-    positions = np.empty(total + 1, dtype=np.int64)
+    np.put_along_axis(ranks, by_cost, np.arange(1, len(edges) + 1)[None], axis=1)
+    top_left = np.arange(batch_size) * num_nodes
+    first, second = ((ends + top_left[:, None]).ravel() for ends in edges.T)
+    grids = coo_array((ranks.ravel(), (first, second)), shape=(batch_size * num_nodes,) * 2)
+    forest = minimum_spanning_tree(grids.tocsr()).tocoo()
+
+    from_top_left = _walk(forest, top_left)
+    above = from_top_left[1]
+    nodes, from_node = _walk(forest, _middles(forest, *from_top_left))
+    total, depth_starts = len(nodes), [0, batch_size]
+    positions = np.full(total + 1, -1)
     positions[nodes] = np.arange(total)
-    positions[total] = -1  # of the node above the roots
-    parents = positions[above[nodes]]
+    parents = positions[from_node[nodes]]
     # Breadth first, parents never fall: a level ends where the first parent is a node of that level.
-    starts = [0, len(roots)]
-    while starts[-1] < total:
-        starts.append(int(np.searchsorted(parents, starts[-1])))
-    walk = (torch.from_numpy(array).to(edge_costs.device) for array in (nodes, positions[:total], parents))
-    return SpanningTrees(*walk, level_sizes=np.diff(starts).tolist())
+    while depth_starts[-1] < total:
+        depth_starts.append(int(np.searchsorted(parents, depth_starts[-1])))
+    lower = np.where(above[nodes] == from_node[nodes], nodes, from_node[nodes])
+    lower[:batch_size] = nodes[:batch_size] // num_nodes * num_nodes  # the one node with no edge above it
+    walk = (torch.from_numpy(array).to(edge_costs.device) for array in (nodes, parents, lower))
+    return SpanningTrees(*walk, level_sizes=np.diff(depth_starts).tolist())
+
+
+def _walk(forest: coo_array, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All nodes `(total,)` breadth first from a root of every tree, and from which node each, by node, is reached.
+
+    A root is reached from the node number `total`, and so is that one, `(total + 1,)`: it joins all trees to one.
+    """
+    total = forest.shape[0]
+    ends = np.concatenate((forest.row, roots)), np.concatenate((forest.col, np.full(len(roots), total)))
+    tree = coo_array((np.ones(len(ends[0])), ends), shape=(total + 1, total + 1)).tocsr()
+    nodes, from_node = breadth_first_order(tree, total, directed=False)
+    from_node[total] = total
+    return nodes[1:].astype(np.int64), from_node.astype(np.int64)
+
+
+def _middles(forest: coo_array, nodes: np.ndarray, from_node: np.ndarray) -> np.ndarray:
+    """The middle of the longest path of every tree `(B,)`, from where the furthest node is least far.
+
+    One end of that path is the node that a walk reaches last, `nodes` from any root, the other the one that a walk from
+    there reaches last.
+    """
+    nodes, from_node = _walk(forest, _last_of_trees(nodes, from_node))
+    total = len(nodes)
+    path = [_last_of_trees(nodes, from_node)]
+    while (path[-1] < total).any():
+        path.append(from_node[path[-1]])
+    path = np.stack(path)  # [steps, B], filled up with the node above the roots
+    return path[np.count_nonzero(path < total, axis=0) // 2, np.arange(path.shape[1])]
+
+
+def _last_of_trees(nodes: np.ndarray, from_node: np.ndarray) -> np.ndarray:
+    num_nodes = len(nodes) // np.count_nonzero(from_node[:-1] == len(nodes))
+    by_tree = np.argsort(nodes // num_nodes, kind="stable")
+    return nodes[by_tree[num_nodes - 1 :: num_nodes]]
 
 
 @use_kernel_forward_from_hub("TreeScan")
@@ -124,8 +154,8 @@ class TreeScan(nn.Module):
 
         Args:
             features: `(B, N, C)`.
-            edge_weights: `(B, N, C)`, of the edge between each node and its parent; those of roots are not read, and
-                their gradient is zero.
+            edge_weights: `(B, N, C)`, of the edge between each node and the next on its path to the top left node;
+                those of the top left nodes are not read, and their gradient is zero.
             trees: of the B grids, from [`minimum_spanning_trees`].
 
         Returns:
@@ -163,14 +193,15 @@ class _TreeScan(torch.autograd.Function):
         grad_features, grad_weights = _empty(features), _empty(edge_weights)
         dtype = _compute_dtype(features, edge_weights)
         for block in _channel_blocks(features, trees):
-            subtrees, weights, wholes, gradients = (
-                _read(tensor, block, dtype) for tensor in (features, edge_weights, result, grad_output)
+            subtrees, wholes, gradients = (
+                _read(tensor, block.nodes, block.width, dtype) for tensor in (features, result, grad_output)
             )
+            weights = _read(edge_weights, block.edges, block.width, dtype)
             _scan_up(subtrees, weights, trees)
             _scan_up(gradients, weights, trees)
             block_grad_weights = _scan_down_with_weight_gradient(gradients, subtrees, wholes, weights, trees)
-            _write(grad_features, block, gradients)
-            _write(grad_weights, block, block_grad_weights)
+            _write(grad_features, block.nodes, gradients)
+            _write(grad_weights, block.edges, block_grad_weights)
         return grad_features if ctx.needs_input_grad[0] else None, grad_weights, None
 
 
@@ -178,40 +209,44 @@ def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tenso
     dtype = _compute_dtype(features, edge_weights)
     result = _empty(features)
     for block in _channel_blocks(features, trees):
-        states, weights = (_read(tensor, block, dtype) for tensor in (features, edge_weights))
+        states = _read(features, block.nodes, block.width, dtype)
+        weights = _read(edge_weights, block.edges, block.width, dtype)
         _scan_up(states, weights, trees)
         _scan_down(states, weights, trees)
-        _write(result, block, states)
+        _write(result, block.nodes, states)
     return result
 
 
-def _channel_blocks(features: Tensor, trees: SpanningTrees) -> Iterator[tuple[Tensor, int]]:
-    """Where some channels of all nodes are, for as many channels at a time as it takes: rows of `[B*N*blocks, c]`.
+class _Block(NamedTuple):
+    """Some channels of all nodes: rows of the tensors as `[B*N*blocks, width]`, in the order of the walk."""
+
+    nodes: Tensor  # (B*N,) of features
+    edges: Tensor  # (B*N,) of edge weights
+    width: int
+
+
+def _channel_blocks(features: Tensor, trees: SpanningTrees) -> Iterator[_Block]:
+    """As many channels at a time as it takes.
 
     On CPU a block has 2 MiB, where the number of channels divides so: what the walk works on stays in cache, and its
     memory is used again and again instead of being given back to the system and faulted in afresh.
-
-    Returns:
-        Of every block, its rows in the order of the walk, `(B*N,)` long, and c.
     """
     channels, num_blocks = features.shape[-1], 1
     if features.device.type == "cpu":
         least = -(-features.numel() // 2**19)
         num_blocks = next((count for count in range(max(1, least), channels // 16 + 1) if channels % count == 0), 1)
     for block in range(num_blocks):
-        yield trees.nodes * num_blocks + block, channels // num_blocks
+        yield _Block(trees.nodes * num_blocks + block, trees.edges * num_blocks + block, channels // num_blocks)
 
 
-def _read(tensor: Tensor, block: tuple[Tensor, int], dtype: torch.dtype) -> Tensor:
-    """The channels of a block, `[B*N, c]`, in the order of the walk."""
-    rows, width = block
+def _read(tensor: Tensor, rows: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """`[B*N, width]`"""
     return tensor.reshape(-1, width).index_select(0, rows).to(dtype)
 
 
-def _write(tensor: Tensor, block: tuple[Tensor, int], values: Tensor) -> None:
+def _write(tensor: Tensor, rows: Tensor, values: Tensor) -> None:
     """The reverse of [`_read`], into a contiguous tensor."""
-    rows, width = block
-    tensor.view(-1, width).index_copy_(0, rows, values.to(tensor.dtype))
+    tensor.view(-1, values.shape[1]).index_copy_(0, rows, values.to(tensor.dtype))
 
 
 # In what follows rows are nodes in the order of the walk, `[B*N, C]`, and a level is a slice of them.
@@ -270,29 +305,6 @@ def _compute_dtype(features: Tensor, edge_weights: Tensor) -> torch.dtype:
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-@lru_cache(maxsize=64)
-def _grid_edges(height: int, width: int, group_widths: tuple[int, ...]) -> np.ndarray:
-    nodes = np.arange(height * width).reshape(height, width)
-    inside = _inside_groups(width, group_widths)
-    vertical = np.stack((nodes[:-1].ravel(), nodes[1:].ravel()), axis=1)
-    horizontal = np.stack((nodes[:, :-1][:, inside].ravel(), nodes[:, 1:][:, inside].ravel()), axis=1)
-    return np.concatenate((vertical, horizontal))
-
-
-def _inside_groups(width: int, group_widths: tuple[int, ...]) -> np.ndarray:
-    """For each column but the last, `(W-1,)`: whether the next column is of the same group."""
-    inside = np.ones(width - 1, dtype=bool)
-    inside[np.cumsum(group_widths[:-1], dtype=np.int64) - 1] = False
-    return inside
-
-
-def _checked_widths(width: int, group_widths: list[int] | None) -> tuple[int, ...]:
-    widths = (width,) if group_widths is None else tuple(int(group_width) for group_width in group_widths)
-    if sum(widths) != width or min(widths) < 1:
-        raise ValueError(f"group_widths {list(widths)} must be positive and add up to the width of the grid, {width}.")
-    return widths
 
 
 def _check_shapes(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> None:

@@ -73,7 +73,7 @@ def main(description: str, rows: Callable[[bool], Iterable[dict]]) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
     arguments = parser.parse_args()
 
-    machine, versions = _machine(), _versions()
+    machine, versions = this_machine(), versions_here()
     print(description)
     print(f"{machine['processor']}, {machine['threads']} threads, {machine['accelerator'] or 'no accelerator'}")
     print(", ".join(f"{package} {version}" for package, version in versions.items()))
@@ -115,7 +115,7 @@ def _line(result: dict) -> str:
     )
 
 
-def _machine() -> dict:
+def this_machine() -> dict:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -131,7 +131,7 @@ def _machine() -> dict:
     }
 
 
-def _versions() -> dict:
+def versions_here() -> dict:
     versions = {"python": platform.python_version()}
     for package in VERSIONED:
         try:

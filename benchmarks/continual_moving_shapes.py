@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from _harness import _machine, _versions, write_json
+from _harness import this_machine, versions_here, write_json
 
 from transformers_cvis import make_moving_shapes
 from transformers_cvis.assets import ASSETS
@@ -234,7 +234,7 @@ def main() -> None:
             with ThreadPoolExecutor(arguments.jobs) as pool:
                 for _ in pool.map(lambda job: execute(work_dir, setting, *job), jobs):
                     pass
-        machine, versions = _machine(), _versions()
+        machine, versions = this_machine(), versions_here()
         print(f"{machine['processor']}, {arguments.jobs} processes of 1 thread; torch {versions['torch']}")
         print(
             f"{'method':<30}{'mAP':>7}{'':7}{'base':>9}{'last task':>10}{'FR':>8}{'':7}{'trained':>12}{'seconds':>9}"

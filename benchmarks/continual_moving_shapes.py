@@ -115,7 +115,6 @@ RUNS = {
         "crisp_moving_shapes",
         ("recipe.model.config.residual_prompts=false", "recipe.model.config.lambda_isc=0.0"),
         base_of="eclipse",
-        seeds=1,
     ),
     "crisp without IC": Run("crisp_moving_shapes", ("recipe.model.config.lambda_ic=0.0",), base_of="eclipse", seeds=1),
     "crisp without PCA": Run(

@@ -97,8 +97,7 @@ def _frame_ious(objects: VideoTracks, tracks: VideoTracks, num_frames: int) -> n
     object_rows, track_rows = range(len(objects.masks)), range(len(tracks.masks))
     ious = np.zeros((num_frames, len(object_rows), len(track_rows)))
     for frame in range(num_frames) if object_rows and track_rows else []:
-        at = slice(frame, frame + 1)
-        object_masks, track_masks = objects.of_frames(object_rows, at), tracks.of_frames(track_rows, at)
+        object_masks, track_masks = objects.of_frames(object_rows, [frame]), tracks.of_frames(track_rows, [frame])
         ious[frame] = mask_utils.iou(object_masks, track_masks, [0] * len(track_rows))
     return ious
 

@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
 
@@ -198,14 +198,14 @@ class VideoTracks:
         for name, track in named_tracks:
             counts = mask_counts(track, (video["height"], video["width"]), name)
             self.masks.append([{"size": size, "counts": runs} for size, runs in zip(sizes, counts, strict=True)])
-        flat = self.of_frames(range(len(self.masks)), slice(None))
+        flat = self.of_frames(range(len(self.masks)), range(video["length"]))
         # One call takes 255 masks at most: pycocotools counts them in a byte.
         areas = [mask_utils.area(flat[start : start + 255]) for start in range(0, len(flat), 255)]
         self.areas = np.concatenate([np.zeros(0), *areas]).reshape(len(self.masks), video["length"])
 
-    def of_frames(self, rows: Iterable[int], frames: slice) -> list[dict]:
+    def of_frames(self, rows: Iterable[int], frames: Sequence[int]) -> list[dict]:
         """The masks of some tracks in some frames, track by track."""
-        return [mask for row in rows for mask in self.masks[row][frames]]
+        return [masks[frame] for masks in (self.masks[row] for row in rows) for frame in frames]
 
     def mean_areas(self) -> list[float]:
         """Per track the mean of its non-zero frame areas, 0 without any."""
@@ -226,12 +226,13 @@ def _track_ious(found: VideoTracks, found_rows: list[int], truths: VideoTracks, 
     exactly: i = ratio * (a + b) / (1 + ratio).
     """
     found_areas, truth_areas = found.areas[found_rows], truths.areas[truth_rows]
-    num_found, num_truths, num_frames = len(found_rows), len(truth_rows), found_areas.shape[1]
+    num_found, num_truths = len(found_rows), len(truth_rows)
+    shared_frames = np.flatnonzero(found_areas.any(axis=0) & truth_areas.any(axis=0)).tolist()
     frames_at_once = max(1, isqrt(PAIRS_AT_ONCE // (num_found * num_truths)))
     intersections = np.zeros((num_found, num_truths))
-    for start in range(0, num_frames, frames_at_once):
-        frames = slice(start, min(start + frames_at_once, num_frames))
-        length = frames.stop - frames.start
+    for start in range(0, len(shared_frames), frames_at_once):
+        frames = shared_frames[start : start + frames_at_once]
+        length = len(frames)
         masks = found.of_frames(found_rows, frames), truths.of_frames(truth_rows, frames)
         ratio = mask_utils.iou(*masks, [0] * (num_truths * length))  # [found * frames, truths * frames]
         ratio = ratio.reshape(num_found, length, num_truths, length).diagonal(axis1=1, axis2=3)

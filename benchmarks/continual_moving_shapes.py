@@ -116,10 +116,8 @@ RUNS = {
         ("recipe.model.config.residual_prompts=false", "recipe.model.config.lambda_isc=0.0"),
         base_of="eclipse",
     ),
-    "crisp without IC": Run("crisp_moving_shapes", ("recipe.model.config.lambda_ic=0.0",), base_of="eclipse", seeds=1),
-    "crisp without PCA": Run(
-        "crisp_moving_shapes", ("recipe.model.config.prompt_init=mean",), base_of="eclipse", seeds=1
-    ),
+    "crisp without IC": Run("crisp_moving_shapes", ("recipe.model.config.lambda_ic=0.0",), base_of="eclipse"),
+    "crisp without PCA": Run("crisp_moving_shapes", ("recipe.model.config.prompt_init=mean",), base_of="eclipse"),
     "hvpl without OGC": Run("hvpl_moving_shapes", ("gradient_projection=null",), base_of="hvpl", seeds=1),
     "hvpl without context encoder": Run("hvpl_moving_shapes", ("recipe.model.config.encoder=attention",), seeds=1),
 }

@@ -12,7 +12,7 @@ them in the file.
 
 All methods on CRISP's model start from one base per seed, that of ECLIPSE, as the released scripts of CRISP do; HVPL
 without OGC starts from the base of HVPL. Runs that are complete in the work folder are not repeated. `--quick` takes a
-few steps of the main methods, to see that everything runs. `--ship` makes the HVPL of the first seed the one that
+few steps of ECLIPSE and of HVPL, to see that everything runs. `--ship` makes the HVPL of the first seed the one that
 ships with the package, for `examples/switch_tasks.py`.
 
 `--clips` takes the real footage of `mini_vis` in `CVIS_CLIPS` instead, one seed: {dog, car, bird, cow}, {horse,
@@ -123,7 +123,7 @@ RUNS = {
 }
 
 
-MAIN_RUNS = ("eclipse", "crisp", "hvpl", "finetune")
+QUICK_RUNS = ("eclipse", "hvpl")  # one of either model, at the same time
 
 
 def folder_of(work_dir: Path, name: str, seed: int) -> Path:
@@ -206,7 +206,7 @@ def line(name: str, row: dict) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few steps of the main methods, one seed")
+    parser.add_argument("--quick", action="store_true", help="a few steps of ECLIPSE and HVPL, one seed")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
     parser.add_argument("--work-dir", type=Path, help="data and runs (default: a temporary folder)")
     parser.add_argument("--clips", action="store_true", help="learn from real footage in CVIS_CLIPS")
@@ -214,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ship", action="store_true", help="also put the HVPL of the first seed into the package")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (default: one per core)")
     arguments = parser.parse_args()
-    arguments.only = arguments.only or ([*MAIN_RUNS] if arguments.quick else [*RUNS])
+    arguments.only = arguments.only or ([*QUICK_RUNS] if arguments.quick else [*RUNS])
     return arguments
 
 

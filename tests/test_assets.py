@@ -1,4 +1,4 @@
-"""The task by task model that ships with the package, and the example that `make demo` ends with."""
+"""The models that ship with the package find what `make demo` shows."""
 
 import re
 import subprocess
@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transformers_cvis import AutoModelForVideoInstanceSegmentation, task_adapter_path
+from transformers_cvis import AutoModelForVideoInstanceSegmentation, cli, demo_video_path, task_adapter_path
+from transformers_cvis.assets import demo_ground_truth_path
+from transformers_cvis.evaluation import evaluate_ytvis
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "switch_tasks.py"
+
+
+def test_the_embedded_model_finds_the_objects_of_the_demo_video(tmp_path):
+    assert cli.main(["segment", str(demo_video_path()), "--out", str(tmp_path), "--no-video"]) == 0
+    assert evaluate_ytvis(demo_ground_truth_path(), tmp_path / "results.json").summary["AP50"] > 0.6
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

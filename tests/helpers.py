@@ -1,8 +1,10 @@
 """Small things that tests of several rooms need."""
 
+import json
 from pathlib import Path
 
 import torch
+from kernels import LocalLayerRepository
 
 from transformers_cvis.data.moving_shapes import SHAPES
 from transformers_cvis.kernels import SpanningTrees
@@ -113,3 +115,45 @@ def parent_table(trees: SpanningTrees, batch_size: int) -> torch.Tensor:
     parents = parents.view(batch_size, -1)
     starts = torch.arange(batch_size)[:, None] * parents.shape[1]
     return torch.where(parents >= 0, parents - starts, -1)
+
+
+# Compute kernels
+
+ATTENTION = "MultiScaleDeformableAttention"
+KERNEL_LAYERS = """
+from torch import nn
+
+class MultiScaleDeformableAttention(nn.Module):
+    {attributes}
+    def forward(self, value, value_spatial_shapes, value_spatial_shapes_list, level_start_index, sampling_locations,
+                attention_weights, im2col_step):
+        return value.new_full((value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]), 42.0)
+"""
+
+
+def build_files(
+    attributes: str = "has_backward = True", variant: str = "torch-universal", name: str = "cvis-test-kernel"
+) -> dict[str, str]:
+    """A kernel's repository, by path: a deformable attention that answers 42 everywhere. Each needs its own name."""
+    metadata = {
+        "name": name,
+        "id": f"{name}_1",
+        "version": 1,
+        "license": "Apache-2.0",
+        "python-depends": [],
+        "backend": {"type": "cpu"},
+    }
+    return {
+        f"build/{variant}/__init__.py": "from . import layers\n",
+        f"build/{variant}/layers.py": KERNEL_LAYERS.format(attributes=attributes),
+        f"build/{variant}/metadata.json": json.dumps(metadata),
+    }
+
+
+def local_mapping(folder: Path, files: dict[str, str]) -> dict:
+    """Writes the files; the kernel mapping that takes them for a CPU."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return {ATTENTION: {"cpu": LocalLayerRepository(folder, layer_name=ATTENTION)}}

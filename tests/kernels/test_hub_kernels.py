@@ -1,11 +1,11 @@
 """Which path a layer runs, and why: kernels loaded from folders and from a loopback Hub, and every way that fails."""
 
 import copy
-import json
 
 import huggingface_hub
 import pytest
 import torch
+from helpers import build_files, local_mapping
 from huggingface_hub import CommitOperationAdd, HfApi
 from kernels import LayerRepository, LocalLayerRepository
 from torch import nn
@@ -14,15 +14,6 @@ from transformers.utils import logging
 from transformers_cvis.kernels import MultiScaleDeformableAttention, disable_kernels, kernel_report, use_kernels
 
 NAME = "MultiScaleDeformableAttention"
-LAYERS = """
-from torch import nn
-
-class MultiScaleDeformableAttention(nn.Module):
-    {attributes}
-    def forward(self, value, value_spatial_shapes, value_spatial_shapes_list, level_start_index, sampling_locations,
-                attention_weights, im2col_step):
-        return value.new_full((value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]), 42.0)
-"""
 SHAPES = [(2, 3)]
 
 
@@ -40,30 +31,6 @@ class Model(nn.Module):
         sizes = torch.tensor(SHAPES)
         inputs = (value, sizes, SHAPES, sizes.new_zeros(1), locations, weights, 1)
         return self.first(*inputs) + self.second(*inputs)
-
-
-def build_files(attributes="has_backward = True", variant="torch-universal", name="cvis-test-kernel"):
-    metadata = {
-        "name": name,
-        "id": f"{name}_1",
-        "version": 1,
-        "license": "Apache-2.0",
-        "python-depends": [],
-        "backend": {"type": "cpu"},
-    }
-    return {
-        f"build/{variant}/__init__.py": "from . import layers\n",
-        f"build/{variant}/layers.py": LAYERS.format(attributes=attributes),
-        f"build/{variant}/metadata.json": json.dumps(metadata),
-    }
-
-
-def local_mapping(folder, files):
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return {NAME: {"cpu": LocalLayerRepository(folder, layer_name=NAME)}}
 
 
 def hub_mapping(repo_id, files=None):

@@ -21,8 +21,8 @@ KERNEL_MAPPING = {
 def use_kernels(model: nn.Module, *, strict: bool = False, mapping: dict | None = None) -> None:
     """Let every decorated layer of `model` run its Hub kernel; what cannot be loaded keeps the PyTorch forward.
 
-    Call it when the model is on its device, and again after `.to(another_device)`. Whether a kernel needs a backward
-    follows `model.training`.
+    Which kernels there are depends on the model's device, and whether they need a backward on `model.training`: call it
+    again when either has changed. Models of this package do so themselves.
 
     Args:
         strict: raise what hindered the kernel instead of one warning that says so.
@@ -51,8 +51,9 @@ def use_kernels(model: nn.Module, *, strict: bool = False, mapping: dict | None 
         for layer in layers:
             layer.kernel_path = f"{REFERENCE_PATH} ({reason})"
         logger.warning_once(
-            f"No Hub kernel is used, the PyTorch path runs instead. {reason} "
-            "(`strict=True` raises this; `kernel_report()` lists the path of each layer.)"
+            f"No Hub kernel is used on {device}, the PyTorch path runs instead. {reason} "
+            "(`strict=True` raises this; `kernel_report()` lists the path of each layer. A model that is moved to "
+            "another device tries again.)"
         )
         return
     for layer in layers:

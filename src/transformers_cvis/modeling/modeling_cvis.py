@@ -114,7 +114,8 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     ) -> None:
         """Run the layers that have a kernel on the Hub with it, or go back to the PyTorch path.
 
-        The mode (training or inference) follows `self.training`, also after later `.train()` and `.eval()`.
+        Kernels follow the model: to another device with `.to()` and its like, and from inference to training and back
+        with `.train()` and `.eval()`.
 
         Args:
             use_kernels: False returns every layer to its PyTorch path.
@@ -144,6 +145,13 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
         elif self.use_kernels:
             kernels.disable_kernels(self)
         self._use_kernels = bool(use_kernels)
+
+    def _apply(self, *args, **kwargs):
+        device_type = self.device.type
+        super()._apply(*args, **kwargs)  # `.to()`, `.cuda()` and all others that move a model end here
+        if self.use_kernels and self.device.type != device_type:
+            self.set_use_kernels()
+        return self
 
     def kernel_report(self) -> dict[str, str]:
         """For each layer that can run on a kernel, by its path in the model: which path it runs."""

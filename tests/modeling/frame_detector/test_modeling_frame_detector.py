@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import tiny_detector_config
+from helpers import build_files, local_mapping, tiny_detector_config
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
@@ -375,6 +375,20 @@ def test_kernels_on_and_off(tmp_path):
     assert not model.use_kernels
     with pytest.raises(ValueError, match="pass `mapping` instead of `kernel_config`"):
         model.set_use_kernels(True, kernel_config=object())
+
+
+def test_kernels_follow_the_model_to_its_mode_and_device(tmp_path):
+    model = tiny_model()
+    model.set_use_kernels(mapping=local_mapping(tmp_path, build_files(name="cvis-detector-kernel")), strict=True)
+    for moved in (model, model.train(), model.eval(), model.double().float()):
+        assert all(path.startswith("Hub kernel") for path in moved.kernel_report().values())
+    assert not torch.equal(model(frames()).mask_features, tiny_model()(frames()).mask_features)
+
+    model.set_use_kernels(strict=False)
+    model.to("meta")  # a device without a kernel
+    assert all(path.startswith("PyTorch (") for path in model.kernel_report().values())
+    model.to_empty(device="cpu")
+    assert all(path.startswith("Hub kernel") for path in model.kernel_report().values())
 
 
 # Bad input

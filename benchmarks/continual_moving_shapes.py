@@ -6,9 +6,9 @@
 Runs the shipped schedules `hvpl_moving_shapes` and `crisp_moving_shapes` and what they are compared with, each for
 several seeds, as many processes of one thread at a time as there are cores, and prints a row per method: AP over all 8
 classes after the last task (`map`), over the 4 of the base (`base_ap`) and the 2 of the last task (`last_task_ap`),
-CRISP's forgetting rate (`fr`, 0 is nothing lost, 1 all), the parameters that a later task trains, and the seconds of
-all trainings. AP is of test videos with all classes, in 0..1. Means over the seeds, with the standard deviation behind
-them in the file.
+CRISP's forgetting rate (`fr`, 0 is nothing lost, 1 all; null where nothing is learnt later), the parameters that a
+later task trains, and the seconds of all trainings. AP is of test videos with all classes, in 0..1. Means over the
+seeds, with their standard deviations.
 
 All methods on CRISP's model start from one base per seed, that of ECLIPSE, as the released scripts of CRISP do; HVPL
 without OGC starts from the base of HVPL. Runs that are complete in the work folder are not repeated. `--quick` takes a
@@ -22,19 +22,20 @@ that the schedule runs on real footage, no more.
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from _harness import this_machine, versions_here, write_json
 
-from transformers_cvis import make_moving_shapes
+from transformers_cvis import cli, make_moving_shapes
 from transformers_cvis.assets import ASSETS
 from transformers_cvis.data import SHAPES
 from transformers_cvis.evaluation import ContinualReport
@@ -131,21 +132,23 @@ def folder_of(work_dir: Path, name: str, seed: int) -> Path:
 
 
 def execute(work_dir: Path, setting: Setting, name: str, seed: int) -> None:
-    """Run a schedule in a process of its own; it goes on where it was."""
+    """Run a schedule, with what it prints in a file; it goes on where it was."""
     run = RUNS[name]
     overrides = [f"seed={seed}", *setting.as_overrides(), *run.overrides]
     if run.base_of is not None:
         overrides.append(f"base_model={folder_of(work_dir, run.base_of, seed) / 'task-0'}")
     out = folder_of(work_dir, name, seed)
-    command = [sys.executable, "-m", "transformers_cvis.cli", "train-continual", run.schedule, "--out", str(out)]
+    command = ["train-continual", run.schedule, "--out", str(out)]
     for override in overrides:
         command += ["--set", override]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{out}.log", "a") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    if result.returncode:
-        raise RuntimeError(f"{name}, seed {seed}, failed:\n{Path(f'{out}.log').read_text()[-2000:]}")
+    log = Path(f"{out}.log")
+    with open(log, "a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    if cli.main(command) != 0:
+        raise RuntimeError(f"{name}, seed {seed}, failed:\n{log.read_text()[-2000:]}")
 
 
 def measure(work_dir: Path, setting: Setting, name: str, seed: int) -> dict[str, float]:
@@ -162,7 +165,7 @@ def measure(work_dir: Path, setting: Setting, name: str, seed: int) -> dict[str,
         "map": report.overall("AP")[-1],
         "base_ap": mean_ap(last, setting.tasks[0]),
         "last_task_ap": mean_ap(last, setting.tasks[-1]),
-        "fr": report.crisp_forgetting().value if len(report.tasks) > 1 else 0.0,
+        "fr": report.crisp_forgetting().value if len(report.tasks) > 1 else None,
         "trainable_parameters": summaries[-1]["num_trained_parameters"],
         "seconds": sum(summary["seconds"] for summary in summaries),
     }
@@ -175,9 +178,19 @@ def mean_ap(classes: dict[str, dict[str, float]], names: list[str]) -> float:
 
 def summarise(work_dir: Path, setting: Setting, name: str, seeds: list[int]) -> dict:
     by_seed = [measure(work_dir, setting, name, seed) for seed in seeds]
-    row = {key: statistics.mean(values[key] for values in by_seed) for key in by_seed[0]}
-    spread = {f"{key}_spread": statistics.pstdev(values[key] for values in by_seed) for key in ("map", "base_ap", "fr")}
-    return {**row, **spread, "seeds": seeds, "by_seed": by_seed}
+    row = {"seeds": seeds, "by_seed": by_seed}
+    for key in by_seed[0]:
+        values = [measured[key] for measured in by_seed]
+        row[key] = None if None in values else statistics.mean(values)
+        row[f"{key}_spread"] = None if None in values else statistics.pstdev(values)
+    return row
+
+
+def training_minutes(work_dir: Path, seeds: dict[str, list[int]]) -> float:
+    """Of all processes together, each base counted once."""
+    folders = [folder_of(work_dir, name, seed) for name in seeds for seed in seeds[name]]
+    summaries = [path for folder in folders for path in folder.glob("task-*/training_summary.json")]
+    return sum(json.loads(path.read_text())["seconds"] for path in summaries) / 60
 
 
 def ship(work_dir: Path, run: Path) -> None:
@@ -197,11 +210,11 @@ def ship(work_dir: Path, run: Path) -> None:
 
 
 def line(name: str, row: dict) -> str:
-    return (
-        f"{name:<30}{row['map']:>7.3f} ±{row['map_spread']:.3f}{row['base_ap']:>9.3f}{row['last_task_ap']:>10.3f}"
-        f"{row['fr']:>8.3f} ±{row['fr_spread']:.3f}{row['trainable_parameters']:>12,.0f}{row['seconds']:>9.0f}"
-        f"{len(row['seeds']):>7}"
-    )
+    def percent(key):
+        return f"{'-':>13}" if row[key] is None else f"{100 * row[key]:>7.1f} ±{100 * row[f'{key}_spread']:>4.1f}"
+
+    measured = "".join(percent(key) for key in ("map", "base_ap", "last_task_ap", "fr"))
+    return f"{name:<30}{measured}{row['trainable_parameters']:>12,.0f}{row['seconds']:>9.0f}{len(row['seeds']):>7}"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -224,22 +237,22 @@ def main() -> None:
         work_dir = arguments.work_dir or Path(temporary)
         setting = real_clips(arguments.quick) if arguments.clips else moving_shapes(work_dir, arguments.quick)
         seeds = {name: list(setting.seeds[: RUNS[name].seeds]) for name in arguments.only}
-        # Bases first; a method waits for those that it starts from.
+        # Bases first; a method waits for those that it starts from. Forked processes need not import everything again.
         for stage in (False, True):
             jobs = [(n, seed) for n in arguments.only if (RUNS[n].base_of is not None) == stage for seed in seeds[n]]
             jobs.sort(key=lambda job: job[1])
-            with ThreadPoolExecutor(arguments.jobs) as pool:
-                for _ in pool.map(lambda job: execute(work_dir, setting, *job), jobs):
-                    pass
+            fork = multiprocessing.get_context("fork")
+            with ProcessPoolExecutor(arguments.jobs, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for run in [pool.submit(execute, work_dir, setting, *job) for job in jobs]:
+                    run.result()
         machine, versions = this_machine(), versions_here()
         print(f"{machine['processor']}, {arguments.jobs} processes of 1 thread; torch {versions['torch']}")
-        print(
-            f"{'method':<30}{'mAP':>7}{'':7}{'base':>9}{'last task':>10}{'FR':>8}{'':7}{'trained':>12}{'seconds':>9}"
-            f"{'seeds':>7}"
-        )
+        heads = "".join(f"{head:>13}" for head in ("mAP", "base", "last task", "FR"))
+        print(f"{'in percent':<30}{heads}{'trained':>12}{'seconds':>9}{'seeds':>7}")
         rows = {name: summarise(work_dir, setting, name, seeds[name]) for name in arguments.only}
         for name, row in rows.items():
             print(line(name, row))
+        print(f"All trainings: {training_minutes(work_dir, seeds):.0f} minutes of one process")
         if arguments.json is not None:
             content = {name: {**row, "machine": machine, "versions": versions} for name, row in rows.items()}
             write_json(arguments.json, content)

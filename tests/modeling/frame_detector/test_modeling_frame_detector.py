@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import build_files, local_mapping, tiny_detector_config
+from helpers import build_files, local_mapping, needs_kernel_repositories, tiny_detector_config
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
@@ -377,6 +377,7 @@ def test_kernels_on_and_off(tmp_path):
         model.set_use_kernels(True, kernel_config=object())
 
 
+@needs_kernel_repositories
 def test_kernels_follow_the_model_to_its_mode_and_device(tmp_path):
     model = tiny_model()
     model.set_use_kernels(mapping=local_mapping(tmp_path, build_files(name="cvis-detector-kernel")), strict=True)

@@ -62,6 +62,36 @@ def test_a_new_task_trains_alone():
     assert changed and changed <= trainable
 
 
+@pytest.mark.parametrize("num_objects", [2, 8])  # the base has 5 video queries
+def test_more_objects_than_prompts_train(num_objects):
+    """Those beyond the prompts are left out of the losses of both levels, but counted in what these are divided by."""
+    labels = [
+        {name: part.repeat_interleave(num_objects // 2, dim=0) for name, part in label.items()}
+        for label in video_labels()
+    ]
+    for label in labels:
+        present = label["ids"] != -1
+        label["ids"] = torch.where(present, torch.arange(num_objects)[:, None], -1)
+        label["class_labels"] = torch.full((num_objects,), 3)
+    model = tiny_hvpl()
+    model.add_task(["moon"], num_prompts=1)
+    losses = model.train()(video_batch(), labels=labels).loss_dict
+    assert all(loss.isfinite() for loss in losses.values())
+    assert min(losses[f"loss_{level}{kind}"] for level in ("", "hvpl_") for kind in ("ce", "mask", "dice")) > 0
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.task_parameters(1).values())
+
+
+def test_more_objects_than_queries_of_the_base():
+    """The base has as many queries as a video has objects, as in VITA; more are an error."""
+    labels = [{name: part.repeat_interleave(4, dim=0) for name, part in label.items()} for label in video_labels()]
+    model = tiny_hvpl()
+    model.add_task(["moon"], num_prompts=1)
+    model.remove_task()
+    with pytest.raises(ValueError, match="has 8 objects, but the model has only 5 video queries"):
+        model.train()(video_batch(), labels=labels)
+
+
 @torch.no_grad()
 def test_a_model_of_several_tasks_is_saved_whole(tmp_path):
     model = tiny_hvpl()

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from modeling.losses.fixed_points import FixedPoints
 from modeling.losses.ranks import mean_over_two_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -115,6 +116,21 @@ def test_more_objects_than_queries():
     predictions, features, labels = make_images(counts=(1, 8))
     with pytest.raises(ValueError, match="labels of image 1 hold 8 objects, but the model has only 7 queries"):
         make_loss()(predictions, features, labels)
+
+
+def test_surplus_objects_are_left_out_but_counted():
+    predictions, features, labels = make_images(counts=(1, 8), num_layers=1)
+    criterion = make_loss()
+    criterion.point_sampler, criterion.leave_surplus = FixedPoints(), True
+    losses, matched = criterion(predictions, features, labels)
+    assert sorted(matched[0, 1:].tolist()) == [-1, *range(7)]
+    assert torch.equal(criterion.match(predictions, features, labels), matched)
+    others = matched[0, 1:] != -1
+    kept = [labels[0], {name: part[others] for name, part in labels[1].items()}]
+    expected, _ = criterion(predictions, features, kept)
+    torch.testing.assert_close(losses["loss_ce"], expected["loss_ce"])
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(9 * losses[name], 8 * expected[name])
 
 
 @pytest.mark.parametrize("broken", ["class_logits", "mask_embeddings", "mask_features"])

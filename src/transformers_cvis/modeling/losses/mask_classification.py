@@ -22,8 +22,14 @@ class MaskClassificationLoss(nn.Module):
         no_object_weight: weight of the no-object class in the cross entropy.
         num_points, oversample_ratio, importance_sample_ratio: see `PointSampler`.
 
+    Attributes:
+        leave_surplus: what becomes of objects beyond the number of queries. False: they are an error. True: those that
+            cost most are left without a query, but counted.
+
     Source: Cheng et al., Masked-attention Mask Transformer for Universal Image Segmentation, sections 3.3 and 4.1.
     """
+
+    leave_surplus = False
 
     def __init__(
         self,
@@ -56,10 +62,11 @@ class MaskClassificationLoss(nn.Module):
 
         Returns:
             Scalars `loss_ce`, `loss_mask`, `loss_dice` of the last prediction and `loss_ce_0`, ... of the earlier ones;
-            and the matched queries `(D, objects)`, objects concatenated image after image.
+            and the matched queries `(D, objects)`, objects concatenated image after image, -1 for one without.
 
         Raises:
-            ValueError: when labels do not fit, an image has more objects than queries, or a cost is not finite.
+            ValueError: when labels do not fit, an image has more objects than queries (unless `leave_surplus`), or a
+                cost is not finite.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
             prediction, mask_features = self._problems(predictions, mask_features)
@@ -98,7 +105,8 @@ class MaskClassificationLoss(nn.Module):
         )
 
     def _match(self, prediction, mask_features, targets) -> torch.Tensor:
-        return torch.from_numpy(assign(self._costs(prediction, mask_features, targets))).to(mask_features.device)
+        matched = assign(self._costs(prediction, mask_features, targets), self.leave_surplus)
+        return torch.from_numpy(matched).to(mask_features.device)
 
     def _losses(
         self,

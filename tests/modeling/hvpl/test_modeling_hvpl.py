@@ -5,7 +5,7 @@ import torch
 from helpers import tiny_hvpl
 from modeling.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
 
-from transformers_cvis import HvplForVideoInstanceSegmentation
+from transformers_cvis import HvplForVideoInstanceSegmentation, VitaConfig, VitaForVideoInstanceSegmentation
 
 
 class TestHvpl(VideoModelTests):
@@ -124,6 +124,42 @@ def test_streamed_video_equals_whole_video():
     torch.testing.assert_close(masks, whole.masks_queries_logits, rtol=1e-4, atol=1e-4)
     for part in parts:
         torch.testing.assert_close(part.class_queries_logits, whole.class_queries_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_focal_loss_is_that_of_both_levels():
+    """Also of later tasks; the masks, which the same queries are matched to, are scored alike."""
+    labels = [{**label, "class_labels": torch.tensor([3, 3])} for label in video_labels()]
+    found = []
+    for kind in ("ce", "focal"):
+        model = tiny_hvpl(classification_loss=kind, drop_path_rate=0.0)
+        model.add_task(["moon"], num_prompts=3)
+        torch.manual_seed(0)
+        found.append(model.train()(video_batch(), labels=labels).loss_dict)
+    for name, value in found[0].items():
+        assert torch.isclose(value, found[1][name]) == ("_ce" not in name), name
+    assert {"loss_ce", "loss_ce_0", "loss_hvpl_ce", "loss_hvpl_ce_0"} <= set(found[0])
+
+
+@torch.no_grad()
+def test_the_attention_encoder_is_that_of_vita():
+    """And not the trees, which are the default; the frame queries that either reads are the same."""
+    tree, attention = tiny_hvpl(), tiny_hvpl(encoder="attention")
+    settings = {name: value for name, value in attention.config.to_dict().items() if name in VitaConfig().to_dict()}
+    vita = VitaForVideoInstanceSegmentation(VitaConfig(**{**settings, "model_type": "vita"})).eval()
+    for model in (tree, attention):
+        model.load_state_dict({**model.state_dict(), **shared(vita, model)})
+    outputs = [model(video_batch(), output_embeddings=True) for model in (tree, attention, vita)]
+    for output in outputs:
+        torch.testing.assert_close(output.frame_queries, outputs[2].frame_queries)
+    torch.testing.assert_close(outputs[1].encoded_frame_queries, outputs[2].encoded_frame_queries)
+    torch.testing.assert_close(outputs[1].masks_queries_logits, outputs[2].masks_queries_logits)
+    assert not torch.allclose(outputs[0].encoded_frame_queries, outputs[1].encoded_frame_queries, atol=1e-2)
+    assert not torch.allclose(outputs[0].masks_queries_logits, outputs[1].masks_queries_logits, atol=1e-2)
+
+
+def shared(source, model) -> dict[str, torch.Tensor]:
+    """The weights of `source` that `model` has, too."""
+    return {name: tensor for name, tensor in source.state_dict().items() if name in model.state_dict()}
 
 
 @pytest.mark.parametrize("frozen", [True, False])

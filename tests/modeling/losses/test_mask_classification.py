@@ -118,6 +118,27 @@ def test_more_objects_than_queries():
         make_loss()(predictions, features, labels)
 
 
+def test_focal_loss_is_that_of_every_class_of_every_query():
+    predictions, features, labels = make_images(num_layers=1)
+    torch.manual_seed(0)
+    losses, matched = make_loss(classification_loss="focal", no_object_weight=0.3)(predictions, features, labels)
+    torch.manual_seed(0)
+    others, _ = make_loss()(predictions, features, labels)
+    class_logits, total = predictions[0].class_logits, 0.0
+    targets = torch.full(class_logits.shape[:2], NUM_LABELS)
+    images = torch.tensor([image for image, label in enumerate(labels) for _ in label["class_labels"]])
+    targets[images, matched[0]] = torch.cat([label["class_labels"] for label in labels])
+    for logits, target in zip(class_logits.flatten(0, 1), targets.flatten(), strict=True):
+        for index, logit in enumerate(logits):
+            right = torch.sigmoid(logit if index == target else -logit)
+            total = total - 5 * (1 - right) * right.log()
+    torch.testing.assert_close(losses["loss_ce"], 2 * 50 * total / class_logits.numel())
+    assert not torch.isclose(losses["loss_ce"], others["loss_ce"])
+    assert losses["loss_mask"] == others["loss_mask"] and losses["loss_dice"] == others["loss_dice"]
+    with pytest.raises(ValueError, match="`classification_loss` must be one of ce, focal, got 'sigmoid'"):
+        make_loss(classification_loss="sigmoid")
+
+
 def test_surplus_objects_are_left_out_but_counted():
     predictions, features, labels = make_images(counts=(1, 8), num_layers=1)
     criterion = make_loss()

@@ -1,5 +1,7 @@
 """HVPL: hierarchical visual prompt learning for continual video instance segmentation (Dong et al., 2025)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..losses import LayerPrediction
@@ -27,8 +29,16 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     @staticmethod
     def build_detector(config: HvplConfig) -> HvplFrameDetector:
         return HvplFrameDetector(
-            config.detector_config, config.task_class_counts, config.task_prompt_counts, config.deep_class_head
+            config.detector_config,
+            config.task_class_counts,
+            config.task_prompt_counts,
+            config.deep_class_head,
+            config.classification_loss,
         )
+
+    @staticmethod
+    def criterion_settings(config: HvplConfig) -> dict[str, Any]:
+        return {"classification_loss": config.classification_loss}
 
     def task_levels(self) -> dict[str, nn.Module]:
         return {"detector": self.detector, "video_head": self.video_head}

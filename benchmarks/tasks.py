@@ -1,7 +1,7 @@
 """Time of HVPL's inference against the number of tasks that it has learnt: 0 to 10, each with 10 prompts per level.
 
-HVPL with a ResNet-50 as published: 256 channels, 100 base queries at each level, 9 layers of the frame decoder, 3 of
-the context encoder, 6 of the video decoder; 20 base classes and 5 a task; clips of 384 x 640. Measured is what has to
+HVPL with a ResNet-50 as published: 256 channels, 100 base queries at each level, 9 layers of the frame decoder, 6 of
+the context encoder, 3 of the video decoder; 20 base classes and 5 a task; clips of 384 x 640. Measured is what has to
 do with tasks: frame decoder, video head, class heads and masks, of the features of a clip. Backbone and pixel decoder,
 which do not change with tasks and take most of the time, run in the row `whole_model_1_task` only. One thread.
 

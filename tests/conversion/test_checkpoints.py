@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -256,6 +257,26 @@ class TestTasks:
         cut, whole = load(tmp_path / "cut"), load(tmp_path / "whole")
         assert cut.config.to_diff_dict() | {"_name_or_path": ""} == whole.config.to_diff_dict() | {"_name_or_path": ""}
         assert all(torch.equal(value, whole.state_dict()[name]) for name, value in cut.state_dict().items())
+
+    @pytest.mark.parametrize(("system", "names_of"), [("hvpl", hvpl_names), ("crisp", crisp_names)])
+    def test_positions_that_all_layers_share(self, system, names_of, tmp_path):
+        """Prompts that are not deep have `prompt_embed.{task}.weight` alone."""
+        positions = r"(.+\.prompt_embed\.\d+)\.\d+\.weight"
+        shapes = {re.sub(positions, r"\1.weight", name): shape for name, shape in names_of(ResNet()).items()}
+        path = saved(tmp_path, shapes)
+        report = convert_checkpoint(path, tmp_path / "out", system, class_names=TASKS)
+        assert len(report.mapped) + len(report.ignored) == len(shapes) and not report.unknown and not report.fresh
+        model, released = load(tmp_path / "out"), torch.load(path)["model"]
+        levels = {"sem_seg_head.predictor": model.task_levels()["detector" if system == "hvpl" else ""]}
+        if system == "hvpl":
+            levels["vita_module"] = model.video_head
+        for source, level in levels.items():
+            for task, queries in enumerate(level.task_queries):
+                assert len(queries.positions) == (TINY.decoder_layers if "pred" in source else TINY.video_layers)
+                expected = released[f"{source}.prompt_embed.{task}.weight"]
+                assert all(torch.equal(layer.weight, expected) for layer in queries.positions)
+        convert_checkpoint(path, tmp_path / "cut", system, task=1)
+        assert load(tmp_path / "cut").config.task_prompt_counts == [3]
 
     def test_tasks_that_are_not_there(self, tmp_path):
         path = saved(tmp_path, hvpl_names(ResNet()))

@@ -272,7 +272,18 @@ def test_two_processes_learn_what_one_does(shapes, tmp_path):
         ({"classes": {"split": "many"}}, "`split` must look like 20-2"),
         ({"classes": {"split": "2-1", "tasks": TASKS}}, "give either `split`, for example 20-2, or `tasks`"),
         ({"test_share": 0.2}, "give either `test`, a data set to evaluate on, or `test_share`"),
-        ({"num_prompts": 0}, "`num_prompts` must be at least 1, got 0"),
+        ({"num_prompts": 0}, '`num_prompts` must be at least 1, or "classes", got 0'),
+        ({"num_prompts": "many"}, "`num_prompts` must be of type int or 'classes', got 'many'"),
+        (
+            {"recipe": {"model": {"config": {"num_prompts": "classes"}}}},
+            "`recipe.model.config.num_prompts`: .* set its own `num_prompts`",
+        ),
+        ({"base": {"model": {"config": {"num_prompts": 3}}}}, "`base.model.config.num_prompts`: .* set its own"),
+        ({"tasks": {0: {"model": {"config": {"num_prompts": 3}}}}}, "`tasks.0.model.config.num_prompts`: .* its own"),
+        ({"tasks": {"one": {"max_steps": 7}}}, "`tasks.one`: .* by their numbers, of which 0 is the base, .*'one'"),
+        ({"tasks": {-1: {"max_steps": 7}}}, "`tasks.-1`: .* by their numbers"),
+        ({"tasks": {1: 7}}, "`tasks.1`: .* what differs .*; got 1: 7"),
+        ({"tasks": {99: {"max_steps": 7}}}, "`tasks.99`: there is no such task; they are 0 to 2"),
         (
             {"increment": {"model": {"init_from": "x"}}},
             "`increment.model`: later tasks go on from the model",
@@ -283,6 +294,14 @@ def test_two_processes_learn_what_one_does(shapes, tmp_path):
         ({"increment": {"max_step": 3}}, "task 1 of the schedule: .*unknown key 'max_step'.*Did you mean 'max_steps'"),
         ({"report": {"evaluate_classes": "some"}}, "`evaluate_classes` must be one of .*, got 'some'"),
         ({"gradient_projection": {"threshold": 2}}, "`threshold` is a share of the energy in 0..1, got 2"),
+        (
+            {"gradient_projection": {"space": "released", "num_clips": 8}},
+            "needs 256 frames of every task, and 8 clips of 2, as task 0 has them, are 16: set `num_clips` to 128 or",
+        ),
+        (
+            {"gradient_projection": {"space": "released"}},
+            "needs a model of as many; this one has 32 .*hidden_dim.*Use `space: features`",
+        ),
         ({"distillation": {"alpha": 2.0}}, "`distillation`: hvpl has none"),
         ({"method": "mib", "gradient_projection": None, "distillation": {"alhpa": 1}}, "unknown key 'alhpa'"),
         ({"sed": 1}, "unknown key 'sed' at the top level. Did you mean 'seed'"),
@@ -293,6 +312,24 @@ def test_schedules_that_cannot_be(shapes, tmp_path, monkeypatch, changes, messag
     with pytest.raises(ValueError, match=message):
         train_continual(tiny_schedule(shapes, **changes), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("start", ["base_model", "init_from"])
+def test_released_directions_on_a_model_of_another_width(finished, shapes, tmp_path, monkeypatch, start):
+    monkeypatch.setattr(continual, "Trainer", None)
+    base, changes = str(finished / "task-0"), {"gradient_projection": {"space": "released"}}
+    changes |= {"base_model": base} if start == "base_model" else {"base": {"model": {"init_from": base}}}
+    with pytest.raises(ValueError, match="needs a model of as many; this one has 32"):
+        train_continual(tiny_schedule(shapes, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_for_every_class(shapes, tmp_path):
+    schedule = tiny_schedule(
+        shapes, "crisp", num_prompts="classes", classes={"tasks": [["circle"], ["star", "ring"], ["square"]]}
+    )
+    train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    assert AutoConfig.from_pretrained(tmp_path / "task-2").task_prompt_counts == [2, 1]
 
 
 def test_data_that_does_not_fit(shapes, tmp_path, monkeypatch):

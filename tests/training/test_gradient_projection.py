@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from transformers_cvis.data import collate_clips
 from transformers_cvis.training.gradient_projection import (
     FeatureEnergy,
     GradientProjection,
+    collect_directions,
     grow_basis,
     grow_basis_released,
     project_out,
@@ -86,6 +88,60 @@ def test_released_representation_is_made_of_the_first_frames():
     torch.testing.assert_close(scores.T @ scores, torch.diag(torch.linalg.svdvals(centred)[:5].square()))
     with pytest.raises(ValueError, match="There are 12 frames, the released procedure needs 256"):
         released_representation(samples)
+
+
+class TinyLearner(torch.nn.Module):
+    """Frames of 32 x 32 pixels to 3 queries of 256 channels; its earlier tasks have left directions behind."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, directions: torch.Tensor | None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(32 * 32, 3 * 256)
+        self.directions = directions
+
+    def protected_directions(self):
+        return self.directions
+
+    def prompt_features(self, frames):
+        assert not self.training
+        return self.layer(frames.mean(dim=1).flatten(1)).unflatten(1, (3, 256))
+
+
+class Clips(torch.utils.data.Dataset):
+    """Clip n is 5 frames of random numbers that depend on n alone."""
+
+    def __init__(self):
+        self.looked_at = []
+
+    def __getitem__(self, number):
+        self.looked_at.append(number)
+        frames = 255 * torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(number))
+        return {"pixel_values_videos": frames, "labels": {"masks": torch.zeros(0, 5, 32, 32)}}
+
+
+@pytest.mark.parametrize("num_earlier", [None, 0, 7])
+@torch.no_grad()
+def test_released_directions_are_those_of_the_first_256_frames(num_earlier):
+    before = None if num_earlier is None else torch.eye(256, dtype=torch.float64)[:, :num_earlier]
+    model, clips = TinyLearner(before).train(), Clips()
+    directions = collect_directions(model, clips, "released", threshold=0.9, num_clips=300)
+    assert model.training and clips.looked_at == list(range(52))  # of 5 frames each
+    videos = collate_clips([clips[number] for number in range(52)])["pixel_values_videos"]
+    samples = torch.cat([model.eval().prompt_features(video).flatten(1) for video in videos])
+    basis = grow_basis_released(released_representation(samples), 0.9, before)
+    assert torch.equal(directions, basis[:, num_earlier or 0 :]) and directions.shape[1] > 0
+    whole = directions if before is None else torch.cat([before, directions], dim=1)
+    torch.testing.assert_close(whole.T @ whole, torch.eye(whole.shape[1], dtype=torch.float64))
+    prompt = torch.nn.Parameter(torch.zeros(4, 256))
+    prompt.grad = torch.randn(4, 256)
+    GradientProjection([prompt], whole, project_update=False).project_gradients()
+    assert (prompt.grad @ whole.float()).abs().max() < 1e-4
+    by_channel = collect_directions(model, clips, "features", threshold=0.9, num_clips=52)
+    assert by_channel.shape[1] != directions.shape[1]
+    with pytest.raises(ValueError, match=r"There are 255 frames, .* needs 256: collect more clips \(`num_clips`\)"):
+        collect_directions(model, clips, "released", num_clips=51)
 
 
 def trained_change(projection: bool, **options) -> tuple[torch.Tensor, torch.Tensor]:

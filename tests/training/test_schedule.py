@@ -46,6 +46,22 @@ def test_recipes_of_tasks():
     assert (images.kind, images.class_mapping) == ("images", "ytvis2019")
 
 
+def test_prompts_of_a_task():
+    for overrides, expected in (
+        (["num_prompts=3"], 3),
+        (["num_prompts=classes"], 2),
+        (["num_prompts=classes", "method=finetune"], 0),
+    ):
+        schedule = Schedule.load("crisp_r50_ytvis2019_20-4", overrides)
+        assert schedule.prompts_of(["dog", "cat"]) == expected
+        assert Schedule.from_dict(schedule.to_dict()) == schedule
+
+
+def test_learning_all_at_once_passes_over_later_tasks():
+    schedule = Schedule.load("crisp_r50_ytvis2019_20-4", ["method=joint", "tasks.2.max_steps=7"])
+    assert schedule.task_recipe(0, [["dog", "cat"]], schedule.train).max_steps == 1500
+
+
 PUBLISHED = {
     # classes, tasks after the base, prompts, steps of base (milestone) and increment (milestone)
     "hvpl_r50_ytvis2019_20-2": (40, 10, 5, 80_000, 55_000, 10_000, None),

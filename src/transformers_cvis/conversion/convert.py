@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .configurations import count
 from .names import Ignore
 from .systems import SYSTEMS
 
@@ -88,7 +89,11 @@ def convert_state_dict(
         else:
             targets = tuple(match.expand(target) for target in rule.targets)
             tensor = state_dict[name].squeeze(0) if rule.squeeze else state_dict[name]
-            for target, part in zip(targets, tensor.chunk(len(targets)) if len(targets) > 1 else [tensor], strict=True):
+            parts = tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
+            if rule.copies is not None:
+                targets = tuple(targets[0].replace("*", str(copy)) for copy in range(count(state_dict, rule.copies)))
+                parts = [tensor] * len(targets)
+            for target, part in zip(targets, parts, strict=True):
                 converted[target] = part.clone()
                 # A frozen norm of the original counts no batches; the counter is part of a batch norm here.
                 if target.endswith(".running_var"):

@@ -6,9 +6,12 @@ from .video_names import vita_rules
 
 def task_query_rules(source: str) -> list[Rule]:
     """Prompts of later tasks and class heads, at the level whose names start with `source`."""
+    decoder_layers = rf"{source}\.transformer_cross_attention_layers\.(\d+)\."
     return [
         Rename(rf"{source}\.prompt_feat\.(\d+)\.weight", r"task_queries.\1.features.weight"),
         Rename(rf"{source}\.prompt_embed\.(\d+)\.(\d+)\.weight", r"task_queries.\1.positions.\2.weight"),
+        # without PROMPT_DEEP all layers share one
+        Rename(rf"{source}\.prompt_embed\.(\d+)\.weight", r"task_queries.\1.positions.*.weight", copies=decoder_layers),
         Rename(rf"{source}\.prompt_fq_pos\.(\d+)\.weight", r"task_queries.\1.token_positions.weight"),
         Rename(rf"{source}\.prompt_mask_embed\.(\d+)\.layers\.(\d+)\.(\w+)", r"task_queries.\1.mask_embedder.\2.0.\3"),
         Rename(rf"{source}\.class_embed\.cls\.(\d+)\.layers\.(\d+)\.(\w+)", r"class_predictor.heads.\1.\2.0.\3"),

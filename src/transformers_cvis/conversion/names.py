@@ -15,12 +15,14 @@ from transformers import SwinBackbone, SwinConfig
 class Rename:
     """The tensor goes to `target` (a template for `re.Match.expand`); several targets share its rows in equal parts.
 
-    With `squeeze` it loses its first axis, which has length one.
+    With `squeeze` it loses its first axis, which has length one. With `copies`, a pattern whose first group numbers the
+    parts of the model that share the tensor, each gets a copy of its own: `*` in `target` is the number.
     """
 
     pattern: str
     target: str | tuple[str, ...]
     squeeze: bool = False
+    copies: str | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -24,7 +24,10 @@ class ClipDetectorConfig(FrameDetectorConfig):
     class_targets (`"visible"` or `"released"`, defaults to `"visible"`):
         Which class queries are to give an object: that of the frames of the clip which show it. Released code reads
         classes from the last frame, so that an object which is absent there is to be no object, although its masks
-        count; choose it to repeat published training.
+        count; choose it to repeat published training. Two more quirks of CRISP's released loader have no switch: it
+        keeps objects of other tasks as targets, with empty masks and the class no-object, while here they are left out
+        with the data of their tasks (`ClassFilter`) and no model ever sees them; and on YouTube-VIS 2019 its number for
+        no-object is 35, a real class, which the task that owns it learns from such objects, too.
     score_rule (`"mean_logits"` or `"max_times_quality"`, defaults to `"mean_logits"`):
         How tracks are scored, see `TrackAccumulator`: by class logits, averaged over the windows where there are
         several, as published, or as VITA and GenVIS do.

@@ -1,5 +1,7 @@
 """Learning task by task: what a model with groups of task queries knows of its tasks (HVPL, CRISP)."""
 
+import math
+
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -60,12 +62,18 @@ class TaskLearningMixin:
         """Whether there are tasks after the base and they have prompts, so that all else is frozen."""
         return self.num_tasks > 1 and self.config.task_prompt_counts[-1] > 0
 
+    @property
+    def most_objects(self) -> float:
+        """How many objects a video can have in training; objects beyond the prompts of a later task are left out."""
+        return math.inf if self.learns_by_prompts else super().most_objects
+
     def add_task(self, class_names: list[str], num_prompts: int) -> None:
         """Start to learn new classes: a group of prompts and heads at every level, all else frozen.
 
         Args:
             class_names: of the new task; `config.id2label` continues with them.
-            num_prompts: prompts at each level, the most objects of the new classes in a video.
+            num_prompts: prompts at each level, the most objects of the new classes that are found in a video. Where a
+                training video shows more, those that fit worst are left out of its losses.
 
         Raises:
             ValueError: when there is no class or no prompt, or a class is known already.

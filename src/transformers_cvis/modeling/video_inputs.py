@@ -64,6 +64,11 @@ class VideoModelMixin:
         if self.training:
             raise ValueError(f"{type(self).__name__} is in training mode; call `.eval()` before `.stream(...)`.")
 
+    @property
+    def most_objects(self) -> float:
+        """How many objects a video can have in training."""
+        return self.config.num_queries
+
     def check_inputs(self, pixel_values_videos: Tensor, pixel_mask: Tensor | None, labels: list[dict] | None) -> None:
         """Raise a ValueError which names what does not fit, before any work is done."""
         if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
@@ -114,7 +119,7 @@ class VideoModelMixin:
                     f"`labels[{index}]['class_labels']` holds {unknown}, but the model knows the "
                     f"{self.config.num_labels} classes 0..{self.config.num_labels - 1} (`config.id2label`)."
                 )
-            if num_objects > self.config.num_queries:
+            if num_objects > self.most_objects:
                 raise ValueError(
                     f"`labels[{index}]` has {num_objects} objects, but the model has only {self.config.num_queries} "
                     "video queries (`config.num_queries`)."

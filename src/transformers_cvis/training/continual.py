@@ -24,7 +24,7 @@ from .building import build_dataset, build_model, build_processor, collate
 from .checkpoints import find_checkpoint, write_json
 from .distillation import DistillingModel
 from .evaluating import predict_on_processes
-from .gradient_projection import GradientProjection, collect_directions
+from .gradient_projection import GradientProjection, check_collection, collect_directions
 from .recipe import Recipe, SourceRecipe
 from .running import join_processes, save_model_folder, summarise
 from .schedule import Schedule, videos_of_classes
@@ -171,6 +171,7 @@ class _ContinualRun:
         state.wait_for_everyone()
         _ = self.ground_truth, self.datasets
         self._check_base_model()
+        check_collection(self.schedule, self.recipes)
         if state.is_main_process:
             if self.schedule.push is not None:  # a missing token or permission is found now
                 HfApi().create_repo(self.schedule.push.repo, private=self.schedule.push.private, exist_ok=True)
@@ -283,8 +284,7 @@ class _ContinualRun:
             model = build_model(recipe, recipe.data.class_names)
         else:
             model = self._model_after(number - 1) if model is None else model
-            num_prompts = self.schedule.num_prompts if self.schedule.rules.has_prompts else 0
-            model.add_task(self.tasks[number], num_prompts)
+            model.add_task(self.tasks[number], self.schedule.prompts_of(self.tasks[number]))
         if recipe.model.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         learner, distillation = model, self.schedule.distillation_recipe

@@ -92,7 +92,11 @@ PRESETS: dict[str, dict] = {
     "pod": {"pod_weight": 0.01, "pseudo_labels": True},
 }
 """Methods by name. The weights with which the authors of CRISP ran MiB and CoMFormer on video are not published; these
-are those of the methods' own papers and scripts, for images, and POD's is to be tuned."""
+are those of the methods' own papers and scripts, for images, and POD's is to be tuned.
+
+A preset is losses alone. CoMFormer's scripts for images train later tasks at half the learning rate of the base, which
+is a matter of the schedule (`increment.optimizer.learning_rate`). Weight alignment (`WA_STEP` of the released wrapper,
+which rescales the class rows of new classes in training) is not offered: it is for linear heads alone."""
 
 
 class DistillingModel(nn.Module):

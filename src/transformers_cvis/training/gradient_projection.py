@@ -8,7 +8,7 @@ By default M lives in the channels of the features. The procedure of the release
 those of samples, and apply to channels only because it collects as many samples as there are channels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as distributed
@@ -16,11 +16,59 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import AutoConfig
 
 from ..data import collate_clips
+from ..modeling.auto import SYSTEMS
+from .recipe import Recipe, merge
+from .schedule import Schedule
 
 RELEASED_ROWS = 256
 RELEASED_COMPONENTS = 50
+
+
+def check_collection(schedule: Schedule, recipes: Sequence[Recipe]) -> None:
+    """See, before any training, that the directions which a schedule asks for can be collected and used.
+
+    Args:
+        recipes: the training of every task.
+
+    Raises:
+        ValueError: the released procedure, and fewer frames than it wants, or a model of another width.
+    """
+    projection = schedule.gradient_projection
+    collecting = recipes[:-1]  # nothing follows the last task
+    if projection is None or projection.space != "released" or not collecting:
+        return
+    for number, recipe in enumerate(collecting):
+        num_clips, clip_length = projection.num_clips, recipe.data.num_frames
+        if num_clips * clip_length < RELEASED_ROWS:
+            raise ValueError(
+                f"`gradient_projection`: the released procedure needs {RELEASED_ROWS} frames of every task, and "
+                f"{num_clips} clips of {clip_length}, as task {number} has them, are {num_clips * clip_length}: set "
+                f"`num_clips` to {-(-RELEASED_ROWS // clip_length)} or more."
+            )
+    num_channels = _hidden_dim(recipes[0], schedule.base_model)
+    if num_channels != RELEASED_ROWS:
+        raise ValueError(
+            f"`gradient_projection`: the released procedure takes directions of {RELEASED_ROWS} frames for directions "
+            f"of channels, so it needs a model of as many; this one has {num_channels} "
+            "(`detector_config.hidden_dim`). Use `space: features`."
+        )
+
+
+def _hidden_dim(recipe: Recipe, base_model: str | None) -> int:
+    """Channels of the frame queries of the base, which is learnt already or which `recipe` trains."""
+    start, settings = recipe.model, recipe.model.config
+    if base_model is not None:
+        former = AutoConfig.from_pretrained(base_model)
+    elif start.init_from is not None:
+        former = AutoConfig.from_pretrained(start.init_from, revision=start.revision)
+    else:
+        return SYSTEMS[recipe.system](**settings).detector_config.hidden_dim
+    former = former.to_dict()
+    detector = former.get("detector_config", former)  # a Mask2Former or MinVIS is a detector itself
+    return merge(detector, settings.get("detector_config") or {})["hidden_dim"]
 
 
 class FeatureEnergy:
@@ -194,7 +242,8 @@ def released_representation(
     """
     if len(samples) < num_rows:
         raise ValueError(
-            f"There are {len(samples)} frames, the released procedure needs {num_rows}: collect more videos."
+            f"There are {len(samples)} frames, the released procedure needs {num_rows}: collect more clips "
+            "(`num_clips`)."
         )
     samples = samples[:num_rows].double()
     vectors, values, _ = torch.linalg.svd(samples - samples.mean(dim=0), full_matrices=False)

@@ -291,7 +291,7 @@ def convert(expected: Any, value: Any, where: str) -> Any:
         if len(choices) > 1:
             fitting = [choice for choice in choices if _fits(choice, value)]
             if not fitting and not isinstance(value, dict):
-                kinds = " or ".join(choice.__name__ for choice in choices)
+                kinds = " or ".join(map(_kind, choices))
                 raise ValueError(f"`{where}` must be of type {kinds}, got {value!r}.")
             choices = fitting or choices
         return convert(choices[0], value, where)
@@ -323,8 +323,17 @@ def convert(expected: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _kind(choice: type) -> str:
+    """What messages call a part of a union."""
+    is_literal = typing.get_origin(choice) is Literal
+    return " or ".join(map(repr, typing.get_args(choice))) if is_literal else choice.__name__
+
+
 def _fits(choice: type, value: Any) -> bool:
-    """Whether a value is meant for this part of a union: it is of the type, or all its keys are fields."""
+    """Whether a value is meant for this part of a union: it is of the type, or all its keys are fields, or it is one of
+    the values."""
+    if typing.get_origin(choice) is Literal:
+        return value in typing.get_args(choice)
     if dataclasses.is_dataclass(choice) and isinstance(value, dict):
         return value.keys() <= {entry.name for entry in dataclasses.fields(choice)}
     return isinstance(value, choice)

@@ -90,11 +90,15 @@ class ClassesRecipe:
 class ProjectionRecipe:
     """Orthogonal gradient correction: later frame prompts keep clear of the directions that earlier tasks use (HVPL).
 
-    space: "features" takes directions of the channels of the features. "released" repeats the published procedure,
-        whose directions are those of 256 samples and apply to channels only because there are 256 of these, too.
+    space: "features" takes directions of the channels of the features. "released" repeats the computation of the
+        released code, whose directions are those of the first 256 frames and apply to channels only because there are
+        256 of these, too. The frames differ: the released code goes through the data of a task, in clips of 4 frames,
+        when the next one begins; here this happens at the end of the task, with the same model, in clips as long as the
+        task's own. So nothing of older tasks has to be kept.
     threshold: share of the features' energy that the directions of a task hold.
-    num_clips: training clips of a task whose features are collected at its end; the published 256 videos of one clip.
-    centre: subtract the mean feature first.
+    num_clips: training clips of a task whose features are collected, at most (256 in released code); "released" stops
+        at 256 frames.
+    centre: subtract the mean feature first; "released" always does.
     project_update: also restrict what the optimiser makes of the gradients, since Adam scales every entry by itself.
         False, as released, corrects gradients only.
     """
@@ -161,10 +165,13 @@ class Schedule:
     classes: the classes of every task.
     recipe: what all tasks have in common, as in a [`Recipe`] without `system`, `seed`, `data.train`, `data.valid` and
         `data.class_names`. base, increment: what differs in the first task and in all later ones; tasks: in single
-        ones, by number. `model.init_from` is for the base alone.
+        ones, by number, 0 for the base. `model.init_from` is for the base alone. Released code of HVPL trains all
+        later tasks on clips of 5 frames, whatever the base had: the length that collecting directions leaves behind.
+        `increment.data.num_frames: 5` repeats that.
     base_model: folder or Hub repository of a base that is learnt already; the first task is then only evaluated.
-    num_prompts: queries that a later task adds, at each level. calibration_deltas: of each task, see
-        `calibrate_class_logits`. Methods without prompts have no use for them.
+    num_prompts: queries that a later task adds, at each level; "classes" is one for each of its classes, as in CRISP's
+        article. calibration_deltas: of each task, see `calibrate_class_logits`. Methods without prompts have no use for
+        them.
     gradient_projection: HVPL's correction; null for none. distillation: fields of [`DistillationRecipe`] that differ
         from those of a method which has it.
     seed: of everything random, in every task.
@@ -180,7 +187,7 @@ class Schedule:
     base_model: str | None = None
     test: SourceRecipe | None = None
     test_share: float | None = None
-    num_prompts: int = 10
+    num_prompts: int | Literal["classes"] = 10
     calibration_deltas: list[float] | None = None
     gradient_projection: ProjectionRecipe | None = None
     distillation: dict = field(default_factory=dict)
@@ -194,18 +201,30 @@ class Schedule:
             raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}.")
         if (self.test is None) == (self.test_share is None):
             raise ValueError("give either `test`, a data set to evaluate on, or `test_share`, for example 0.2.")
-        if self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
+        if self.num_prompts != "classes" and self.num_prompts < 1:
+            raise ValueError(f'`num_prompts` must be at least 1, or "classes", got {self.num_prompts}.')
         if self.gradient_projection is not None and not self.rules.projects_gradients:
             raise ValueError(f"`gradient_projection` is HVPL's; {self.method} has no use for it.")
         if self.distillation and self.rules.distillation is None:
             raise ValueError(f"`distillation`: {self.method} has none.")
         _ = self.distillation_recipe
+        for number, overrides in self.tasks.items():
+            if not str(number).isdecimal() or not isinstance(overrides, dict):
+                raise ValueError(
+                    f"`tasks.{number}`: `tasks` says what differs in single tasks, by their numbers, of which 0 is the "
+                    f"base, for example {{2: {{max_steps: 100}}}}; got {number!r}: {overrides!r}."
+                )
         self.tasks = {int(number): overrides for number, overrides in self.tasks.items()}  # json knows no such keys
         later = {f"tasks.{number}": overrides for number, overrides in self.tasks.items() if number}
         for name, overrides in {"increment": self.increment, **later}.items():
             if (overrides.get("model") or {}).keys() - {"gradient_checkpointing"}:
                 raise ValueError(f"`{name}.model`: later tasks go on from the model of the task before.")
+        for name, values in {"recipe": self.recipe, "base": self.base, "tasks.0": self.tasks.get(0, {})}.items():
+            if "num_prompts" in ((values.get("model") or {}).get("config") or {}):
+                raise ValueError(
+                    f"`{name}.model.config.num_prompts`: how many prompts its tasks add is a matter of the schedule; "
+                    "set its own `num_prompts`."
+                )
         for key in ("system", "seed", "output_dir"):
             if key in self.recipe:
                 raise ValueError(f"`recipe.{key}`: this belongs to the schedule, not to the recipe of its tasks.")
@@ -225,6 +244,12 @@ class Schedule:
         if preset is None:
             return None
         return convert(DistillationRecipe, {**dataclasses.asdict(preset), **self.distillation}, where="distillation")
+
+    def prompts_of(self, class_names: Sequence[str]) -> int:
+        """Prompts, at each level, of a later task of these classes."""
+        if not self.rules.has_prompts:
+            return 0
+        return len(class_names) if self.num_prompts == "classes" else self.num_prompts
 
     @classmethod
     def load(cls, source: "str | Path | Schedule", overrides: Iterable[str] = ()) -> "Schedule":
@@ -265,8 +290,12 @@ class Schedule:
             train: the sources to learn from that have a class of this task; labels of other tasks are left out here.
 
         Raises:
-            ValueError: the recipe is not complete, or has a key that is none.
+            ValueError: the recipe is not complete, or has a key that is none; or the schedule says something of a task
+                that there is not.
         """
+        beyond = [other for other in self.tasks if other >= len(tasks)]
+        if beyond and not self.rules.learns_all_at_once:
+            raise ValueError(f"`tasks.{beyond[0]}`: there is no such task; they are 0 to {len(tasks) - 1}.")
         values = merge(self.recipe, self.increment if number else self.base)
         values = merge(values, self.tasks.get(number, {}))
         values = copy.deepcopy(values)

@@ -5,7 +5,7 @@ import torch
 from helpers import tiny_hvpl
 from modeling.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
 
-from transformers_cvis import HvplForVideoInstanceSegmentation
+from transformers_cvis import HvplForVideoInstanceSegmentation, VitaConfig, VitaForVideoInstanceSegmentation
 
 
 class TestHvpl(VideoModelTests):
@@ -62,6 +62,36 @@ def test_a_new_task_trains_alone():
     assert changed and changed <= trainable
 
 
+@pytest.mark.parametrize("num_objects", [2, 8])  # the base has 5 video queries
+def test_more_objects_than_prompts_train(num_objects):
+    """Those beyond the prompts are left out of the losses of both levels, but counted in what these are divided by."""
+    labels = [
+        {name: part.repeat_interleave(num_objects // 2, dim=0) for name, part in label.items()}
+        for label in video_labels()
+    ]
+    for label in labels:
+        present = label["ids"] != -1
+        label["ids"] = torch.where(present, torch.arange(num_objects)[:, None], -1)
+        label["class_labels"] = torch.full((num_objects,), 3)
+    model = tiny_hvpl()
+    model.add_task(["moon"], num_prompts=1)
+    losses = model.train()(video_batch(), labels=labels).loss_dict
+    assert all(loss.isfinite() for loss in losses.values())
+    assert min(losses[f"loss_{level}{kind}"] for level in ("", "hvpl_") for kind in ("ce", "mask", "dice")) > 0
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.task_parameters(1).values())
+
+
+def test_more_objects_than_queries_of_the_base():
+    """The base has as many queries as a video has objects, as in VITA; more are an error."""
+    labels = [{name: part.repeat_interleave(4, dim=0) for name, part in label.items()} for label in video_labels()]
+    model = tiny_hvpl()
+    model.add_task(["moon"], num_prompts=1)
+    model.remove_task()
+    with pytest.raises(ValueError, match="has 8 objects, but the model has only 5 video queries"):
+        model.train()(video_batch(), labels=labels)
+
+
 @torch.no_grad()
 def test_a_model_of_several_tasks_is_saved_whole(tmp_path):
     model = tiny_hvpl()
@@ -94,6 +124,42 @@ def test_streamed_video_equals_whole_video():
     torch.testing.assert_close(masks, whole.masks_queries_logits, rtol=1e-4, atol=1e-4)
     for part in parts:
         torch.testing.assert_close(part.class_queries_logits, whole.class_queries_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_focal_loss_is_that_of_both_levels():
+    """Also of later tasks; the masks, which the same queries are matched to, are scored alike."""
+    labels = [{**label, "class_labels": torch.tensor([3, 3])} for label in video_labels()]
+    found = []
+    for kind in ("ce", "focal"):
+        model = tiny_hvpl(classification_loss=kind, drop_path_rate=0.0)
+        model.add_task(["moon"], num_prompts=3)
+        torch.manual_seed(0)
+        found.append(model.train()(video_batch(), labels=labels).loss_dict)
+    for name, value in found[0].items():
+        assert torch.isclose(value, found[1][name]) == ("_ce" not in name), name
+    assert {"loss_ce", "loss_ce_0", "loss_hvpl_ce", "loss_hvpl_ce_0"} <= set(found[0])
+
+
+@torch.no_grad()
+def test_the_attention_encoder_is_that_of_vita():
+    """And not the trees, which are the default; the frame queries that either reads are the same."""
+    tree, attention = tiny_hvpl(), tiny_hvpl(encoder="attention")
+    settings = {name: value for name, value in attention.config.to_dict().items() if name in VitaConfig().to_dict()}
+    vita = VitaForVideoInstanceSegmentation(VitaConfig(**{**settings, "model_type": "vita"})).eval()
+    for model in (tree, attention):
+        model.load_state_dict({**model.state_dict(), **shared(vita, model)})
+    outputs = [model(video_batch(), output_embeddings=True) for model in (tree, attention, vita)]
+    for output in outputs:
+        torch.testing.assert_close(output.frame_queries, outputs[2].frame_queries)
+    torch.testing.assert_close(outputs[1].encoded_frame_queries, outputs[2].encoded_frame_queries)
+    torch.testing.assert_close(outputs[1].masks_queries_logits, outputs[2].masks_queries_logits)
+    assert not torch.allclose(outputs[0].encoded_frame_queries, outputs[1].encoded_frame_queries, atol=1e-2)
+    assert not torch.allclose(outputs[0].masks_queries_logits, outputs[1].masks_queries_logits, atol=1e-2)
+
+
+def shared(source, model) -> dict[str, torch.Tensor]:
+    """The weights of `source` that `model` has, too."""
+    return {name: tensor for name, tensor in source.state_dict().items() if name in model.state_dict()}
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from modeling.losses.fixed_points import FixedPoints
 from modeling.losses.ranks import mean_over_two_ranks
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
@@ -14,19 +15,6 @@ from transformers_cvis.modeling.losses import (
 )
 
 NUM_LABELS, FRAMES, QUERIES, SIZE = 4, 3, 5, 16
-
-
-class FixedPoints:
-    """Points (P, 2), the same everywhere."""
-
-    def __init__(self):
-        self.points = torch.rand(40, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-    def matching_points(self, num_problems, like):
-        return self.points.expand(num_problems, -1, -1)
-
-    def loss_points(self, mask_logits):
-        return self.points.expand(*mask_logits.shape[:2], -1, -1)
 
 
 def make_clips(counts=(2, 3), num_layers=2):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from modeling.losses.fixed_points import FixedPoints
 from modeling.losses.ranks import mean_over_two_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -115,6 +116,42 @@ def test_more_objects_than_queries():
     predictions, features, labels = make_images(counts=(1, 8))
     with pytest.raises(ValueError, match="labels of image 1 hold 8 objects, but the model has only 7 queries"):
         make_loss()(predictions, features, labels)
+
+
+def test_focal_loss_is_that_of_every_class_of_every_query():
+    predictions, features, labels = make_images(num_layers=1)
+    torch.manual_seed(0)
+    losses, matched = make_loss(classification_loss="focal", no_object_weight=0.3)(predictions, features, labels)
+    torch.manual_seed(0)
+    others, _ = make_loss()(predictions, features, labels)
+    class_logits, total = predictions[0].class_logits, 0.0
+    targets = torch.full(class_logits.shape[:2], NUM_LABELS)
+    images = torch.tensor([image for image, label in enumerate(labels) for _ in label["class_labels"]])
+    targets[images, matched[0]] = torch.cat([label["class_labels"] for label in labels])
+    for logits, target in zip(class_logits.flatten(0, 1), targets.flatten(), strict=True):
+        for index, logit in enumerate(logits):
+            right = torch.sigmoid(logit if index == target else -logit)
+            total = total - 5 * (1 - right) * right.log()
+    torch.testing.assert_close(losses["loss_ce"], 2 * 50 * total / class_logits.numel())
+    assert not torch.isclose(losses["loss_ce"], others["loss_ce"])
+    assert losses["loss_mask"] == others["loss_mask"] and losses["loss_dice"] == others["loss_dice"]
+    with pytest.raises(ValueError, match="`classification_loss` must be one of ce, focal, got 'sigmoid'"):
+        make_loss(classification_loss="sigmoid")
+
+
+def test_surplus_objects_are_left_out_but_counted():
+    predictions, features, labels = make_images(counts=(1, 8), num_layers=1)
+    criterion = make_loss()
+    criterion.point_sampler, criterion.leave_surplus = FixedPoints(), True
+    losses, matched = criterion(predictions, features, labels)
+    assert sorted(matched[0, 1:].tolist()) == [-1, *range(7)]
+    assert torch.equal(criterion.match(predictions, features, labels), matched)
+    others = matched[0, 1:] != -1
+    kept = [labels[0], {name: part[others] for name, part in labels[1].items()}]
+    expected, _ = criterion(predictions, features, kept)
+    torch.testing.assert_close(losses["loss_ce"], expected["loss_ce"])
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(9 * losses[name], 8 * expected[name])
 
 
 @pytest.mark.parametrize("broken", ["class_logits", "mask_embeddings", "mask_features"])

@@ -45,3 +45,13 @@ def test_layers_keep_their_own_history():
 def test_more_objects_than_queries():
     with pytest.raises(ValueError, match="hold 3 objects, but the model has only 2 queries"):
         unified_video_label_assignment([np.zeros((1, 2, 3))], np.ones((3, 1), dtype=bool))
+
+
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_an_object_that_was_left_out_stays_so(rule):
+    """The second of two objects wants the only query more; it is away in the second clip, where a third one comes."""
+    visible = np.array([[True, True, True], [True, False, True], [False, True, True]])
+    costs = [np.array([[[2.0, 1.0]]]), np.array([[[0.0]]]), np.zeros((1, 1, 0))]
+    history = unified_video_label_assignment(costs, visible, rule, leave_surplus=True)
+    last = 0 if rule == "released" else -1
+    assert history[:, 0].tolist() == [[-1, 0, -1], [-1, 0, last], [-1, 0, last]]

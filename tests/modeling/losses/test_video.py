@@ -1,5 +1,6 @@
 import pytest
 import torch
+from modeling.losses.fixed_points import FixedPoints
 
 from transformers_cvis.modeling.losses import (
     ClipwiseMaskClassificationLoss,
@@ -128,6 +129,30 @@ def test_frames_that_are_no_whole_number_of_clips():
 def test_more_objects_than_queries():
     with pytest.raises(ValueError, match="hold 7 objects, but the model has only 6 queries"):
         run_clipwise(make_inputs(make_labels([[number, number] for number in range(7)]), num_clips=2))
+
+
+@pytest.mark.parametrize("num_clips", [1, 2])
+def test_surplus_objects_are_left_out_of_all_losses_but_counted(num_clips):
+    """Seven objects of which the last fits no query, against the six others alone."""
+    labels = make_labels([[number, number] for number in range(7)], [[0, 0]])
+    labels[0]["class_labels"] = torch.tensor([0, 1, 2, 0, 1, 2, 3])
+    inputs = make_inputs(labels, num_clips)
+    with torch.no_grad():
+        for layer in (layer for clip in inputs["predictions"] for layer in clip):
+            layer.class_logits[:, 0, :, 3] = -20  # the class of the seventh
+            layer.mask_embeddings[:, 0] = 0
+    inputs["frame_matches"] = inputs["frame_matches"].clone()
+    inputs["frame_matches"][:, 6] = -1  # nor was it matched in its frames
+    criterion = ClipwiseMaskClassificationLoss(NUM_LABELS, "hvpl", num_points=40)
+    criterion.point_sampler, criterion.leave_surplus = FixedPoints(), True
+    losses = criterion(**inputs)
+    kept = [{name: part[:6] for name, part in labels[0].items()}, labels[1]]
+    matches = inputs["frame_matches"][:, [0, 1, 2, 3, 4, 5, 7]]
+    expected = criterion(**{**inputs, "targets": VideoTargets.from_labels(kept, NUM_LABELS), "frame_matches": matches})
+    assert losses.keys() == expected.keys()
+    for name, value in losses.items():
+        counts = (8, 7) if "_mask" in name or "_dice" in name else (1, 1)
+        torch.testing.assert_close(counts[0] * value, counts[1] * expected[name], msg=name)
 
 
 def test_unknown_rule():

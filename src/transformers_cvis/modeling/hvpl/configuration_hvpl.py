@@ -22,10 +22,14 @@ class HvplConfig(CvisVideoConfig):
             order. One task of all classes by default.
         task_prompt_counts (`list[int]`): prompts of each task after the base, at frame level and at video level.
         calibration_deltas (`list[float]`): of each task, see `calibrate_class_logits`; cut to the number of tasks or
-            continued with the last one.
+            continued with the last one. `[0.0]` by default, which leaves no-object as it is; published scenarios have
+            values of their own, from `[0.4, 0.5]` to `[0.5, -0.4]`, which the schedules of this package hold.
         deep_class_head (`bool`): class heads of three layers instead of one.
         encoder (`"tree"` or `"attention"`): whether frame queries inform each other along trees, or by VITA's object
             encoder, which in the released code is there but never runs.
+        classification_loss (`"ce"` or `"focal"`): of queries of both levels: cross entropy of a softmax, or focal loss
+            of sigmoids, see `sigmoid_focal_losses`. Released code takes its flag for the focal loss the wrong way
+            round, so that its scripts, which set it, train with cross entropy, and "focal" is what they ask for.
         drop_path_rate (`float`): of the last layer of the context encoder, rising from 0 in the first.
         freeze_drop_path (`bool`): without stochastic depth while a later task is learnt, as the encoder is frozen then.
             False is what the released code does.
@@ -44,6 +48,7 @@ class HvplConfig(CvisVideoConfig):
     calibration_deltas: list[float | int] | None = None
     deep_class_head: bool = True
     encoder: Literal["tree", "attention"] = "tree"
+    classification_loss: Literal["ce", "focal"] = "ce"
     drop_path_rate: float | int = 0.2
     freeze_drop_path: bool = False
     scan_axes: Literal["frames_queries", "released"] = "frames_queries"

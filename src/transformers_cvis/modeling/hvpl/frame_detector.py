@@ -21,6 +21,7 @@ class HvplFrameDetector(FrameDetector):
         class_counts: classes of each task, the base first.
         prompt_counts: frame prompts of each later task.
         deep_class_head: class heads of three layers.
+        classification_loss: see `MaskClassificationLoss`.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class HvplFrameDetector(FrameDetector):
         class_counts: Sequence[int],
         prompt_counts: Sequence[int],
         deep_class_head: bool = True,
+        classification_loss: str = "ce",
     ):
         super().__init__(config)
+        self.criterion.classification_loss = classification_loss
         self.class_predictor = TaskClassPredictor(config.hidden_dim, class_counts, deep_class_head)
         self.task_queries = nn.ModuleList(self._new_group(count) for count in prompt_counts)
 

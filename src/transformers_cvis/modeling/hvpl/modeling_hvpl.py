@@ -1,5 +1,7 @@
 """HVPL: hierarchical visual prompt learning for continual video instance segmentation (Dong et al., 2025)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..losses import LayerPrediction
@@ -16,8 +18,9 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     """VITA that learns task by task: each later task adds prompts at frame level and at video level, and its heads.
 
     With labels the newest task is trained: before `add_task` the whole model as VITA, after it the newest prompts with
-    their mask heads and class heads, and the no-object heads, which all tasks share. Without labels all tasks predict,
-    each its own classes (`config.calibration_deltas`).
+    their mask heads and class heads, and the no-object heads, which all tasks share. Where a video shows more objects
+    than a later task has prompts, those that fit worst are left out of the losses, but counted. Without labels all
+    tasks predict, each its own classes (`config.calibration_deltas`).
     """
 
     config_class = HvplConfig
@@ -26,8 +29,16 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     @staticmethod
     def build_detector(config: HvplConfig) -> HvplFrameDetector:
         return HvplFrameDetector(
-            config.detector_config, config.task_class_counts, config.task_prompt_counts, config.deep_class_head
+            config.detector_config,
+            config.task_class_counts,
+            config.task_prompt_counts,
+            config.deep_class_head,
+            config.classification_loss,
         )
+
+    @staticmethod
+    def criterion_settings(config: HvplConfig) -> dict[str, Any]:
+        return {"classification_loss": config.classification_loss}
 
     def task_levels(self) -> dict[str, nn.Module]:
         return {"detector": self.detector, "video_head": self.video_head}
@@ -76,6 +87,12 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         return calibrate_class_logits(class_logits, layout.widths, config.task_class_counts, config.calibration_deltas)
 
     # Training
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        # Prompts are few: a video can show more new objects than there are.
+        for module in (self, self.detector):
+            module.criterion.leave_surplus = self.learns_by_prompts
 
     def projected_parameters(self) -> list[nn.Parameter]:
         """What the orthogonal gradient correction keeps clear of protected directions: the newest frame prompts."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .mask_classification import MaskClassificationLoss, full_precision, name_losses
-from .matching import LayerPrediction, assign
+from .matching import LayerPrediction
 from .targets import Targets, VideoTargets
 
 
@@ -14,7 +14,7 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
 
     The matching cost compares masks at the same points in all frames. In the losses every pair of an object and a frame
     is a mask with points of its own, an empty one where the object is absent; they are summed and divided by the number
-    of objects. Where a clip has more objects than queries, those that cost most are left out, but counted.
+    of objects. Objects beyond the number of queries are no error (`leave_surplus`).
 
     Args:
         num_labels: classes without no-object.
@@ -22,6 +22,8 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
 
     Source: Cheng et al., Mask2Former for Video Instance Segmentation, section 2.
     """
+
+    leave_surplus = True
 
     def forward(
         self, predictions: Sequence[LayerPrediction], mask_features: torch.Tensor, targets: VideoTargets
@@ -46,8 +48,7 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
             mask_features = full_precision(mask_features)
             whole = torch.ones(len(targets.ids), 1, dtype=torch.bool)
             clips = targets.select(*targets.pairs(whole), 1, mask_features.device)
-            matched = assign(self._costs(prediction, mask_features, clips), leave_surplus=True)
-            matched = torch.from_numpy(matched).to(mask_features.device)
+            matched = self._match(prediction, mask_features, clips)
             num_objects = mask_features.new_tensor([len(targets.ids)])
             values = self._losses(prediction, mask_features, clips, matched, num_objects)
         return name_losses({f"loss_{kind}": value.squeeze(1) for kind, value in values.items()})

@@ -9,6 +9,9 @@ from .matching import LayerPrediction, assign, matching_costs, sample_masks
 from .points import PointSampler, sample_points
 from .targets import Targets
 
+CLASSIFICATION_LOSSES = ("ce", "focal")
+FOCAL_ALPHA, FOCAL_GAMMA, FOCAL_SCALE = 5.0, 1.0, 50.0  # of released code of ECLIPSE, CRISP and HVPL
+
 
 class MaskClassificationLoss(nn.Module):
     """Mask2Former's losses of images: matching, then cross entropy of classes, BCE and Dice of masks at points.
@@ -21,9 +24,20 @@ class MaskClassificationLoss(nn.Module):
         class_weight, mask_weight, dice_weight: of the matching cost and of the losses.
         no_object_weight: weight of the no-object class in the cross entropy.
         num_points, oversample_ratio, importance_sample_ratio: see `PointSampler`.
+        classification_loss: `"ce"`, softmax cross entropy; or `"focal"`, see `sigmoid_focal_losses`, which needs no
+            `no_object_weight`.
+
+    Attributes:
+        leave_surplus: what becomes of objects beyond the number of queries. False: they are an error. True: those that
+            cost most are left without a query, but counted.
+
+    Raises:
+        ValueError: when `classification_loss` is neither.
 
     Source: Cheng et al., Masked-attention Mask Transformer for Universal Image Segmentation, sections 3.3 and 4.1.
     """
+
+    leave_surplus = False
 
     def __init__(
         self,
@@ -35,13 +49,19 @@ class MaskClassificationLoss(nn.Module):
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
+        classification_loss: str = "ce",
     ):
         super().__init__()
+        if classification_loss not in CLASSIFICATION_LOSSES:
+            raise ValueError(
+                f"`classification_loss` must be one of {', '.join(CLASSIFICATION_LOSSES)}, got {classification_loss!r}."
+            )
         self.num_labels = num_labels
         self.class_weight = class_weight
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
         self.no_object_weight = no_object_weight
+        self.classification_loss = classification_loss
         self.point_sampler = PointSampler(num_points, oversample_ratio, importance_sample_ratio)
 
     def forward(
@@ -56,10 +76,11 @@ class MaskClassificationLoss(nn.Module):
 
         Returns:
             Scalars `loss_ce`, `loss_mask`, `loss_dice` of the last prediction and `loss_ce_0`, ... of the earlier ones;
-            and the matched queries `(D, objects)`, objects concatenated image after image.
+            and the matched queries `(D, objects)`, objects concatenated image after image, -1 for one without.
 
         Raises:
-            ValueError: when labels do not fit, an image has more objects than queries, or a cost is not finite.
+            ValueError: when labels do not fit, an image has more objects than queries (unless `leave_surplus`), or a
+                cost is not finite.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
             prediction, mask_features = self._problems(predictions, mask_features)
@@ -98,7 +119,8 @@ class MaskClassificationLoss(nn.Module):
         )
 
     def _match(self, prediction, mask_features, targets) -> torch.Tensor:
-        return torch.from_numpy(assign(self._costs(prediction, mask_features, targets))).to(mask_features.device)
+        matched = assign(self._costs(prediction, mask_features, targets), self.leave_surplus)
+        return torch.from_numpy(matched).to(mask_features.device)
 
     def _losses(
         self,
@@ -129,7 +151,7 @@ class MaskClassificationLoss(nn.Module):
         return {"ce": self.class_weight * ce, "mask": self.mask_weight * total[0], "dice": self.dice_weight * total[1]}
 
     def _class_loss(self, class_logits, class_labels, place, num_groups) -> torch.Tensor:
-        """Cross entropy `(D, groups)`, mean over all queries of a group weighted by class; unmatched: no-object."""
+        """Class loss `(D, groups)`, mean over all queries of a group weighted by class; unmatched: no-object."""
         # Where objects share a query, the last of them decides.
         num_problems, num_queries = class_logits.shape[2:4]
         holder = place.new_full((*place.shape[:2], num_problems * num_queries + 1), -1)
@@ -143,7 +165,10 @@ class MaskClassificationLoss(nn.Module):
         return per_group[0] / average_over_ranks(per_group[1])
 
     def _query_losses(self, class_logits, classes) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross entropy and weight of each query; logits `(..., Q, K + 1)` and classes `(..., Q)` -> `(..., Q)`."""
+        """Class loss and weight of each query; logits `(..., Q, K + 1)` and classes `(..., Q)` -> `(..., Q)`."""
+        if self.classification_loss == "focal":
+            losses = sigmoid_focal_losses(class_logits, classes)
+            return losses, torch.ones_like(losses)
         losses = -class_logits.log_softmax(dim=-1).gather(-1, classes.unsqueeze(-1)).squeeze(-1)
         weights = losses.new_ones(classes.shape).masked_fill_(classes == self.num_labels, self.no_object_weight)
         return losses, weights
@@ -186,6 +211,27 @@ class MaskClassificationLoss(nn.Module):
         overlap = (probabilities * inside).sum(dim=(0, 3))
         dice = 1 - (2 * overlap + 1) / (probabilities.sum(dim=(0, 3)) + inside.sum(dim=(0, 3)) + 1)
         return tuple(loss.T.unflatten(0, (num_sets, num_layers)) * found for loss in (bce, dice))
+
+
+def sigmoid_focal_losses(class_logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Focal loss of each query, every class and no-object being a yes or no of its own.
+
+    Each of the K + 1 entries costs `alpha * (1 - p) ** gamma * -log(p)`, p the probability that its sigmoid gives to
+    what is right; a query costs their mean times a scale. Alpha, gamma and scale are those of released code of HVPL.
+
+    Args:
+        class_logits: `(..., Q, K + 1)`.
+        classes: `(..., Q)` long, K for no-object.
+
+    Returns:
+        `(..., Q)`.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, section 3.
+    """
+    signs = torch.full_like(class_logits, -1.0).scatter(-1, classes.unsqueeze(-1), 1.0)
+    wrong = -signs * class_logits  # logits of what is not right
+    losses = FOCAL_ALPHA * wrong.sigmoid() ** FOCAL_GAMMA * nn.functional.softplus(wrong)
+    return FOCAL_SCALE * losses.mean(dim=-1)
 
 
 def average_over_ranks(counts: torch.Tensor) -> torch.Tensor:

@@ -116,7 +116,7 @@ class VideoTargets:
         ]
 
     def frame_matches(self, matched_queries: torch.Tensor) -> torch.Tensor:
-        """`matched_queries` `(L, frame targets)` of `frame_labels()` as `(L, M, T)`, -1 where an object is absent."""
+        """`matched_queries` `(L, frame targets)` of `frame_labels()` as `(L, M, T)`, -1 where an object has none."""
         objects, frames = (index.to(matched_queries.device) for index in self._frame_targets)
         matches = matched_queries.new_full((matched_queries.shape[0], *self.ids.shape), -1)
         matches[:, objects, frames] = matched_queries

@@ -8,7 +8,9 @@ from .matching import check_enough_queries
 RULES = ("paper", "released")
 
 
-def unified_video_label_assignment(costs: list[np.ndarray], visible: np.ndarray, rule: str = "paper") -> np.ndarray:
+def unified_video_label_assignment(
+    costs: list[np.ndarray], visible: np.ndarray, rule: str = "paper", leave_surplus: bool = False
+) -> np.ndarray:
     """Give each object of one video a query in the clip where it first appears.
 
     Args:
@@ -18,18 +20,20 @@ def unified_video_label_assignment(costs: list[np.ndarray], visible: np.ndarray,
         rule: which queries newcomers may not take. `"paper"`: every query ever given to an object. `"released"`: only
             those whose object is visible in the clip, so that a newcomer may take the query of an object that is away,
             and both share it when the object returns; it reproduces the training of released checkpoints.
+        leave_surplus: newcomers beyond the free queries, those that cost most, stay without one, in later clips, too.
 
     Returns:
         `(clips, S, objects)`: the query of each object after each clip, -1 before its first appearance.
 
     Raises:
-        ValueError: when there are more objects than queries.
+        ValueError: when there are more objects than queries and none may be left.
 
     Source: Heo et al., A Generalized Framework for Video Instance Segmentation, section 3.3.
     """
     num_objects, num_clips = visible.shape
     num_sets, num_queries = costs[0].shape[:2]
-    check_enough_queries(num_objects, num_queries, "a video")
+    if not leave_surplus:
+        check_enough_queries(num_objects, num_queries, "a video")
     assignment = np.full((num_sets, num_objects), -1)
     history = np.empty((num_clips, num_sets, num_objects), dtype=np.int64)
     seen = np.zeros(num_objects, dtype=bool)

@@ -49,7 +49,7 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
             predictions: per decoder layer class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)`.
             mask_features: `(B, T, C, h, w)`.
             targets: M objects of the B videos.
-            frame_matches: `(L, M, T)`: frame query of each object in each frame, -1 where it is absent.
+            frame_matches: `(L, M, T)`: frame query of each object in each frame, -1 where it has none.
             frame_similarity: `(L, B, T, frame queries, S)`: similarity embeddings of the frame queries.
             video_similarity: `(L, B, Q, S)`: those of the video queries of the last decoder layer.
 
@@ -57,7 +57,8 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
             Scalars `loss_{name}_ce`, `_mask`, `_dice`, `_sim` of the last layer, `loss_{name}_ce_0`, ... of the others.
 
         Raises:
-            ValueError: when a video has more objects than queries, or a matching cost is not finite.
+            ValueError: when a video has more objects than queries (unless `leave_surplus`), or a matching cost is not
+                finite.
         """
         losses = self._clip_losses(
             [predictions], mask_features, targets, frame_matches, frame_similarity, [video_similarity]
@@ -112,7 +113,7 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
                 for cost in costs[video * num_clips : (video + 1) * num_clips]
             ]
             video_visible = visible[targets.video_index == video].numpy()
-            assignments.append(unified_video_label_assignment(clip_costs, video_visible, self.uvla))
+            assignments.append(unified_video_label_assignment(clip_costs, video_visible, self.uvla, self.leave_surplus))
         history = np.concatenate(assignments, axis=2)  # (clips, D * L, M)
         return torch.from_numpy(history).permute(1, 2, 0).unflatten(0, (num_sets, num_layers))
 
@@ -131,19 +132,21 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
         frame_entries = frame_similarity[layer, video[:, None], frame, frame_matches.clamp(min=0)]  # (L, M, T, S)
         video_entries = video_similarity[layer, video[:, None], clip, matched.clamp(min=0)]  # (L, M, clips, S)
         entries = torch.cat([frame_entries.unflatten(2, (num_clips, -1)), video_entries.unsqueeze(3)], dim=3)
-        ids = torch.cat([clip_ids, clip_ids.amax(dim=2, keepdim=True)], dim=2)  # (M, clips, W + 1)
+        matches = torch.cat([frame_matches.unflatten(2, (num_clips, -1)), matched.unsqueeze(3)], dim=3)
+        ids = torch.cat([clip_ids, clip_ids.amax(dim=2, keepdim=True)], dim=2).to(device)  # (M, clips, W + 1)
+        ids = ids.where(matches != -1, -1)  # (L, M, clips, W + 1)
 
         counts = torch.bincount(targets.video_index, minlength=targets.num_videos)
-        slot = torch.arange(num_objects) - (counts.cumsum(0) - counts)[targets.video_index]
+        slot = (torch.arange(num_objects) - (counts.cumsum(0) - counts)[targets.video_index]).to(device)
         size = (targets.num_videos, int(counts.max()))
-        padded_ids = ids.new_full((*size, *ids.shape[1:]), -1)
-        padded_ids[targets.video_index, slot] = ids
+        padded_ids = ids.new_full((num_layers, *size, *ids.shape[2:]), -1)
+        padded_ids[:, video, slot] = ids
         padded = entries.new_zeros(num_layers, *size, *entries.shape[2:])
-        padded[:, video, slot.to(device)] = entries
+        padded[:, video, slot] = entries
         losses, pairs = similarity_losses(
-            padded.transpose(2, 3).flatten(3, 4), padded_ids.transpose(1, 2).flatten(2, 3).to(device)
-        )  # (L, B, clips), (B, clips)
-        return losses.sum(dim=(0, 1)) / (average_over_ranks(num_layers * pairs.sum(dim=0)) + 1e-6)
+            padded.transpose(2, 3).flatten(3, 4), padded_ids.transpose(2, 3).flatten(3, 4)
+        )  # (L, B, clips) each
+        return losses.sum(dim=(0, 1)) / (average_over_ranks(pairs.sum(dim=(0, 1))) + 1e-6)
 
 
 class ClipwiseMaskClassificationLoss(VideoMaskClassificationLoss):

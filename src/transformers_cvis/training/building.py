@@ -44,27 +44,15 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
         ValueError: `model.init_from` is not of a kind that can start this system, or weights other than the class heads
             differ in shape.
     """
-    config_class = SYSTEMS[recipe.system]
-    model_class = MODELS[config_class]
+    model_class = MODELS[SYSTEMS[recipe.system]]
     start, revision = recipe.model.init_from, recipe.model.revision
-    id2label = dict(enumerate(names))
-    if start is None:
-        return model_class(config_class(**recipe.model.config, id2label=id2label))
+    source = AutoConfig.from_pretrained(start, revision=revision) if start is not None else None
+    config = build_config(recipe, source, names)
+    if source is None:
+        return model_class(config)
 
-    source = AutoConfig.from_pretrained(start, revision=revision)
-    if source.model_type not in (starting := _starting_systems(config_class)):
-        raise ValueError(
-            f"`model.init_from`: {start} is a {source.model_type!r} model; {recipe.system} starts from "
-            f"{', '.join(starting)}."
-        )
-    gives_detector = isinstance(source, Mask2FormerConfig) and not issubclass(config_class, Mask2FormerConfig)
-    if gives_detector:
-        settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
-    else:
-        settings = _shared_settings(source, config_class)
-    config = config_class(**merge(settings, recipe.model.config), id2label=id2label)
     loading = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    if gives_detector:
+    if _gives_detector(source, type(config)):
         model = model_class(config)
         detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
         own = model.detector.state_dict()  # class heads of tasks have other names
@@ -76,6 +64,32 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     if [source.id2label[label] for label in sorted(source.id2label)] != list(names):
         _reset_class_heads(model, start, source, names)
     return model
+
+
+def build_config(recipe: Recipe, source: PreTrainedConfig | None, names: Sequence[str]) -> PreTrainedConfig:
+    """The configuration of the model of a run, which starts from a model of the configuration `source`, or from none.
+
+    Raises:
+        ValueError: a model of this kind cannot start this system.
+    """
+    config_class = SYSTEMS[recipe.system]
+    if source is None:
+        settings = {}
+    elif source.model_type not in (starting := _starting_systems(config_class)):
+        raise ValueError(
+            f"`model.init_from`: {recipe.model.init_from} is a {source.model_type!r} model; {recipe.system} starts "
+            f"from {', '.join(starting)}."
+        )
+    elif _gives_detector(source, config_class):
+        settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
+    else:
+        settings = _shared_settings(source, config_class)
+    return config_class(**merge(settings, recipe.model.config), id2label=dict(enumerate(names)))
+
+
+def _gives_detector(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> bool:
+    """Whether all of the `source` becomes the frame detector of a system that is more."""
+    return isinstance(source, Mask2FormerConfig) and not issubclass(config_class, Mask2FormerConfig)
 
 
 def _starting_systems(config_class: type[PreTrainedConfig]) -> list[str]:

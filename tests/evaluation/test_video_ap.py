@@ -233,6 +233,77 @@ def test_categories_that_differ_by_name_are_refused(ground_truth, results):
         evaluate_ytvis(ground_truth, {"categories": categories, "annotations": results})
 
 
+def named(ground_truth, results, names):
+    """The results with videos of these file names, and those of the ground truth."""
+    for video, folder in zip(ground_truth["videos"], ("cat", "dog"), strict=True):
+        video["file_names"] = [f"{folder}/{frame:05}.jpg" for frame in range(LENGTH)]
+    videos = [
+        {**video, "file_names": [name.format(frame) for frame in range(LENGTH)]}
+        for video, name in zip(ground_truth["videos"], names, strict=True)
+    ]
+    return {"videos": videos, "categories": ground_truth["categories"], "annotations": results}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat/{:05}.jpg", "dog/{:05}.jpg"),
+        ("valid/JPEGImages/cat/{:05}.png", "/data/dog/{:05}.png"),  # another root, another form
+        ("{:05}.jpg", "{:05}.jpg"),
+        ("videos/cat.mp4#{}", "frames/dog#{}"),  # of `transformers-cvis segment`
+        ("first.mp4#{}", "second.mp4#{}"),
+    ],
+)
+def test_results_may_bring_the_videos_that_they_mean(ground_truth, results, names):
+    assert evaluate_ytvis(ground_truth, named(ground_truth, results, names)).summary["AP"] == pytest.approx(1)
+    without_names = {**named(ground_truth, results, names), "videos": [{"id": 1, "height": HEIGHT}, {"id": 9}]}
+    assert evaluate_ytvis(ground_truth, without_names).summary["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("cat/{:05}.jpg", "cow/{:05}.jpg"),
+            "video 2 is 'cow/00000.jpg', but the ground truth's video 2 is 'dog/00000.j",
+        ),
+        (
+            ("cat/1{:04}.jpg", "dog/{:05}.jpg"),
+            "video 1 is 'cat/10000.jpg', but the ground truth's video 1 is 'cat/00000",
+        ),
+        (
+            ("dog.mp4#{}", "cat.mp4#{}"),
+            "video 1 is 'dog.mp4', but the ground truth's video 1 is 'cat/00000.jpg'. Segment",
+        ),
+    ],
+)
+def test_results_of_other_videos_are_refused(ground_truth, results, names, message):
+    with pytest.raises(ValueError, match=f"Results: {message}"):
+        evaluate_ytvis(ground_truth, named(ground_truth, results, names))
+
+
+@pytest.mark.parametrize(
+    ("videos", "message"),
+    [
+        (
+            [{"id": 2, "length": 3}],
+            r"Results: video 2 has length 3, but the ground truth's video 2 has 4\. Segment the",
+        ),
+        (
+            [{"id": 1, "height": 1}],
+            "Results: video 1 has height 1, but the ground truth's video 1 has 24.* in the order",
+        ),
+        ([{"id": 1, "width": 1}], "Results: video 1 has width 1, but .* has 32.* leave 'videos' out of the results"),
+        ([{"name": "cat"}], r"Results: videos\[0\] has the id None; give an integer"),
+        ({"id": 1}, "Results: 'videos' is not a list of objects"),
+    ],
+)
+def test_videos_that_are_not_the_same_are_refused(ground_truth, results, videos, message):
+    content = {"videos": videos, "categories": ground_truth["categories"], "annotations": results}
+    with pytest.raises(ValueError, match=message):
+        evaluate_ytvis(ground_truth, content)
+
+
 def test_results_that_are_no_list_are_refused(ground_truth):
     with pytest.raises(ValueError, match="neither a list of tracks nor an object"):
         evaluate_ytvis(ground_truth, {"tracks": []})

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -126,6 +127,31 @@ def test_iou_is_the_ratio_of_sums_over_frames(ground_truth):
     ]
     expected = [[(one & other).sum() / (one | other).sum() for other, _ in annotated] for one, _ in found]
     np.testing.assert_array_equal(evaluate_ytvis(ground_truth, results).ious[1, 1], expected)
+
+
+def test_memory_is_that_of_one_video():
+    """Five times the videos need little more, and less than the pixels of one video's masks."""
+    height, width, length, num_tracks = 240, 320, 120, 6
+    moving = [rle(10 + frame, 20, 60, 80, (height, width)) for frame in range(length)]
+
+    def peak(num_videos):
+        tracks = [
+            {"id": number + 1, "video_id": number // num_tracks, "category_id": 1, "segmentations": moving}
+            for number in range(num_videos * num_tracks)
+        ]
+        videos = [{"id": n, "height": height, "width": width, "length": length} for n in range(num_videos)]
+        truth = {"videos": videos, "categories": [{"id": 1, "name": "fish"}], "annotations": tracks}
+        results = [{**track, "score": 0.5} for track in tracks]
+        tracemalloc.start()
+        evaluate_ytvis(truth, results)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(1)  # what is imported or cached on first use
+    few, many = peak(8), peak(40)
+    assert many < 1.5 * few
+    assert many < length * num_tracks * height * width
 
 
 def test_annotated_areas_decide_the_size_class(ground_truth, results):

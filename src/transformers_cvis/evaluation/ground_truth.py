@@ -159,7 +159,8 @@ def _check_same_videos(videos: list[dict], ground_truth: GroundTruth) -> None:
                     ours != theirs for ours, theirs in zip(_backwards(found), _backwards(wanted), strict=False)
                 )
             if differs:
-                raise _other_video(video["id"], f"is {source or found!r}", f"is {wanted!r}")
+                error = _other_video(video["id"], f"is {source or found!r}", f"is {wanted!r}")
+                raise ValueError(f"{error} Where they are the same after all, leave 'videos' out of the results.")
 
 
 def _folder(video: dict) -> str | None:
@@ -177,7 +178,7 @@ def _other_video(video_id: int, found: str, expected: str) -> ValueError:
     return ValueError(
         f"Results: video {video_id} {found}, but the ground truth's video {video_id} {expected}. Segment the ground "
         "truth's own videos, all their frames and in the order of their ids, as `transformers-cvis evaluate --images` "
-        "does. Where they are the same videos after all, leave 'videos' out of the results."
+        "does."
     )
 
 

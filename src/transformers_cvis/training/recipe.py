@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import json
 import re
-import textwrap
 import types
 import typing
 from dataclasses import dataclass, field
@@ -226,14 +225,17 @@ def shipped_recipes() -> list[str]:
 
 
 def describe_shipped(folder: Path) -> dict[str, str]:
-    """What the YAML files of a folder are, by name: the first sentence of each, without the reference at its end."""
+    """What the YAML files of a folder are, by name: the first sentence of each, without the reference at its end, and
+    of a long one the first clauses."""
     descriptions = {}
     for path in sorted(folder.glob("*.yaml")):
         lines = takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
         paragraph = " ".join(line.removeprefix("# ") for line in lines)
         sentence = re.split(r"\.(?: |$)", paragraph)[0]
-        sentence = re.sub(r" \([^()]*\)$", "", sentence)
-        descriptions[path.stem] = textwrap.shorten(sentence, width=100, placeholder=" ...")
+        clauses = re.split("(?<=[,:]) ", re.sub(r" \([^()]*\)$", "", sentence))
+        while len(" ".join(clauses)) > 100 and len(clauses) > 1:
+            clauses.pop()
+        descriptions[path.stem] = " ".join(clauses).rstrip(",:")
     return descriptions
 
 

@@ -32,6 +32,7 @@ test: $(ENVIRONMENT)
 
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 
 .venv:
 	test -x .venv/bin/python || python3 -m venv .venv

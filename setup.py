@@ -35,6 +35,10 @@ setup(
         "av",
         "scipy",
         "tqdm",
+        # Imported here by name; that others of this list bring them is not ours to rely on.
+        "numpy",  # arrays of masks, frames and scores
+        "Pillow",  # reads and writes frames
+        "PyYAML",  # recipes and schedules
     ],
     extras_require={
         "test": ["pytest", "pytest-xdist", "ruff"],

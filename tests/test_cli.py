@@ -18,6 +18,8 @@ from training.tiny_schedule import tiny_schedule
 
 from transformers_cvis import cli
 from transformers_cvis.data import make_moving_shapes, validate_annotations, validate_ytvis
+from transformers_cvis.training.recipe import RECIPES_DIRECTORY
+from transformers_cvis.training.schedule import SCHEDULES_DIRECTORY
 
 COMMANDS = (
     *("segment", "train", "train-continual", "evaluate", "push"),
@@ -147,8 +149,13 @@ def test_a_video_which_breaks_does_not_stop_the_others(video, model, tmp_path, c
         ([__file__], "cannot be opened as a video"),
         (["VIDEO", "--out", "{tmp}/file/out"], "Cannot write into the folder .*file"),
         (["VIDEO", "--json", "out.mp4"], "must end in .json"),
-        (["VIDEO", "--model", "{tmp}/absent"], "absent"),
-        (["VIDEO", "--model", "tester/absent"], "tester/absent"),
+        (["VIDEO", "--model", "{tmp}/absent"], "--model .*/absent: there is no such folder, and the Hub gives no such"),
+        (
+            ["VIDEO", "--model", "tester/absent"],
+            "--model tester/absent: .* Give the folder of a saved model, or the name",
+        ),
+        (["VIDEO", "--model", "{tmp}"], "--model .*: this folder holds no saved model, as it has no config.json. Give"),
+        (["VIDEO", "--model", "MODEL", "--device", "gpu"], "--device gpu: use cpu, cuda, cuda:1 or mps"),
         (["VIDEO", "--model", "MODEL", "--device", "cuda:0"], "torch sees no GPU"),
     ],
 )
@@ -161,6 +168,14 @@ def test_segment_fails_in_one_line_before_it_works(arguments, message, video, mo
     arguments = [words.get(argument, argument).replace("{tmp}", str(tmp_path)) for argument in arguments]
     assert run("segment", *arguments) == 1
     assert re.search(message, error_line(capsys))
+
+
+def test_a_model_without_a_network(video, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run("segment", video, "--model", "tester/absent", "--out", tmp_path) == 1
+    line = error_line(capsys)
+    assert "--model tester/absent: there is no such folder, and the Hub gives no such model." in line
+    assert "We couldn't connect" in line  # the reason
 
 
 @pytest.mark.parametrize(
@@ -215,6 +230,17 @@ def test_evaluate_refuses_results_of_other_categories(shapes, tmp_path, capsys):
     assert "Category 1 is 'dinosaur' in the results" in error_line(capsys)
 
 
+def test_evaluate_takes_what_segment_wrote_for_the_same_videos(shapes, model, tmp_path, capsys):
+    videos = [shapes / "videos" / f"valid_0000{number}.mp4" for number in range(2)]
+    results = tmp_path / "results.json"
+    for order, exit_code in ((videos, 0), (videos[::-1], 1)):
+        arguments = ("--model", model, "--threshold", 0, "--no-video", "--overwrite", "--out", tmp_path)
+        assert run("segment", *order, *arguments) == 0
+        assert run("evaluate", shapes / "valid.json", "--results", results) == exit_code
+    line = error_line(capsys)
+    assert f"video 1 is '{videos[1]}', but the ground truth's video 1 is 'valid_00000/00000.jpg'. Segment the" in line
+
+
 def test_a_test_split_gives_a_submission_and_no_numbers(shapes, tmp_path, capsys):
     truth = json.loads((shapes / "valid.json").read_text())
     (tmp_path / "results.json").write_text(json.dumps([{**a, "score": 0.9} for a in truth.pop("annotations")]))
@@ -224,6 +250,14 @@ def test_a_test_split_gives_a_submission_and_no_numbers(shapes, tmp_path, capsys
     assert "The ground truth has no annotations" in error_line(capsys)
     assert run(*arguments, "--submission", tmp_path / "results.zip") == 0
     assert "no annotations to measure against" in capsys.readouterr().out and (tmp_path / "results.zip").exists()
+
+
+def test_evaluate_says_how_many_tracks_ovis_takes(capsys):
+    with pytest.raises(SystemExit):
+        run("evaluate", "--help")
+    assert "default: 10, as published for YouTube-VIS; OVIS is published with 20" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_evaluate_runs_a_model_over_a_data_set(shapes, model, tmp_path):
@@ -386,9 +420,21 @@ def test_a_schedule_from_the_command_line(tmp_path, capsys, loopback_hub):
     assert set(repo.branches) == {"main", "task-1"} and "report.json" in repo.files("task-1")
 
 
+def listed(capsys, folder: Path) -> dict[str, str]:
+    """What `--list` printed: a line for each file of the folder, which is named apart from them."""
+    out, error = capsys.readouterr()
+    descriptions = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert list(descriptions) == sorted(path.stem for path in folder.glob("*.yaml"))
+    assert all(description[0].isupper() and len(description) <= 100 for description in descriptions.values())
+    assert f"The files are in {folder}" in error
+    return descriptions
+
+
 def test_train_continual_names_its_schedules_and_its_mistakes(tmp_path, capsys):
     assert run("train-continual", "--list") == 0
-    assert "hvpl_r50_ytvis2019_20-2" in capsys.readouterr().out.splitlines()
+    assert listed(capsys, SCHEDULES_DIRECTORY)["hvpl_r50_ytvis2019_20-2"] == (
+        "HVPL with ResNet-50 on YouTube-VIS 2019, 20-2 (10 more tasks): the published hyper-parameters"
+    )
     assert run("train-continual", "absent", "--out", tmp_path) == 1
     assert "No schedule 'absent': give a YAML file or one of " in error_line(capsys)
     assert run("train-continual") == 1
@@ -397,11 +443,28 @@ def test_train_continual_names_its_schedules_and_its_mistakes(tmp_path, capsys):
 
 def test_train_names_its_recipes_and_its_mistakes(tmp_path, capsys):
     assert run("train", "--list") == 0
-    assert "genvis_moving_shapes" in capsys.readouterr().out.split()
+    descriptions = listed(capsys, RECIPES_DIRECTORY)
+    assert descriptions["vita_r50_ovis"] == "VITA with ResNet-50 on OVIS: the published hyper-parameters"
+    assert descriptions["vita_moving_shapes"] == "The first stage of the small model that ships with the package"
     assert run("train", "absent", "--out", tmp_path) == 1
     assert "No recipe 'absent'" in error_line(capsys)
     assert run("train") == 1
     assert "Name a recipe" in error_line(capsys)
+
+
+def test_the_first_example_of_train_works_in_an_empty_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    examples = [line.split() for line in capsys.readouterr().out.partition("example:")[2].strip().splitlines()]
+    smaller = {
+        "make-data": ["--train-videos", 2, "--valid-videos", 1, "--frames", 4],
+        "train": ["--set", "max_steps=1", "--set", "batch_size=1", "--set", "data.num_workers=0"],
+    }
+    assert [words[:2] for words in examples[:2]] == [["transformers-cvis", command] for command in smaller]
+    for _, command, *arguments in examples[:2]:
+        assert run(command, *arguments, *smaller[command]) == 0
+    assert (tmp_path / "vita_moving_shapes" / "model.safetensors").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What pip installs: the wheel holds everything that the package reads, and the metadata says what it needs."""
 
+import ast
 import os
 import re
 import shutil
@@ -55,7 +56,8 @@ def test_the_metadata_names_dependencies_extras_and_the_program(wheel):
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     }
     expected = "torch torchvision transformers datasets huggingface_hub accelerate safetensors pycocotools kernels av"
-    assert {name.replace("-", "_") for name in required} == {*expected.split(), "scipy", "tqdm"}
+    expected += " scipy tqdm numpy Pillow PyYAML"
+    assert {name.replace("-", "_") for name in required} == set(expected.split())
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, flags=re.MULTILINE))
     assert extras >= {"test", "train", "demo", "dev"}
     assert "License-Expression: Apache-2.0" in metadata or "License: Apache-2.0" in metadata
@@ -75,6 +77,32 @@ def make(*arguments, **environment) -> str:
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def test_every_import_is_of_something_that_is_required(wheel):
+    """Also what another requirement would bring along."""
+    metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
+    required = {
+        re.split(r"[^A-Za-z0-9_.-]", line)[0].lower().replace("-", "_")
+        for line in re.findall(r"^Requires-Dist: ((?!.*extra ==).*)$", metadata, flags=re.MULTILINE)
+    }
+    imported = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    missing = {names.get(name, name) for name in imported - sys.stdlib_module_names} - required
+    assert missing <= {"torchcodec"}  # which reads videos where it is installed
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_lint_checks_rules_and_format():
+    lines = make("lint").splitlines()
+    assert [line.split("-m ")[1] for line in lines if "ruff" in line] == ["ruff check .", "ruff format --check ."]
+    assert "make lint" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -140,19 +140,23 @@ def frame_size(text: str) -> tuple[int, int]:
 def load_model(options: argparse.Namespace):
     """Model in evaluation mode on its device, and its video processor."""
     import torch
-    from transformers import AutoConfig, AutoVideoProcessor
+    from transformers import AutoVideoProcessor
 
     from .assets import default_model_path
-    from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation
+    from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, load_config
 
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise CommandError(f"--device {options.device}: use cpu, cuda, cuda:1 or mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CommandError(f"--device {options.device}: torch sees no GPU here. Use --device cpu.")
     name = options.model
     if name is None:
         name = str(default_model_path())
         print("No --model given: using the embedded GenVIS, which knows moving shapes only.", file=sys.stderr)
-    config = AutoConfig.from_pretrained(name, revision=options.revision)
+    remedy = "Give the folder of a saved model, or the name of one on the Hub."
+    config = load_config(name, options.revision, f"--model {name}", remedy)
     if type(config) not in (*MODELS, *IMAGE_MODELS):
         raise CommandError(
             f"{name} is a {config.model_type!r} model, which is no video instance segmentation model. A recipe with "
@@ -371,11 +375,12 @@ def add_train(commands) -> None:
         "Trains a model as a recipe (YAML) says. An interrupted run that is started again with the same command\n"
         "continues from its last checkpoint. Recipes that ship with the package go by their name, without a path;\n"
         "`--list` shows them.",
-        "  transformers-cvis train genvis_moving_shapes --out runs/shapes\n"
+        "  transformers-cvis make-data moving-shapes moving_shapes\n"
+        "  transformers-cvis train vita_moving_shapes\n"
         "  transformers-cvis train my.yaml --out runs/mine --set max_steps=2000 --set data.num_workers=2",
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, or name of a shipped recipe")
-    parser.add_argument("--list", action="store_true", help="list the shipped recipes and stop")
+    parser.add_argument("--list", action="store_true", help="list the shipped recipes, say where they are, and stop")
     parser.add_argument("--out", metavar="FOLDER", help="where the model and checkpoints go (default: from the recipe)")
     add_overrides(parser, "change a value of the recipe", "optimizer.learning_rate=5e-5")
     parser.add_argument(
@@ -388,10 +393,11 @@ def add_train(commands) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    from .training import shipped_recipes, train
+    from .training import train
+    from .training.recipe import RECIPES_DIRECTORY
 
     if options.list:
-        print("\n".join(shipped_recipes()))
+        print_shipped(RECIPES_DIRECTORY)
         return 0
     if options.recipe is None:
         raise CommandError("Name a recipe: a YAML file, or one of `transformers-cvis train --list`.")
@@ -401,6 +407,17 @@ def run_train(options: argparse.Namespace) -> int:
     for name, value in summary["metrics"].items():
         print(f"{name} {value:.4f}")
     return 0
+
+
+def print_shipped(folder: Path) -> None:
+    """A line for each YAML file of a folder: its name, and what it is."""
+    from .training.recipe import describe_shipped
+
+    descriptions = describe_shipped(folder)
+    width = max(map(len, descriptions))
+    for name, description in descriptions.items():
+        print(f"{name:<{width}}  {description}")
+    print(f"The files are in {folder}{os.sep}", file=sys.stderr)
 
 
 # train-continual
@@ -422,7 +439,7 @@ def add_train_continual(commands) -> None:
         "  accelerate launch --num_processes 8 -m transformers_cvis.cli train-continual hvpl_r50_ovis_15-5",
     )
     parser.add_argument("schedule", nargs="?", metavar="SCHEDULE", help="YAML file, or name of a shipped schedule")
-    parser.add_argument("--list", action="store_true", help="list the shipped schedules and stop")
+    parser.add_argument("--list", action="store_true", help="list the shipped schedules, say where they are, and stop")
     parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: from the schedule)")
     add_overrides(parser, "change a value of the schedule", "classes.split=20-2 or recipe.batch_size=8")
     parser.add_argument(
@@ -434,10 +451,11 @@ def add_train_continual(commands) -> None:
 
 
 def run_train_continual(options: argparse.Namespace) -> int:
-    from .training import shipped_schedules, train_continual
+    from .training import train_continual
+    from .training.schedule import SCHEDULES_DIRECTORY
 
     if options.list:
-        print("\n".join(shipped_schedules()))
+        print_shipped(SCHEDULES_DIRECTORY)
         return 0
     if options.schedule is None:
         raise CommandError("Name a schedule: a YAML file, or one of `transformers-cvis train-continual --list`.")
@@ -470,7 +488,13 @@ def add_evaluate(commands) -> None:
     source.add_argument("--images", metavar="FOLDER", help="the frames of the data set: segment them with --model")
     add_model_arguments(parser)
     parser.add_argument("--clip-length", type=positive_int, metavar="N", help="frames per step (default: the model's)")
-    parser.add_argument("--top-k", type=positive_int, default=10, metavar="N", help="tracks per video (default: 10)")
+    parser.add_argument(
+        "--top-k",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="tracks per video (default: 10, as published for YouTube-VIS; OVIS is published with 20)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
     parser.add_argument(
         "--submission", metavar="ZIP", help="also write the results as a zip for the servers of YouTube-VIS and OVIS"

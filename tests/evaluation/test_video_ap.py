@@ -2,6 +2,7 @@
 
 import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -128,6 +129,31 @@ def test_iou_is_the_ratio_of_sums_over_frames(ground_truth):
     np.testing.assert_array_equal(evaluate_ytvis(ground_truth, results).ious[1, 1], expected)
 
 
+def test_memory_is_that_of_one_video():
+    """Five times the videos need little more, and less than the pixels of one video's masks."""
+    height, width, length, num_tracks = 240, 320, 120, 6
+    moving = [rle(10 + frame, 20, 60, 80, (height, width)) for frame in range(length)]
+
+    def peak(num_videos):
+        tracks = [
+            {"id": number + 1, "video_id": number // num_tracks, "category_id": 1, "segmentations": moving}
+            for number in range(num_videos * num_tracks)
+        ]
+        videos = [{"id": n, "height": height, "width": width, "length": length} for n in range(num_videos)]
+        truth = {"videos": videos, "categories": [{"id": 1, "name": "fish"}], "annotations": tracks}
+        results = [{**track, "score": 0.5} for track in tracks]
+        tracemalloc.start()
+        evaluate_ytvis(truth, results)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(1)  # what is imported or cached on first use
+    few, many = peak(8), peak(40)
+    assert many < 1.5 * few
+    assert many < length * num_tracks * height * width
+
+
 def test_annotated_areas_decide_the_size_class(ground_truth, results):
     for annotation in ground_truth["annotations"]:
         annotation["areas"] = [300**2, None, 0, 300**2]
@@ -231,6 +257,78 @@ def test_categories_that_differ_by_name_are_refused(ground_truth, results):
     categories = [{"id": 1, "name": "zebra"}, {"id": 5, "name": "fish"}]
     with pytest.raises(ValueError, match="Category 1 is 'zebra' in the results but 'fish' in the ground truth"):
         evaluate_ytvis(ground_truth, {"categories": categories, "annotations": results})
+
+
+def named(ground_truth, results, names):
+    """The results with videos of these file names, and those of the ground truth."""
+    for video, folder in zip(ground_truth["videos"], ("cat", "dog"), strict=True):
+        video["file_names"] = [f"{folder}/{frame:05}.jpg" for frame in range(LENGTH)]
+    videos = [
+        {**video, "file_names": [name.format(frame) for frame in range(LENGTH)]}
+        for video, name in zip(ground_truth["videos"], names, strict=True)
+    ]
+    return {"videos": videos, "categories": ground_truth["categories"], "annotations": results}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat/{:05}.jpg", "dog/{:05}.jpg"),
+        ("valid/JPEGImages/cat/{:05}.png", "/data/dog/{:05}.png"),  # another root, another form
+        ("{:05}.jpg", "{:05}.jpg"),
+        ("videos/cat.mp4#{}", "frames/dog#{}"),  # of `transformers-cvis segment`
+        ("first.mp4#{}", "second.mp4#{}"),
+    ],
+)
+def test_results_may_bring_the_videos_that_they_mean(ground_truth, results, names):
+    assert evaluate_ytvis(ground_truth, named(ground_truth, results, names)).summary["AP"] == pytest.approx(1)
+    without_names = {**named(ground_truth, results, names), "videos": [{"id": 1, "height": HEIGHT}, {"id": 9}]}
+    assert evaluate_ytvis(ground_truth, without_names).summary["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat.jpg#{}", "cat.jpg#{}"), "video 2 is 'cat.jpg', .* are the same after all, leave 'videos' out of the"),
+        (
+            ("cat/{:05}.jpg", "cow/{:05}.jpg"),
+            "video 2 is 'cow/00000.jpg', but the ground truth's video 2 is 'dog/00000.j",
+        ),
+        (
+            ("cat/1{:04}.jpg", "dog/{:05}.jpg"),
+            "video 1 is 'cat/10000.jpg', but the ground truth's video 1 is 'cat/00000",
+        ),
+        (
+            ("dog.mp4#{}", "cat.mp4#{}"),
+            "video 1 is 'dog.mp4', but the ground truth's video 1 is 'cat/00000.jpg'. Segment",
+        ),
+    ],
+)
+def test_results_of_other_videos_are_refused(ground_truth, results, names, message):
+    with pytest.raises(ValueError, match=f"Results: {message}"):
+        evaluate_ytvis(ground_truth, named(ground_truth, results, names))
+
+
+@pytest.mark.parametrize(
+    ("videos", "message"),
+    [
+        (
+            [{"id": 2, "length": 3}],
+            r"Results: video 2 has length 3, but the ground truth's video 2 has 4\. Segment the",
+        ),
+        (
+            [{"id": 1, "height": 1}],
+            "Results: video 1 has height 1, but the ground truth's video 1 has 24.* in the order",
+        ),
+        ([{"id": 1, "width": 1}], "Results: video 1 has width 1, but .* has 32"),
+        ([{"name": "cat"}], r"Results: videos\[0\] has the id None; give an integer"),
+        ({"id": 1}, "Results: 'videos' is not a list of objects"),
+    ],
+)
+def test_videos_that_are_not_the_same_are_refused(ground_truth, results, videos, message):
+    content = {"videos": videos, "categories": ground_truth["categories"], "annotations": results}
+    with pytest.raises(ValueError, match=message):
+        evaluate_ytvis(ground_truth, content)
 
 
 def test_results_that_are_no_list_are_refused(ground_truth):

@@ -325,6 +325,24 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path, monkeypa
         assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5), name
 
 
+def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
+    """A process has one precision, so each of these trainings gets its own; the one in float32 shows the difference."""
+    half = "mixed_precision=bf16"
+    finish(launch(TINY_RUN, shapes, "vita", tmp_path / "whole", half, "max_steps=2"))
+    for steps in (1, 2):
+        finish(launch(TINY_RUN, shapes, "vita", tmp_path / "pieces", half, f"max_steps={steps}"))
+    names = sorted(path.name for path in (tmp_path / "pieces/checkpoints").iterdir())
+    assert names == ["step-00000001", "step-00000002"]
+    whole, pieces = weights(tmp_path / "whole"), weights(tmp_path / "pieces")
+    for name, value in whole.items():
+        assert value.dtype != torch.bfloat16 and value.isfinite().all(), name
+        assert torch.equal(value, pieces[name]), name
+
+    train(tiny_recipe(shapes, max_steps=2), tmp_path / "full")
+    for in_half, in_full in zip(rows(tmp_path / "whole"), rows(tmp_path / "full"), strict=True):
+        assert in_half["loss"] == pytest.approx(in_full["loss"], rel=0.05) and in_half["loss"] != in_full["loss"]
+
+
 @pytest.mark.slow
 def test_the_example_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from training.launching import finish, kill_after_first_checkpoint, launch
 from training.standin import RECIPE, StandInDataset, StandInModel, train_standin
 
-from transformers_cvis.training import Recipe, checkpoints
+from transformers_cvis.training import Recipe, checkpoints, train
 from transformers_cvis.training.trainer import TrainingBatches
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -82,6 +85,25 @@ def test_the_gradient_scaler_continues(tmp_path):
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "pieces"))
     state = json.loads((tmp_path / "whole/checkpoints/step-00000012/trainer_state.json").read_text())
     assert state["scaler"]["scale"] == 2.0**16
+
+
+def test_fp16_needs_a_gpu(tmp_path):
+    message = (
+        r"`mixed_precision: fp16` needs a GPU, and this run has none \(`device: cpu`\). .* `--set mixed_precision=no`"
+    )
+    with pytest.raises(ValueError, match=message):
+        train_standin(tmp_path / "out", ["mixed_precision=fp16"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_has_one_precision(tmp_path):
+    train_standin(tmp_path / "first", ["max_steps=1"])
+    message = "`mixed_precision: bf16`: this process trained with 'no' before, .* in a process of its own"
+    with pytest.raises(ValueError, match=message):
+        train_standin(tmp_path / "second", ["mixed_precision=bf16"])
+    assert not (tmp_path / "second").exists()
+    with pytest.raises(ValueError, match=message):  # before the data are looked for, which are not there
+        train(Recipe.from_dict({**RECIPE, "mixed_precision": "bf16"}), tmp_path / "second")
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path):
@@ -232,6 +254,42 @@ def test_the_log_has_times_and_losses(tmp_path):
     for row in rows:
         assert row["loss_mask"] == pytest.approx(row["loss"])  # the stand-in's two mask losses add up to its loss
         assert {"seconds_per_step", "data_seconds_per_step", "eta_seconds", "gradient_norm"} <= row.keys()
+
+
+def test_trackers_of_accelerate_get_what_the_log_gets(tmp_path, monkeypatch):
+    class RecordingTracker(GeneralTracker):
+        """Stands where Accelerate finds tensorboard, which need not be installed."""
+
+        name = "tensorboard"
+        requires_logging_directory = True
+        records, calls = [], []
+
+        def __init__(self, run_name, logging_dir):
+            super().__init__()
+            self.calls.append(("start", run_name, Path(logging_dir)))
+
+        @property
+        def tracker(self):
+            return self.records
+
+        def store_init_configuration(self, values):
+            self.calls.append(("configuration", values["optimizer.learning_rate"], values["max_steps"]))
+
+        def log(self, values, step=None, **kwargs):
+            self.records.append({"step": step, **values})
+
+        def finish(self):
+            self.calls.append(("finish",))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", RecordingTracker)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
+    train_standin(tmp_path, ["trackers=[auto]"], evaluate=lambda model: {"AP": 0.5})
+    calls = [("start", "transformers_cvis", tmp_path), ("configuration", 1e-2, 12), ("finish",)]
+    assert RecordingTracker.calls == calls
+    rows = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
+    assert RecordingTracker.records == rows
+    assert [row["step"] for row in rows if "loss" in row] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row) and rows[-1] == {"step": 12, "AP": 0.5}
 
 
 def test_an_unknown_tracker_is_named(tmp_path):

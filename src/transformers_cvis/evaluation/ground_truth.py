@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pycocotools import mask as mask_utils
 
@@ -111,10 +111,11 @@ def read_results(source: list | dict | str | os.PathLike, ground_truth: GroundTr
     """Results as a list of tracks `{"video_id", "category_id", "score", "segmentations"}`.
 
     Takes such a list, a json with `annotations` and the `categories` that their ids mean, or the path of either. With
-    categories, an id that has another name in the ground truth is refused.
+    categories, an id that has another name in the ground truth is refused, and with `videos` an id that is another
+    video there, as far as `width`, `height`, `length` and `file_names` tell.
 
     Raises:
-        FileNotFoundError, ValueError: nothing to read, or categories that do not agree by name.
+        FileNotFoundError, ValueError: nothing to read, or categories or videos that do not agree.
     """
     content = _read_json(source)
     if isinstance(content, list):
@@ -131,7 +132,54 @@ def read_results(source: list | dict | str | os.PathLike, ground_truth: GroundTr
                 f"Category {category['id']} is {category['name']!r} in the results but {expected!r} in the ground "
                 "truth. Map the results' categories to the ground truth's ids by name before evaluating."
             )
+    _check_same_videos(content.get("videos") or [], ground_truth)
     return content["annotations"]
+
+
+def _check_same_videos(videos: list[dict], ground_truth: GroundTruth) -> None:
+    """Refuse an id that is one video in the results and another in the ground truth."""
+    _check_ids(videos, "videos", "Results")
+    folders = {_folder(video) for video in ground_truth.videos.values()}
+    for video in videos:
+        expected = ground_truth.videos.get(video["id"])
+        if expected is None:  # its tracks are refused, if there are any
+            continue
+        for key in ("length", "height", "width"):
+            if key in video and video[key] != expected[key]:
+                raise _other_video(video["id"], f"has {key} {video[key]}", f"has {expected[key]}")
+        for found, wanted in zip(video.get("file_names") or [], expected.get("file_names") or [], strict=False):
+            source, is_segmented, _ = found.rpartition("#")  # `transformers-cvis segment` names the source and a number
+            if is_segmented:
+                # A source may be called anything, but not as another video of the ground truth.
+                name = PurePath(source).stem
+                differs = name != _folder(expected) and name in folders
+            else:
+                # Either may start from another folder, and be another form of the same picture.
+                differs = any(
+                    ours != theirs for ours, theirs in zip(_backwards(found), _backwards(wanted), strict=False)
+                )
+            if differs:
+                error = _other_video(video["id"], f"is {source or found!r}", f"is {wanted!r}")
+                raise ValueError(f"{error} Where they are the same after all, leave 'videos' out of the results.")
+
+
+def _folder(video: dict) -> str | None:
+    """The name of the folder of a video's frames."""
+    return next((PurePath(name).parent.name for name in video.get("file_names") or []), None)
+
+
+def _backwards(name: str) -> tuple[str, ...]:
+    """A path from its end: file name without suffix, folder, folder of that, ..."""
+    path = PurePath(name)
+    return (path.stem, *reversed(path.parent.parts))
+
+
+def _other_video(video_id: int, found: str, expected: str) -> ValueError:
+    return ValueError(
+        f"Results: video {video_id} {found}, but the ground truth's video {video_id} {expected}. Segment the ground "
+        "truth's own videos, all their frames and in the order of their ids, as `transformers-cvis evaluate --images` "
+        "does."
+    )
 
 
 def check_results(results: Iterable[dict], ground_truth: GroundTruth) -> None:
@@ -212,14 +260,14 @@ def _read_json(source):
         raise ValueError(f"{str(path)!r} is not valid json ({error}); is the file whole?") from error
 
 
-def _check_ids(entries: list[dict], section: str) -> None:
+def _check_ids(entries: list[dict], section: str, where: str = "Ground truth") -> None:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"Ground truth: {section!r} is not a list of objects.")
+        raise ValueError(f"{where}: {section!r} is not a list of objects.")
     for position, entry in enumerate(entries):
         if isinstance(entry.get("id"), bool) or not isinstance(entry.get("id"), int):
-            raise ValueError(f"Ground truth: {section}[{position}] has the id {entry.get('id')!r}; give an integer.")
+            raise ValueError(f"{where}: {section}[{position}] has the id {entry.get('id')!r}; give an integer.")
     if repeated := _repeated([entry["id"] for entry in entries]):
-        raise ValueError(f"Ground truth: id {repeated[0]} appears twice in {section!r}; ids must be unique.")
+        raise ValueError(f"{where}: id {repeated[0]} appears twice in {section!r}; ids must be unique.")
 
 
 def _repeated(values: list) -> list:

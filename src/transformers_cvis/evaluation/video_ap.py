@@ -89,12 +89,14 @@ def evaluate_ytvis(
     Args:
         ground_truth: The json, or its path. `areas` of an annotation are used where given.
         results: A list of tracks `{"video_id", "category_id", "score", "segmentations"}` with one RLE (or None) per
-            frame; or an object with these as `annotations` and the `categories` that the ids mean; or a path.
+            frame; or an object with these as `annotations`, the `categories` that the ids mean and, to have them
+            compared, the `videos`; or a path.
 
     Raises:
         FileNotFoundError: a path leads nowhere.
-        ValueError: the ground truth has no annotations; ids are missing, used twice or unknown; category names differ;
-            a track has another number of frames, or masks of another size, than its video. The message names it.
+        ValueError: the ground truth has no annotations; ids are missing, used twice or unknown; category names or
+            videos differ; a track has another number of frames, or masks of another size, than its video. The message
+            names it.
     """
     ground_truth = GroundTruth.read(ground_truth)
     ground_truth.check_annotations()

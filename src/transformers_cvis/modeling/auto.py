@@ -1,8 +1,9 @@
 """`AutoModelForVideoInstanceSegmentation`, and the entries of our models in transformers' Auto classes."""
 
 from collections import OrderedDict
+from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, Mask2FormerConfig
+from transformers import AutoConfig, AutoModel, Mask2FormerConfig, PreTrainedConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -40,6 +41,28 @@ class AutoModelForVideoInstanceSegmentation(_BaseAutoModelClass):
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
+def load_config(name: str, revision: str | None, given_as: str, remedy: str) -> PreTrainedConfig:
+    """`AutoConfig.from_pretrained`, for a name that a user gave.
+
+    Args:
+        given_as: where, for messages. remedy: a sentence on what to do if it leads nowhere.
+
+    Raises:
+        OSError: a folder without a model; or no such folder and no such model on the Hub, which may be out of reach.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise OSError(f"{given_as}: this folder holds no saved model, as it has no config.json. {remedy}")
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise OSError(
+            f"{given_as}: there is no such folder, and the Hub gives no such model. {remedy} The loader says: {error}"
+        ) from error
+
+
 def register_models() -> None:
     """Make `AutoConfig`, `AutoModel` and `AutoModelForVideoInstanceSegmentation` know every model of the package."""
     AutoConfig.register(FrameDetectorConfig.model_type, FrameDetectorConfig, exist_ok=True)
@@ -53,4 +76,4 @@ def register_models() -> None:
         AutoModelForVideoInstanceSegmentation._model_mapping.register(config_class, model_class, exist_ok=True)
 
 
-__all__ = ["AutoModelForVideoInstanceSegmentation", "register_models"]
+__all__ = ["AutoModelForVideoInstanceSegmentation", "load_config", "register_models"]

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig, Mask2FormerConfig, PreTrainedConfig, PreTrainedModel
+from transformers import Mask2FormerConfig, PreTrainedConfig, PreTrainedModel
 
 from ..data import (
     ClipDataset,
@@ -17,15 +18,16 @@ from ..data import (
     load_coco,
     load_ytvis,
 )
-from ..modeling.auto import MODELS, SYSTEMS
+from ..modeling.auto import MODELS, SYSTEMS, load_config
 from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from ..processing import CvisVideoProcessor
-from .recipe import EvaluationRecipe, Recipe, merge
+from .recipe import EvaluationRecipe, Recipe, SourceRecipe, merge, shipped_recipes
 
 logger = logging.getLogger(__name__)
 
 FRAME_DETECTORS = (Mask2FormerConfig.model_type, FrameDetectorConfig.model_type)
 CLASS_HEAD = "class_predictor"
+GENERATED_DATA = "moving_shapes"  # the folder in which the recipes for moving shapes look for them
 
 
 def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
@@ -41,30 +43,21 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     same order.
 
     Raises:
-        ValueError: `model.init_from` is not of a kind that can start this system, or weights other than the class heads
-            differ in shape.
+        OSError: `model.init_from` names neither a folder with a model nor a model on the Hub, or that is out of reach.
+        ValueError: it is not of a kind that can start this system, or weights other than the class heads differ in
+            shape.
     """
-    config_class = SYSTEMS[recipe.system]
-    model_class = MODELS[config_class]
+    model_class = MODELS[SYSTEMS[recipe.system]]
     start, revision = recipe.model.init_from, recipe.model.revision
-    id2label = dict(enumerate(names))
-    if start is None:
-        return model_class(config_class(**recipe.model.config, id2label=id2label))
+    source = None
+    if start is not None:
+        source = load_config(start, revision, f"`model.init_from`: {start}", _way_to(start))
+    config = build_config(recipe, source, names)
+    if source is None:
+        return model_class(config)
 
-    source = AutoConfig.from_pretrained(start, revision=revision)
-    if source.model_type not in (starting := _starting_systems(config_class)):
-        raise ValueError(
-            f"`model.init_from`: {start} is a {source.model_type!r} model; {recipe.system} starts from "
-            f"{', '.join(starting)}."
-        )
-    gives_detector = isinstance(source, Mask2FormerConfig) and not issubclass(config_class, Mask2FormerConfig)
-    if gives_detector:
-        settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
-    else:
-        settings = _shared_settings(source, config_class)
-    config = config_class(**merge(settings, recipe.model.config), id2label=id2label)
     loading = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    if gives_detector:
+    if _gives_detector(source, type(config)):
         model = model_class(config)
         detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
         own = model.detector.state_dict()  # class heads of tasks have other names
@@ -76,6 +69,42 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     if [source.id2label[label] for label in sorted(source.id2label)] != list(names):
         _reset_class_heads(model, start, source, names)
     return model
+
+
+def _way_to(start: str) -> str:
+    """What to do about a start that is not there."""
+    if start in shipped_recipes():
+        return (
+            "It is the name of a recipe that ships with the package: train that one first, to its end, with "
+            f"`transformers-cvis train {start}`, or give the folder of its model with `--set model.init_from=FOLDER`."
+        )
+    return "Give the folder of a saved model, or the name of one on the Hub, with `--set model.init_from=NAME`."
+
+
+def build_config(recipe: Recipe, source: PreTrainedConfig | None, names: Sequence[str]) -> PreTrainedConfig:
+    """The configuration of the model of a run, which starts from a model of the configuration `source`, or from none.
+
+    Raises:
+        ValueError: a model of this kind cannot start this system.
+    """
+    config_class = SYSTEMS[recipe.system]
+    if source is None:
+        settings = {}
+    elif source.model_type not in (starting := _starting_systems(config_class)):
+        raise ValueError(
+            f"`model.init_from`: {recipe.model.init_from} is a {source.model_type!r} model; {recipe.system} starts "
+            f"from {', '.join(starting)}."
+        )
+    elif _gives_detector(source, config_class):
+        settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
+    else:
+        settings = _shared_settings(source, config_class)
+    return config_class(**merge(settings, recipe.model.config), id2label=dict(enumerate(names)))
+
+
+def _gives_detector(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> bool:
+    """Whether all of the `source` becomes the frame detector of a system that is more."""
+    return isinstance(source, Mask2FormerConfig) and not issubclass(config_class, Mask2FormerConfig)
 
 
 def _starting_systems(config_class: type[PreTrainedConfig]) -> list[str]:
@@ -141,6 +170,9 @@ def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
         FileNotFoundError, ValueError: see `load_ytvis`; a further source with a category that is no label is an error.
     """
     data = recipe.data
+    for number, source in enumerate(data.train):
+        if source.use:
+            _check_annotation_file(f"data.train.{number}", source)
     names = data.class_names
     clips = []
     for source in data.used_sources:
@@ -159,6 +191,17 @@ def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
     if len(clips) == 1:
         return clips[0], names
     return MixedClipDataset(clips, [source.ratio for source in data.used_sources], recipe.seed), names
+
+
+def _check_annotation_file(key: str, source: SourceRecipe) -> None:
+    path = Path(source.json)
+    if path.is_file():
+        return
+    if path.parts[:1] == (GENERATED_DATA,):
+        remedy = f"Make the data there first: `transformers-cvis make-data moving-shapes {GENERATED_DATA}`."
+    else:
+        remedy = f"Put the data set there, or say where it is: `--set {key}.json=FILE --set {key}.images=FOLDER`."
+    raise FileNotFoundError(f"`{key}.json`: there is no file {path.absolute()}. {remedy}")
 
 
 def collate(samples: list[dict]) -> tuple[dict[str, torch.Tensor | list], list[str]]:

@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +143,8 @@ class Recipe:
     batch_size: clips per optimiser step, over all processes and accumulated micro-batches together: the same recipe
         gives the same training on one process or several.
     gradient_accumulation_steps: micro-batches per optimiser step in each process.
-    mixed_precision: "no", "bf16" or "fp16". device: "auto" (GPU if there is one) or "cpu".
+    mixed_precision: "no", "bf16", or "fp16", which needs a GPU; the same for all trainings of a process. device: "auto"
+        (GPU if there is one) or "cpu".
     seed: of weights, data order, augmentation and sampled points. num_threads: CPU threads of torch in each process.
     checkpoint_every, evaluate_every, log_every: in optimiser steps; 0 never (a model that is complete is always saved
         and evaluated). keep_checkpoints: how many of the last checkpoints stay on disk.
@@ -219,6 +222,21 @@ class Recipe:
 def shipped_recipes() -> list[str]:
     """Names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES_DIRECTORY.glob("*.yaml"))
+
+
+def describe_shipped(folder: Path) -> dict[str, str]:
+    """What the YAML files of a folder are, by name: the first sentence of each, without the reference at its end, and
+    of a long one the first clauses."""
+    descriptions = {}
+    for path in sorted(folder.glob("*.yaml")):
+        lines = takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+        paragraph = " ".join(line.removeprefix("# ") for line in lines)
+        sentence = re.split(r"\.(?: |$)", paragraph)[0]
+        clauses = re.split("(?<=[,:]) ", re.sub(r" \([^()]*\)$", "", sentence))
+        while len(" ".join(clauses)) > 100 and len(clauses) > 1:
+            clauses.pop()
+        descriptions[path.stem] = " ".join(clauses).rstrip(",:")
+    return descriptions
 
 
 def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:

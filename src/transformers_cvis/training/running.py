@@ -24,7 +24,7 @@ from .building import build_dataset, build_model, build_processor, collate
 from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
 from .evaluating import evaluate_on_processes
 from .recipe import Recipe
-from .trainer import Trainer, runs_on_cpu
+from .trainer import Trainer, check_precision, runs_on_cpu
 
 
 def train(
@@ -50,10 +50,11 @@ def train(
         The training summary.
 
     Raises:
-        ValueError, FileNotFoundError: recipe, data or checkpoints are not as they must be.
+        ValueError, OSError: recipe, data or checkpoints are not as they must be, or what the recipe starts from.
         FloatingPointError: a loss is not finite; the message names the videos.
     """
     recipe = Recipe.load(recipe, overrides)
+    check_precision(recipe)
     output_dir = output_dir or recipe.output_dir
     if output_dir is None:
         raise ValueError("Give `output_dir`, in the call or in the recipe.")

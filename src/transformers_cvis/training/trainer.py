@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -30,6 +31,26 @@ LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_cl
 def runs_on_cpu(device: str) -> bool:
     """Accelerate must be told, else it does not let CPU processes join."""
     return device == "cpu" or not torch.accelerator.is_available()
+
+
+def check_precision(recipe: Recipe) -> None:
+    """Refuse a precision in which this process cannot train.
+
+    Raises:
+        ValueError: fp16 without a GPU, or another precision than that of a training before in this process.
+    """
+    precision = recipe.mixed_precision
+    if precision == "fp16" and runs_on_cpu(recipe.device):
+        where = "`device: cpu`" if recipe.device == "cpu" else "torch sees none"
+        raise ValueError(
+            f"`mixed_precision: fp16` needs a GPU, and this run has none ({where}). Train in full precision, with "
+            "`--set mixed_precision=no`, or with bf16, which also runs on CPU."
+        )
+    if is_initialized() and (before := AcceleratorState().mixed_precision) != precision:
+        raise ValueError(
+            f"`mixed_precision: {precision}`: this process trained with {before!r} before, and Accelerate has one "
+            "precision per process. Run this training in a process of its own."
+        )
 
 
 class TrainingBatches:
@@ -70,6 +91,10 @@ class Trainer:
     batch, and the random points of the mask losses. With gradient accumulation the micro-batches' losses are averaged,
     each normalised by its own objects.
 
+    A batch takes samples in the order of their numbers and is not of one orientation, as the published loaders make it:
+    landscape and portrait are padded to a size that holds both, which costs memory. In training padding counts as
+    image, as in the published training; at inference the processor marks it and nothing depends on it.
+
     Args:
         model: returns an output with `loss` and `loss_dict` when called with a batch. One that has
             `set_training_progress` is told before each step what share of the training is done.
@@ -91,6 +116,7 @@ class Trainer:
         checkpoint: Path | None = None,
         projection: GradientProjection | None = None,
     ):
+        check_precision(recipe)
         self.recipe = recipe
         self.output_dir = Path(output_dir)
         self.checkpoint_dir = self.output_dir / "checkpoints"

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pickle
+from collections import defaultdict
 
 import pytest
 import torch
@@ -223,6 +224,34 @@ def test_half_precision(backbone, dtype):
 def _under_autocast(model, dtype):
     with torch.autocast("cpu", dtype=dtype):
         return model(frames(), output_predictions=True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_the_pixel_decoder_in_the_type_of_its_weights(weights, checkpointing):
+    """Forward, and where checkpointing repeats it in the backward pass; what follows takes half precision again."""
+    model = tiny_model().to(weights).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    seen = defaultdict(set)
+
+    def note(name):
+        return lambda module, inputs, output: seen[name].update((inputs[0].dtype, output.dtype))
+
+    decoder = model.model.pixel_level_module.decoder
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.LayerNorm, torch.nn.GroupNorm)):
+            module.register_forward_hook(note(name))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(frames(), labels=frame_labels())
+    output.loss.backward()
+    inside = {name for name in seen if name.startswith("model.pixel_level_module.decoder.")}
+    layers = [module for module in decoder.modules() if not list(module.children()) and list(module.parameters())]
+    assert len(inside) == len(layers)
+    assert {dtype for name in inside for dtype in seen[name]} == {weights}
+    assert torch.bfloat16 in seen["class_predictor"]
+    gradients = [parameter.grad for parameter in decoder.parameters()]
+    assert all(gradient.dtype == weights and gradient.isfinite().all() for gradient in gradients)
 
 
 @torch.no_grad()

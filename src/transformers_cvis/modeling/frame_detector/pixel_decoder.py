@@ -1,5 +1,8 @@
 """Backbone maps to multi-scale tokens and one fine map, by multi-scale deformable attention.
 
+All of it is computed in the type of the weights: autocast, which would take half precision, is off in here, as in
+Mask2Former's training.
+
 N images, C channels, S tokens of all levels together; levels run from coarse (stride 32) to fine (stride 8).
 """
 
@@ -54,6 +57,13 @@ class DeformableSelfAttention(nn.Module):
         spatial_shapes_list: list[tuple[int, int]],
         level_start_index: torch.Tensor,
     ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(N, S, C)`. positions: added to the queries, not to the values; broadcast to `(N, S, C)`.
+            reference_points: where the tokens are, in 0..1 as x, y; broadcast to `(N, S, heads, levels, points, 2)`.
+            spatial_shapes, spatial_shapes_list: height and width of every level.
+            level_start_index: the first token of every level.
+        """
         batch_size, num_tokens, _ = hidden_states.shape
         queries = hidden_states + positions
         value = self.value_proj(hidden_states).view(batch_size, num_tokens, self.num_heads, -1)
@@ -62,7 +72,7 @@ class DeformableSelfAttention(nn.Module):
         # Half precision cannot tell places within a pixel of a wide map: places, weights and their sum take float32.
         compute_dtype = reference_points.dtype
         pixel_size = 1 / spatial_shapes.flip(-1).to(compute_dtype)  # [levels, 2], x then y
-        locations = reference_points[:, None, None, None] + offsets.to(compute_dtype) * pixel_size[:, None]
+        locations = reference_points + offsets.to(compute_dtype) * pixel_size[:, None]
         weights = softmax_of_few(weights.to(compute_dtype)).view(*offsets.shape[:-1])
         attended = self.attention(
             value.to(compute_dtype),
@@ -119,6 +129,14 @@ class PixelDecoderEncoder(nn.Module):
         return hidden_states
 
 
+class MaskProjection(PointwiseConvolution):
+    """The last layer, which is called from outside: the fine map to mask features."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class PixelDecoder(nn.Module):
     """Mask2Former's pixel decoder (Masked-attention Mask Transformer, section 4.1 and appendix).
 
@@ -143,7 +161,7 @@ class PixelDecoder(nn.Module):
         self.layer_1 = nn.Sequential(
             nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(32, dim), nn.ReLU(inplace=True)
         )
-        self.mask_projection = PointwiseConvolution(dim, config.mask_feature_size)
+        self.mask_projection = MaskProjection(dim, config.mask_feature_size)
 
     def initialize_parameters(self):
         init.normal_(self.level_embed)
@@ -157,8 +175,12 @@ class PixelDecoder(nn.Module):
 
         Returns:
             The three levels `(N, C, H / stride, W / stride)`, strides 32, 16, 8, and the fine map
-            `(N, C, H / 4, W / 4)` that `mask_projection` turns into mask features.
+            `(N, C, H / 4, W / 4)` that `mask_projection` turns into mask features; all in the type of the weights.
         """
+        with torch.autocast(feature_maps[0].device.type, enabled=False):
+            return self._decode([feature_map.to(self.level_embed.dtype) for feature_map in feature_maps])
+
+    def _decode(self, feature_maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         finest, *others = feature_maps
         maps = [
             projection(feature_map)
@@ -184,7 +206,8 @@ class PixelDecoder(nn.Module):
                 for (height, width), embedding in zip(shapes, self.level_embed, strict=True)
             ]
         )
-        reference_points = torch.cat([_pixel_centres(height, width, device, dtype) for height, width in shapes])
+        centres = torch.cat([_pixel_centres(height, width, device, dtype) for height, width in shapes])
+        reference_points = centres[:, None, None, None]  # the same for all heads, levels and points
         spatial_shapes = torch.tensor(shapes, device=device)
         starts = [0]
         for height, width in shapes[:-1]:

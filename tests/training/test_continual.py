@@ -69,14 +69,17 @@ def assert_card_reports(folder: Path, number: int) -> None:
     evaluation, learnt = report["evaluations"][number], sum(map(len, report["tasks"]))
     measured = evaluation["overall"][report["evaluate_classes"]]
     expected = {name: pytest.approx(value, abs=1e-4) for name, value in measured.items() if value != -1}
-    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == expected
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results or ()} == expected
     assert (folder / "report.md").read_text().strip() in card.text
     scope = {
         "all": f"all {len(evaluation['classes'])} classes, {learnt} of them learnt",
         "seen": f"the {learnt} classes learnt so far",
         "current": f"the {len(report['tasks'][-1])} classes of this task",
     }[report["evaluate_classes"]]
-    assert f"valid.json, over {scope}.\n\n| metric | value |" in card.text
+    if expected:
+        assert f"valid.json, over {scope}.\n\n| metric | value |" in card.text
+    else:  # no test video shows a class of the task
+        assert "Nothing was measured." in card.text
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "hvpl"])

@@ -173,12 +173,12 @@ def commit_folder(
     api.preupload_lfs_files(
         repo_id, additions, revision=None if new_branch else revision, create_pr=create_pr, free_memory=False
     )
-    try:
-        if new_branch:
+    if new_branch:
+        additions = _additions(Path(folder))  # those above have been compared with `main`, and leave out what it has
+        try:
             api.create_branch(repo_id, branch=revision, revision=parent)
-            additions = _additions(Path(folder))  # those that were compared with `main` leave out what it has already
-    except HfHubHTTPError as error:
-        raise _explained(error, repo_id, revision) from error
+        except HfHubHTTPError as error:
+            raise _explained(error, repo_id, revision) from error
     try:
         return api.create_commit(
             repo_id,

@@ -3,13 +3,14 @@
 Without arguments it generates a few videos and runs a schedule that ships with the package for a few steps, in about
 two minutes on a CPU: enough to see every part, not to learn much.
 
-    python examples/train_continual.py                                              the small run
-    python examples/train_continual.py --schedule my.yaml --out runs/mine           a schedule of your own
-    accelerate launch examples/train_continual.py --schedule hvpl_r50_ovis_15-5     on all GPUs of this machine
-    torchrun --nproc_per_node 2 examples/train_continual.py --schedule my.yaml      two processes, on CPU too
+    python examples/train_continual.py                                                 the small run
+    python examples/train_continual.py --schedule my.yaml --out runs/mine              a schedule of your own
+    accelerate launch examples/train_continual.py --schedule crisp_r50_ytvis2021_20-5  on all GPUs of this machine
+    torchrun --nproc_per_node 2 examples/train_continual.py --schedule my.yaml         two processes, on CPU too
 
 A run that was interrupted goes on at the task and step where it was when it is started again. With `--push you/repo`
-the base goes to `main` of that repository and every task to a revision of its own, `task-1`, `task-2`, ...
+the base goes to `main` of that repository and every task to a revision of its own, `task-1`, `task-2`, ...; so do, if
+it is given later, those which are learnt already.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """The models that ship with the package find what `make demo` shows."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, cli, demo_video_path, task_adapter_path
@@ -30,6 +32,23 @@ def test_each_task_that_ships_loads_by_its_folder(number):
 def test_a_task_that_does_not_ship_is_named():
     with pytest.raises(FileNotFoundError, match="task-3.*is missing.*continual_moving_shapes.py --ship"):
         task_adapter_path(3)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_card_of_each_task_says_what_was_measured(number):
+    folder = task_adapter_path(number)
+    card = ModelCard.load(folder / "README.md")
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    report = json.loads((folder / "report.json").read_text())
+    assert len(report["evaluations"]) == number + 1
+    for name in ("AP", "AP50", "AR1"):
+        assert measured[name] == pytest.approx(report["evaluations"][-1]["overall"]["all"][name], abs=1e-4)
+    assert (folder / "report.md").read_text().strip() in card.text
+    assert f"On data/valid.json, over all 8 classes, {4 + 2 * number} of them learnt." in card.text
+    assert f"from_pretrained(transformers_cvis.task_adapter_path({number}))" in card.text
+    if number:
+        assert "added to the base, ../task-0: " in card.text
+        assert (folder / "../task-0/model.safetensors").is_file()
 
 
 def test_base_and_adapters_are_small():

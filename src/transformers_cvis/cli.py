@@ -436,7 +436,7 @@ def add_train_continual(commands) -> None:
         "was. Schedules that ship with the package go by their name; `--list` shows them.",
         "  transformers-cvis train-continual my.yaml --out runs/mine\n"
         "  transformers-cvis train-continual crisp_r50_ytvis2019_20-2 --set method=eclipse --out runs/eclipse\n"
-        "  accelerate launch --num_processes 8 -m transformers_cvis.cli train-continual hvpl_r50_ovis_15-5",
+        "  accelerate launch --num_processes 2 -m transformers_cvis.cli train-continual hvpl_r50_ovis_15-5",
     )
     parser.add_argument("schedule", nargs="?", metavar="SCHEDULE", help="YAML file, or name of a shipped schedule")
     parser.add_argument("--list", action="store_true", help="list the shipped schedules, say where they are, and stop")
@@ -587,6 +587,7 @@ def run_push(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.folder} holds no saved model: there is no config.json in it.")
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(options.folder)
     video_processor = AutoVideoProcessor.from_pretrained(options.folder)
+    report_path = Path(options.folder) / "report.json"
     common = {
         "revision": options.revision,
         "commit_message": options.message,
@@ -594,12 +595,11 @@ def run_push(options: argparse.Namespace) -> int:
         "private": options.private,
         "create_pr": options.create_pr,
         "training_summary": read_training_summary(options.folder),
+        "report": ContinualReport.read(report_path) if report_path.is_file() else None,
     }
     if (Path(options.folder) / ADAPTER_CONFIG_FILE).is_file():
-        report_path = Path(options.folder) / "report.json"
-        report = ContinualReport.read(report_path) if report_path.is_file() else None
         base = {"base": options.base_model} if options.base_model else {}
-        commit = model.push_task_adapter(options.repo_id, video_processor, report=report, **base, **common)
+        commit = model.push_task_adapter(options.repo_id, video_processor, **base, **common)
     else:
         commit = push_to_hub(model, video_processor, options.repo_id, base_model=options.base_model, **common)
     print(commit.pr_url or commit.commit_url)

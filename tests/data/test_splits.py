@@ -1,11 +1,12 @@
 """Re-splitting annotated videos: stratified, seeded, recorded."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
-from transformers_cvis.data import split_ytvis
+from transformers_cvis.data import is_split_of, split_ytvis
 
 
 def write_json(path, classes_of_video: dict[int, set[int]], num_categories: int):
@@ -84,10 +85,27 @@ def test_a_part_is_the_source_without_the_other_videos_and_says_where_it_comes_f
         assert part["categories"] == whole["categories"] and part["info"]["year"] == 2019
         split = part["info"]["split"]
         assert split == {
-            "part": name, "source": "all.json", "test_share": 0.5, "seed": 0, "video_ids": sorted(ids)
-        }  # fmt: skip
+            **{"part": name, "source": "all.json", "test_share": 0.5, "seed": 0, "video_ids": sorted(ids)},
+            "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        }
         assert {1, 2} & ids and {3, 4} & ids  # two videos of a class: one for each part
     assert 5 in videos_of(tmp_path / "split" / "train_split.json")  # a single one is to be learnt from
+
+
+def test_a_split_is_known_by_its_record(tmp_path):
+    source = write_json(tmp_path / "all.json", {1: {1}, 2: {1}, 3: {2}, 4: {2}}, 2)
+    assert not is_split_of(tmp_path / "split", source, 0.5, 3)
+    train, _ = split_ytvis(source, tmp_path / "split", 0.5, 3)
+    assert is_split_of(tmp_path / "split", source, 0.5, 3)
+    assert not is_split_of(tmp_path / "split", source, 0.4, 3) and not is_split_of(tmp_path / "split", source, 0.5, 4)
+    record = train.read_text()
+    train.write_text(source.read_text())  # no part of anything
+    assert not is_split_of(tmp_path / "split", source, 0.5, 3)
+    train.write_text(record)
+    write_json(source, {1: {1}, 2: {2}, 3: {2}, 4: {1}}, 2)
+    assert not is_split_of(tmp_path / "split", source, 0.5, 3)
+    train.unlink()
+    assert not is_split_of(tmp_path / "split", source, 0.5, 3)
 
 
 def test_what_cannot_be_split(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,8 +70,8 @@ def test_each_revision_gets_model_processor_and_card_in_one_commit(loopback_hub)
         push_to_hub(model, TinyProcessor(), "tester/tiny", revision=revision, commit_message=f"push {revision}")
 
     assert titles(loopback_hub, "main") == ["push None", "initial commit"]
-    assert titles(loopback_hub, "task-1") == ["push task-1", "push None", "initial commit"]
-    assert titles(loopback_hub, "task-2") == ["push task-2", "push None", "initial commit"]
+    assert titles(loopback_hub, "task-1") == ["push task-1", "initial commit"]
+    assert titles(loopback_hub, "task-2") == ["push task-2", "initial commit"]
     for revision, model in models.items():
         files = set(hub_repo(loopback_hub).files(revision or "main"))
         assert files == {"README.md", "config.json", "model.safetensors", "video_preprocessor_config.json"}
@@ -120,6 +121,26 @@ def test_an_interrupted_push_leaves_every_revision_as_it_was(loopback_hub, metho
     assert_same_weights(TinyModel.from_pretrained("tester/tiny", revision=revision), tiny_model(2))
 
 
+def test_a_push_killed_before_its_commit_leaves_a_branch_without_a_model(loopback_hub, monkeypatch):
+    """What the branch must not do is to pass off the model of `main` as its own."""
+    push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny")
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", killed)
+        patch.setattr(HfApi, "delete_branch", lambda *args, **kwargs: None)  # nor is there anyone to clean up
+        with pytest.raises(KeyboardInterrupt):
+            push_to_hub(tiny_model(1), TinyProcessor(), "tester/tiny", revision="task-1")
+    assert set(hub_repo(loopback_hub).branches) == {"main", "task-1"}
+    with pytest.raises(OSError, match="tester/tiny does not appear to have a file named"):
+        TinyModel.from_pretrained("tester/tiny", revision="task-1")
+
+    push_to_hub(tiny_model(1), TinyProcessor(), "tester/tiny", revision="task-1")
+    assert_same_weights(TinyModel.from_pretrained("tester/tiny", revision="task-1"), tiny_model(1))
+
+
 def test_missing_repository_and_revision_are_named(loopback_hub):
     with pytest.raises(OSError, match="tester/absent"):
         TinyModel.from_pretrained("tester/absent")
@@ -156,14 +177,33 @@ def test_the_card_says_what_a_reader_needs(loopback_hub):
         "Seed 7. 400 steps. 30 minutes on 2 cores.",
         "transformers-cvis train genvis_moving_shapes",
         "| Licence | apache-2.0 |",
+        "Install `transformers_cvis` from its repository",
     ):
         assert text in card.text, text
+    assert "pip install" not in card.text  # the package is on no index
     code = card.text.split("```python\n")[1:]
     for block in code:
         compile(block.split("```")[0], "card", "exec")
 
     folder = os.path.dirname(hf_hub_download("tester/tiny", "training_summary.json", revision="task-1"))
     assert read_training_summary(folder) == SUMMARY
+
+
+class Report:
+    def to_markdown(self):
+        return "| after task | AP |\n"
+
+    def save(self, folder):
+        (Path(folder) / "report.json").write_text("{}")
+
+
+def test_a_report_of_all_tasks_goes_with_a_whole_model(loopback_hub):
+    push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1", report=Report())
+    assert "report.json" in hub_repo(loopback_hub).files("task-1")
+    card = ModelCard.load(hf_hub_download("tester/tiny", "README.md", revision="task-1"))
+    assert "\n## After every task\n\n| after task | AP |\n\n## Measured\n" in card.text
+    push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1")
+    assert "report.json" not in hub_repo(loopback_hub).files("task-1")
 
 
 def test_a_card_without_a_summary_claims_nothing():

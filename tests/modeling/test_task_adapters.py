@@ -151,6 +151,7 @@ def test_folders_of_adapters(folders):
     description = json.loads((folders / "task-2" / "task_adapter_config.json").read_text())
     assert description["base"]["path"] == "../task-0"
     assert [task["class_names"] for task in description["tasks"]] == [["moon"], ["sun", "sky"]]
+    assert "what its tasks added to the base, ../task-0: " in (folders / "task-2" / "README.md").read_text()
 
 
 def test_fields_of_the_configuration_can_be_changed_while_loading(folders):
@@ -297,7 +298,7 @@ def test_revisions_hold_what_tasks_added_in_one_commit_each(pushed):
     assert len(repo.history("main")) == 2
     for number in (1, 2, 3):
         revision = f"task-{number}"
-        assert [commit["title"] for commit in repo.history(revision)][:-2] == [
+        assert [commit["title"] for commit in repo.history(revision)][:-1] == [
             f"Upload HvplForVideoInstanceSegmentation after {revision}"
         ]
         assert set(repo.files(revision)) == {*ADAPTER_FILES, "video_preprocessor_config.json"}
@@ -365,6 +366,77 @@ def test_missing_revisions_and_repositories_are_named(pushed):
     with pytest.raises(TypeError, match="no argument 'revison'"):
         model.load_task_adapter(REPO, revison="task-1")
     assert_same(model, model_after(0))
+
+
+DAMAGE = {
+    "truncated": lambda content: content[:-100],
+    "empty": lambda content: b"",
+    "changed": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "garbage": lambda content: b"\xff" * len(content),
+}
+
+
+def damage(pushed, revision: str, file: str, kind: str) -> None:
+    """What the Hub hands out for a file is no longer what was pushed."""
+    _, oid, _ = pushed.repos["model", REPO].files(revision)[file]
+    pushed.lfs[oid] = DAMAGE[kind](pushed.lfs[oid])
+
+
+@pytest.mark.parametrize("kind", list(DAMAGE))
+def test_an_adapter_that_arrives_corrupt(pushed, tmp_path, kind):
+    damage(pushed, "task-3", "task_adapter_model.safetensors", kind)
+    model = model_after(1)
+    message = "task_adapter_model.safetensors is not the file that its|Consistency check failed|0 bytes"
+    with pytest.raises(OSError, match=message):
+        model.load_task_adapter(REPO, revision="task-3", cache_dir=str(tmp_path / "a"))
+    assert_same(model, model_after(1))
+    with pytest.raises(OSError, match=message):
+        AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-3", cache_dir=str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("kind", list(DAMAGE))
+def test_a_corrupt_base_behind_a_sound_adapter(pushed, tmp_path, kind):
+    damage(pushed, "main", "model.safetensors", kind)
+    error, message = {
+        "truncated": (OSError, f"The base of the task adapter {REPO}, {REPO}, cannot be loaded: "),
+        "empty": (OSError, f"The base of the task adapter {REPO}, {REPO}, cannot be loaded: "),
+        "changed": (ValueError, f"belongs to another base: {REPO} at "),
+        "garbage": (OSError, f"The base of the task adapter {REPO}, .* are corrupt or incomplete"),
+    }[kind]
+    for model_class in (AutoModelForVideoInstanceSegmentation, HvplForVideoInstanceSegmentation):
+        with pytest.raises(error, match=message):
+            model_class.from_pretrained(REPO, revision="task-2", cache_dir=str(tmp_path))
+
+
+def test_a_revision_with_a_gap(pushed, tmp_path):
+    name = "task_adapter_config.json"
+    content = json.loads(Path(HfApi().hf_hub_download(REPO, name, revision="task-3")).read_text())
+    del content["tasks"][1]
+    changed = json.dumps(content).encode()
+    HfApi().upload_file(path_or_fileobj=changed, path_in_repo=name, repo_id=REPO, revision="task-3")
+    model = model_after(1)
+    with pytest.raises(ValueError, match=rf"{REPO} holds the tasks \['task-1', 'task-3'\]: tasks build on each other"):
+        model.load_task_adapter(REPO, revision="task-3")
+    assert_same(model, model_after(1))
+    with pytest.raises(ValueError, match=r"holds the tasks \['task-1', 'task-3'\]"):
+        AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-3")
+
+
+def test_a_push_killed_before_its_commit_does_not_pass_off_the_base(pushed, monkeypatch):
+    model = model_after(0)
+    train_task(model, TASKS[0], seed=9)
+    with monkeypatch.context() as patch:
+        for name in ("create_commit", "delete_branch"):
+            patch.setattr(hub.HfApi, name, lambda *args, **kwargs: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            model.push_task_adapter(REPO, revision="task-4")
+    assert "task-4" in pushed.repos["model", REPO].branches
+    with pytest.raises(OSError, match=f"{REPO} does not appear to have a file named"):
+        HvplForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-4")
+    with pytest.raises(ValueError, match=f"Unrecognized model in {REPO}. Should have a `model_type` key"):
+        AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-4")
+    model.push_task_adapter(REPO, revision="task-4")
+    assert_same(AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-4"), model)
 
 
 def test_a_push_needs_its_base_on_the_hub(loopback_hub, tmp_path):

@@ -1,21 +1,30 @@
 """Whole schedules of tiny real models: what each task sees, learns, leaves behind and how it goes on after a kill."""
 
 import json
+import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_genvis
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from training.launching import finish, kill_after_first_checkpoint, launch
+from training.tiny_directions import tiny_directions
 from training.tiny_schedule import CATEGORIES, TASKS, tiny_schedule
 from transformers import AutoConfig
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
-from transformers_cvis.data import make_moving_shapes
+from transformers_cvis.data import make_moving_shapes, split_ytvis
 from transformers_cvis.training import Schedule, continual, train_continual
 from transformers_cvis.training.methods import METHODS
 
 TINY_SCHEDULE = Path(__file__).with_name("tiny_schedule.py")
+TINY_DIRECTIONS = Path(__file__).with_name("tiny_directions.py")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_continual.py"
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +57,29 @@ def test_what_a_schedule_leaves(finished):
         assert not (folder / "checkpoints").exists()
         assert (folder / "video_preprocessor_config.json").is_file() and (folder / "training_log.jsonl").is_file()
         assert number == 0 or not (folder / "model.safetensors").exists()
+        assert_card_reports(folder, number)
     report = json.loads((finished / "report" / "report.json").read_text())
     assert report["tasks"] == TASKS and len(report["evaluations"]) == 3
-    assert "| after task |" in (finished / "task-2" / "README.md").read_text()
+
+
+def assert_card_reports(folder: Path, number: int) -> None:
+    """The card of a task has its measurements as metadata and as a table, and the report of all tasks so far."""
+    report = json.loads((folder / "report.json").read_text())
+    card = ModelCard.load(folder / "README.md")
+    evaluation, learnt = report["evaluations"][number], sum(map(len, report["tasks"]))
+    measured = evaluation["overall"][report["evaluate_classes"]]
+    expected = {name: pytest.approx(value, abs=1e-4) for name, value in measured.items() if value != -1}
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results or ()} == expected
+    assert (folder / "report.md").read_text().strip() in card.text
+    scope = {
+        "all": f"all {len(evaluation['classes'])} classes, {learnt} of them learnt",
+        "seen": f"the {learnt} classes learnt so far",
+        "current": f"the {len(report['tasks'][-1])} classes of this task",
+    }[report["evaluate_classes"]]
+    if expected:
+        assert f"valid.json, over {scope}.\n\n| metric | value |" in card.text
+    else:  # no test video shows a class of the task
+        assert "Nothing was measured." in card.text
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "hvpl"])
@@ -59,7 +88,7 @@ def test_every_method_runs(shapes, tmp_path, method):
     report = train_continual(
         tiny_schedule(shapes, method, classes={"tasks": [["circle"], ["ring"]]}),
         tmp_path,
-        overrides=["recipe.max_steps=2"],
+        overrides=["recipe.max_steps=2", "report.evaluate_classes=current"],
     )
     rules = METHODS[method]
     expected = [["circle", "ring"]] if rules.learns_all_at_once else [["circle"], ["ring"]]
@@ -67,6 +96,7 @@ def test_every_method_runs(shapes, tmp_path, method):
     for number in range(len(expected)):
         model = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / f"task-{number}")
         assert list(model.config.id2label.values()) == [name for names in expected[: number + 1] for name in names]
+        assert_card_reports(tmp_path / f"task-{number}", number)
         is_adapter = number > 0 and rules.has_prompts
         assert is_adapter == (tmp_path / f"task-{number}" / "task_adapter_config.json").is_file()
         assert model.config.task_prompt_counts == [4 if rules.has_prompts else 0] * number
@@ -182,6 +212,19 @@ def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
         train_continual(tiny_schedule(shapes), finished, resume="later")
 
 
+def test_how_evaluations_are_read_can_change(finished, shapes, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(continual, "Trainer", None)
+    options = {"evaluate_classes": "seen", "undefined": "released", "num_classes": "all"}
+    report = train_continual(tiny_schedule(shapes, report=options), tmp_path)
+    written = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report.to_dict() == written and options.items() <= written.items()
+    assert "are over seen classes" in (tmp_path / "report" / "report.md").read_text()
+    assert json.loads((tmp_path / "schedule.json").read_text())["report"]["undefined"] == "released"
+    with pytest.raises(ValueError, match=r"it differs in report.forgetting_videos\."):
+        train_continual(tiny_schedule(shapes, report={"forgetting_videos": "all"}), tmp_path)
+
+
 def test_restart_deletes_what_is_there(shapes, tmp_path):
     quick = ["recipe.max_steps=1", "classes.tasks=[[circle], [ring]]"]
     train_continual(tiny_schedule(shapes), tmp_path, overrides=quick)
@@ -195,9 +238,14 @@ def test_every_task_is_pushed_as_a_revision(shapes, tmp_path, loopback_hub):
     schedule = tiny_schedule(
         shapes, classes={"tasks": [["circle"], ["ring"]]}, push={"repo": "tester/continual", "license": "apache-2.0"}
     )
-    train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1", "report.evaluate_classes=seen"])
     repo = loopback_hub.repos["model", "tester/continual"]
     assert set(repo.branches) == {"main", "task-1"}
+    for number, revision in enumerate(("main", "task-1")):
+        readme = HfApi().hf_hub_download("tester/continual", "README.md", revision=revision)
+        HfApi().snapshot_download("tester/continual", revision=revision)
+        assert_card_reports(Path(readme).parent, number)
+        assert "license: apache-2.0" in Path(readme).read_text()
     assert {"report.json", "report.md", "ap_matrix.png", "steps.png", "forgetting.png"} <= set(repo.files("task-1"))
     model = AutoModelForVideoInstanceSegmentation.from_pretrained("tester/continual", revision="task-1")
     local = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "task-1")
@@ -205,11 +253,83 @@ def test_every_task_is_pushed_as_a_revision(shapes, tmp_path, loopback_hub):
     assert torch.equal(model.protected_directions(), local.protected_directions())
 
 
+def commits(hub) -> int:
+    return sum(method == "POST" and "/commit/" in path for method, path in hub.log)
+
+
+def assert_pushed(hub, run: Path, number: int) -> None:
+    """Base and every task are the revisions of the repository, as they are in the folders of the run."""
+    assert set(hub.repos["model", "tester/late"].branches) == {"main", *(f"task-{task}" for task in range(1, number))}
+    for task in range(number):
+        revision = f"task-{task}" if task else "main"
+        model = AutoModelForVideoInstanceSegmentation.from_pretrained("tester/late", revision=revision)
+        local = AutoModelForVideoInstanceSegmentation.from_pretrained(run / f"task-{task}")
+        assert model.config.id2label == local.config.id2label
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), local.parameters(), strict=True))
+
+
+def test_a_finished_run_is_pushed_when_a_repository_is_given(finished, shapes, tmp_path, monkeypatch, loopback_hub):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(continual, "Trainer", None)
+    schedule = tiny_schedule(shapes, push={"repo": "late", "license": "apache-2.0"})
+    train_continual(schedule, tmp_path)
+    assert_pushed(loopback_hub, tmp_path, 3)
+    repo = loopback_hub.repos["model", "tester/late"]
+    assert "report.json" in repo.files("main") and "report.json" in repo.files("task-1")
+
+    loopback_hub.log.clear()
+    train_continual(schedule, tmp_path)
+    assert commits(loopback_hub) == 0
+    HfApi().delete_branch("tester/late", branch="task-1")
+    train_continual(schedule, tmp_path)
+    assert commits(loopback_hub) == 1
+    assert_pushed(loopback_hub, tmp_path, 3)
+
+
+def test_a_run_that_has_begun_pushes_what_it_has_learnt_before_it_goes_on(finished, shapes, tmp_path, loopback_hub):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "task-2")
+    train_continual(tiny_schedule(shapes, push={"repo": "tester/late"}), tmp_path)
+    assert_pushed(loopback_hub, tmp_path, 3)
+
+
+def test_a_push_that_failed_is_made_up_for_without_training(shapes, tmp_path, monkeypatch, loopback_hub):
+    """Also for a method whose tasks are whole models."""
+    schedule = tiny_schedule(
+        shapes, "finetune", classes={"tasks": [["circle"], ["ring"]]}, push={"repo": "tester/late"}
+    )
+    with loopback_hub.failing("POST", "/commit/task-1"), pytest.raises(HfHubHTTPError):
+        train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    monkeypatch.setattr(continual, "Trainer", None)
+    train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
+    assert_pushed(loopback_hub, tmp_path, 2)
+
+
+def test_the_example_runs_a_schedule_and_pushes_it_later(shapes, tmp_path, monkeypatch, capsys, loopback_hub):
+    schedule = tiny_schedule(shapes, classes={"tasks": [["circle"], ["ring"]]}).to_dict()
+    (tmp_path / "mine.yaml").write_text(json.dumps(schedule))  # which is YAML, too
+    arguments = ["--schedule", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run")]
+    arguments += ["--set", "recipe.max_steps=1", "--set", "gradient_projection.num_clips=1"]
+    for further in ([], ["--push", "tester/late"]):
+        monkeypatch.setattr(sys, "argv", ["train_continual.py", *arguments, *further])
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+        printed = capsys.readouterr().out
+        assert "| after task | classes | AP |" in printed
+        assert "\nafter task 0: circle " in printed and "\nafter task 1: " in printed
+    assert_pushed(loopback_hub, tmp_path / "run", 2)
+
+
 def test_a_base_that_is_learnt_already(finished, shapes, tmp_path):
     schedule = tiny_schedule(shapes, base_model=str(finished / "task-0"), classes={"tasks": TASKS[:2]})
     train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
     bases = [load_file(folder / "task-0" / "model.safetensors") for folder in (finished, tmp_path)]
     assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])
+    summaries = [
+        json.loads((folder / "task-0" / "training_summary.json").read_text()) for folder in (finished, tmp_path)
+    ]
+    for key in ("steps", "seconds", "command", "recipe"):  # how these weights were trained
+        assert summaries[0][key] == summaries[1][key]
+    assert_card_reports(tmp_path / "task-0", 0)
     for classes, message in (
         ([["star", "circle"], ["ring"]], "knows the classes circle, star, in this order; the base .* has star, circle"),
         ([["circle"], ["ring"]], "knows the classes circle, star, in this order"),
@@ -241,6 +361,120 @@ def test_a_held_out_share_of_the_videos(shapes, tmp_path):
     assert len(report.evaluations) == 2
     again = train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
     assert again.to_dict() == report.to_dict()
+
+
+def test_a_split_is_made_again_when_it_is_another(finished, shapes, tmp_path, monkeypatch):
+    """What a run that never began has left is not taken for that of another share, seed or data."""
+    monkeypatch.setattr(continual, "Trainer", None)
+    source = {"json": str(tmp_path / "train.json"), "images": str(shapes / "JPEGImages")}
+    shutil.copy(shapes / "train.json", source["json"])
+    run = tmp_path / "run"
+    split_ytvis(source["json"], run / "splits", 0.2, 0)
+    begun = {"train": source, "test": None, "classes": {"tasks": TASKS[:1]}, "base_model": str(finished / "task-0")}
+    schedule = tiny_schedule(shapes, **begun, test_share=0.5, seed=7)
+    train_continual(schedule, run)
+    parts = [json.loads((run / "splits" / f"{name}_split.json").read_text()) for name in ("train", "test")]
+    assert {(part["info"]["split"]["test_share"], part["info"]["split"]["seed"]) for part in parts} == {(0.5, 7)}
+    results = json.loads((run / "task-0" / "results.json").read_text())
+    assert {track["video_id"] for track in results} == {video["id"] for video in parts[1]["videos"]}
+
+    content = json.loads((shapes / "train.json").read_text())
+    content["videos"].pop()
+    kept = {video["id"] for video in content["videos"]}
+    content["annotations"] = [row for row in content["annotations"] if row["video_id"] in kept]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="train.json has changed since this run held out its test videos .*splits"):
+        train_continual(schedule, run)
+    assert json.loads((run / "splits" / "test_split.json").read_text()) == parts[1]
+    train_continual(schedule, run, resume="restart")
+    assert not {video["id"] for video in json.loads((run / "splits" / "train_split.json").read_text())["videos"]} - kept
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shapes, tmp_path, exists):
+    run = tmp_path / "run"
+    if exists:
+        run.mkdir()
+    for changes, message in (
+        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "no class 'moon'"),
+        ({"base_model": str(finished / "task-0"), "classes": {"tasks": [["circle"], ["ring"]]}}, "knows the classes"),
+        ({"test_share": 2.0}, "test_share is 2.0; give a share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_continual(tiny_schedule(shapes, **{"test": None, "test_share": 0.25, **changes}), run)
+        assert not (list(run.iterdir()) if exists else run.exists())
+
+
+def images_of(shapes: Path, path: Path, shown: dict[str, str]) -> dict:
+    """A source of the first frames of the videos, as COCO json; `shown`: category -> the class that it becomes."""
+    content = json.loads((shapes / "train.json").read_text())
+    name_of = {category["id"]: category["name"] for category in content["categories"]}
+    ids = {class_name: number for number, class_name in enumerate(shown.values(), start=1)}
+    rows = [row for row in content["annotations"] if name_of[row["category_id"]] in ids and row["segmentations"][0]]
+    coco = {
+        "images": [
+            {**{key: video[key] for key in ("id", "width", "height")}, "file_name": video["file_names"][0]}
+            for video in content["videos"]
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(shown, start=1)],
+        "annotations": [
+            {
+                **{"id": row["id"], "image_id": row["video_id"], "category_id": ids[name_of[row["category_id"]]]},
+                **{"segmentation": row["segmentations"][0], "bbox": row["bboxes"][0], "area": row["areas"][0]},
+                "iscrowd": 0,
+            }
+            for row in rows
+        ],
+    }
+    path.write_text(json.dumps(coco))
+    return {"json": str(path), "images": str(shapes / "JPEGImages"), "kind": "images", "class_mapping": shown}
+
+
+def test_images_take_part_where_they_show_a_class_of_the_task(shapes, tmp_path, monkeypatch):
+    """A task whose images are none uses the videos alone."""
+    seen = []
+
+    class LookingTrainer(continual.Trainer):
+        def __init__(self, recipe, output_dir, model, dataset, *args):
+            samples = [dataset[number] for number in range(16)]
+            seen.append({sample["name"].split()[0] for sample in samples})
+            assert {len(sample["frame_indices"]) for sample in samples} == {2}
+            super().__init__(recipe, output_dir, model, dataset, *args)
+
+    monkeypatch.setattr(continual, "Trainer", LookingTrainer)
+    videos = {"json": str(shapes / "train.json"), "images": str(shapes / "JPEGImages")}
+    images = images_of(shapes, tmp_path / "coco.json", {"disc": "circle"})
+    schedule = tiny_schedule(shapes, train=[videos, images], classes={"tasks": [["circle"], ["ring"]]})
+    train_continual(schedule, tmp_path / "run", overrides=["recipe.max_steps=2"])
+    assert seen == [{"video", "image"}, {"video"}]
+    for number in range(2):
+        log = (tmp_path / "run" / f"task-{number}" / "training_log.jsonl").read_text().splitlines()
+        assert [row["step"] for row in map(json.loads, log) if "loss" in row] == [1, 2]
+
+
+def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_path):
+    """All images that show the class of the base show one of a later task, too."""
+    images = images_of(shapes, tmp_path / "coco.json", {"disc": "circle", "hoop": "ring"})
+    content = json.loads(Path(images["json"]).read_text())
+    both = {row["image_id"] for row in content["annotations"] if row["category_id"] == 1}
+    both &= {row["image_id"] for row in content["annotations"] if row["category_id"] == 2}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in both]
+    Path(images["json"]).write_text(json.dumps(content))
+    videos = {"json": str(shapes / "train.json"), "images": str(shapes / "JPEGImages")}
+    classes = {"tasks": [["circle"], ["ring"]], "mode": "disjoint"}
+    run = continual._ContinualRun(tiny_schedule(shapes, train=[videos, images], classes=classes), tmp_path / "run")
+    run.prepare("auto")
+    assert both and [len(recipe.data.train) for recipe in run.recipes] == [1, 2]
+
+
+def test_protected_directions_are_those_of_all_processes(shapes, tmp_path):
+    """Two processes share out the clips; both get the same directions, and those that one process alone finds."""
+    processes = launch(TINY_DIRECTIONS, shapes, tmp_path, processes=2)
+    alone = tiny_directions(shapes)
+    finish(processes)
+    first, second = (load_file(tmp_path / f"rank-{rank}.safetensors")["directions"] for rank in range(2))
+    assert torch.equal(first, second) and first.shape == alone.shape and 0 < alone.shape[1] < alone.shape[0]
+    torch.testing.assert_close(first @ first.T, alone @ alone.T, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -339,16 +573,36 @@ def test_data_that_does_not_fit(shapes, tmp_path, monkeypatch):
     without = {**content, "annotations": [row for row in content["annotations"] if row["category_id"] != ring]}
     (tmp_path / "without.json").write_text(json.dumps(without))
 
-    def run(part: str, name: str):
+    def run(part: str, name: str, **changes):
         source = {"json": str(tmp_path / f"{name}.json"), "images": str(shapes / "JPEGImages")}
-        train_continual(tiny_schedule(shapes, **{part: source}), tmp_path / "run")
+        train_continual(tiny_schedule(shapes, **{part: source}, **changes), tmp_path / "run")
 
     with pytest.raises(ValueError, match="The class 'ring' of task 1 is in no video of the training data"):
         run("train", "without")
+    circle = next(category["id"] for category in content["categories"] if category["name"] == "circle")
+    together = [
+        {**row, "id": 2 * row["id"] + number, "category_id": category}
+        for row in content["annotations"]
+        for number, category in enumerate((circle, ring))
+    ]
+    (tmp_path / "together.json").write_text(json.dumps({**content, "annotations": together}))
+    classes = {"tasks": [["circle"], ["ring"]], "mode": "disjoint"}
+    with pytest.raises(
+        ValueError,
+        match=r"Task 0 \(circle\): .*together.json: no video shows one of the classes circle and none of ring",
+    ):
+        run("train", "together", classes=classes)
     renamed = [{**category, "name": category["name"].upper()} for category in content["categories"]]
     (tmp_path / "renamed.json").write_text(json.dumps({**content, "categories": renamed}))
     with pytest.raises(ValueError, match="has other classes than the schedule: circle, ring, square, star cannot be"):
         run("test", "renamed")
     with pytest.raises(FileNotFoundError, match="absent.json"):
         run("test", "absent")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_of_another_architecture(shapes, tmp_path):
+    tiny_genvis().save_pretrained(tmp_path / "genvis")
+    with pytest.raises(ValueError, match="`base_model`: .*genvis is a genvis model, hvpl needs hvpl"):
+        train_continual(tiny_schedule(shapes, base_model=str(tmp_path / "genvis")), tmp_path / "run")
     assert not (tmp_path / "run").exists()

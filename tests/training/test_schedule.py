@@ -2,6 +2,7 @@
 
 import pytest
 
+from transformers_cvis.data import ClipAugmentation, RandomCropPath, RandomRotation
 from transformers_cvis.training import Schedule, shipped_schedules
 from transformers_cvis.training.recipe import SourceRecipe
 from transformers_cvis.training.schedule import ClassesRecipe
@@ -77,6 +78,15 @@ PUBLISHED = {
 }
 
 
+VITA_AUGMENTATION = ClipAugmentation(
+    short_sides=(288, 320, 352, 384, 416, 448, 480, 512),
+    max_size=768,
+    flip_probability=0.5,
+    crop=RandomCropPath(probability=0.5, short_sides=(400, 500, 600), max_size=1333, window=(384, 600)),
+)
+MASK2FORMER_VIS_AUGMENTATION = ClipAugmentation(short_sides=(360, 480), max_size=1333, flip_probability=0.5, crop=None)
+
+
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_published_hyper_parameters(name):
     num_classes, num_tasks, num_prompts, base_steps, milestone, steps, later_milestone = PUBLISHED[name]
@@ -96,6 +106,22 @@ def test_published_hyper_parameters(name):
     deltas = schedule.calibration_deltas
     assert deltas == ([0.5, 0.6] if not hvpl else [0.5, -0.4] if "2021" in name else [0.4, 0.5])
     assert base.model.config.get("text_encoder") == (None if hvpl else "openai/clip-vit-base-patch32")
+    assert base.batch_size == later.batch_size == (2 if hvpl else 16)
+    assert schedule.seed == base.seed == later.seed == 42
+    assert base.mixed_precision == later.mixed_precision == "fp16"
+    for recipe in (base, later):
+        assert recipe.data.augmentation == (VITA_AUGMENTATION if hvpl else MASK2FORMER_VIS_AUGMENTATION)
+        assert (recipe.optimizer.backbone_factor, recipe.schedule.warmup_steps, recipe.schedule.factor) == (0.1, 0, 0.1)
+    if not hvpl:
+        assert len(schedule.train) == 1  # no images take part
+        return
+    videos, images = schedule.train
+    ratio, mapping = {"19": (0.75, "ytvis2019"), "21": (0.8, "ytvis2021"), "is": (0.25, "ovis")}[
+        name.split("_")[2][-2:]
+    ]
+    assert (images.ratio, videos.ratio, images.kind, images.class_mapping) == (1.0, ratio, "images", mapping)
+    rotation = RandomRotation(max_angle=15.0, centre=(0.4, 0.6))
+    assert base.data.image_rotation == later.data.image_rotation == rotation
 
 
 def test_every_shipped_schedule_loads():

@@ -15,7 +15,7 @@ from .clips import ClipDataset, MixedClipDataset, VideoDataset, collate_clips, s
 from .mask_folders import read_mask_folders
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
 from .preview import draw_clips
-from .splits import split_annotations, split_ytvis
+from .splits import is_split_of, split_annotations, split_ytvis
 from .validation import Problem, validate_annotations, validate_ytvis
 from .ytvis import class_names, find_image_root, load_coco, load_ytvis
 
@@ -40,6 +40,7 @@ __all__ = [
     "find_image_root",
     "generate_video",
     "images_as_videos",
+    "is_split_of",
     "load_coco",
     "load_ytvis",
     "make_moving_shapes",

@@ -1,5 +1,6 @@
 """A train part and a test part of an annotated data set, for benchmarks whose own test labels are hidden."""
 
+import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -9,6 +10,8 @@ import numpy as np
 
 from ..processing import complete_file
 from .annotation_files import read_annotations
+
+PARTS = ("train", "test")
 
 
 def split_annotations(content: dict, test_share: float = 0.2, seed: int = 0) -> tuple[dict, dict]:
@@ -51,7 +54,8 @@ def split_ytvis(
 
     Args:
         json_path: the annotation file.
-        output_dir: gets `train_split.json` and `test_split.json`, which say in `info` what they are parts of.
+        output_dir: gets `train_split.json` and `test_split.json`, which say in `info` what they are parts of: the name
+            and SHA-256 of the annotation file, share and seed, and which videos they hold.
         test_share, seed: as for [`split_annotations`].
 
     Returns:
@@ -65,20 +69,40 @@ def split_ytvis(
         parts = split_annotations(content, test_share, seed)
     except ValueError as error:
         raise ValueError(f"{json_path}: {error}") from error
-    paths = []
-    for name, part in zip(("train", "test"), parts, strict=True):
-        split = {
-            "part": name,
-            "source": Path(json_path).name,
-            "test_share": test_share,
-            "seed": seed,
-            "video_ids": [video["id"] for video in part["videos"]],
-        }
-        paths.append(Path(output_dir) / f"{name}_split.json")
-        paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(paths[-1]) as file:
+    origin = _origin(json_path, test_share, seed)
+    train, test = paths = _part_paths(output_dir)
+    for name, part, path in zip(PARTS, parts, paths, strict=True):
+        split = {"part": name, **origin, "video_ids": [video["id"] for video in part["videos"]]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as file:
             file.write(json.dumps({**part, "info": {**(content.get("info") or {}), "split": split}}).encode())
-    return paths[0], paths[1]
+    return train, test
+
+
+def is_split_of(
+    output_dir: str | os.PathLike, json_path: str | os.PathLike, test_share: float = 0.2, seed: int = 0
+) -> bool:
+    """Whether a folder holds what [`split_ytvis`] makes of an annotation file as it is now.
+
+    Raises:
+        FileNotFoundError: there are parts, but no such json.
+    """
+    paths = _part_paths(output_dir)
+    if not all(path.is_file() for path in paths):
+        return False
+    origin = _origin(json_path, test_share, seed)
+    infos = [json.loads(path.read_text(encoding="utf-8")).get("info") or {} for path in paths]
+    return all(origin.items() <= info.get("split", {}).items() for info in infos)
+
+
+def _part_paths(output_dir: str | os.PathLike) -> list[Path]:
+    return [Path(output_dir) / f"{name}_split.json" for name in PARTS]
+
+
+def _origin(json_path: str | os.PathLike, test_share: float, seed: int) -> dict:
+    """What a split follows from."""
+    digest = hashlib.sha256(Path(json_path).read_bytes()).hexdigest()
+    return {"source": Path(json_path).name, "source_sha256": digest, "test_share": test_share, "seed": seed}
 
 
 def _draw_test_videos(content: dict, test_share: float, rng: np.random.Generator) -> set[int]:

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 TRAINING_SUMMARY_FILE = "training_summary.json"
 TASK = "video-instance-segmentation"
 
-# A push owns these files of a revision: those which it does not write again are removed. A new branch starts with all
-# that is on `main`, and a revision may hold a whole model at one time and a task adapter at another.
+# A push owns these files of a revision: those which it does not write again are removed. A revision may hold a whole
+# model at one time and a task adapter at another.
 OWNED_FILES = (
     *("model*.safetensors", "model.safetensors.index.json", TRAINING_SUMMARY_FILE),
     *("task_adapter_config.json", "task_adapter_model.safetensors", "task_learning_state.safetensors"),
@@ -81,11 +81,12 @@ def push_to_hub(
     license: str = "unknown",
     base_model: str | None = None,
     training_summary: dict[str, Any] | None = None,
+    report=None,
 ) -> CommitInfo:
     """Pushes model, video processor and model card to one revision of a repository, in one commit.
 
     The weights are uploaded before the revision is touched, so an interrupted push leaves it as it was. A new branch
-    starts from `main`.
+    starts from the first commit of the repository.
 
     Args:
         model: a `PreTrainedModel`.
@@ -97,6 +98,7 @@ def push_to_hub(
         license: identifier of the Hub, such as "apache-2.0", for the weights.
         base_model: repository which the training started from.
         training_summary: see [`model_card`]; also uploaded as `training_summary.json`.
+        report: see [`model_card`]; its files are uploaded, too.
 
     Returns:
         The commit, with `commit_url` and `oid`. Pushing what is there already makes no new commit.
@@ -117,6 +119,7 @@ def push_to_hub(
             license=license,
             base_model=base_model,
             training_summary=training_summary,
+            report=report,
             max_shard_size=max_shard_size,
         )
         return commit_folder(
@@ -154,13 +157,13 @@ def commit_folder(
     api = HfApi(token=token)
     branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(repo_id).branches}
     new_branch = revision is not None and not revision.startswith("refs/pr/") and revision not in branches
-    parent = api.repo_info(repo_id, revision=None if new_branch else revision).sha
-    folder = Path(folder)
-    additions = [
-        CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    if new_branch:
+        # Not from `main`: were this process killed before its commit, the branch would pass off the model of `main` as
+        # its own. The first commit of a repository holds no model.
+        parent = api.list_repo_commits(repo_id)[-1].commit_id
+    else:
+        parent = api.repo_info(repo_id, revision=revision).sha
+    additions = _additions(Path(folder))
     written = {addition.path_in_repo for addition in additions}
     deletions = [
         CommitOperationDelete(name)
@@ -170,11 +173,12 @@ def commit_folder(
     api.preupload_lfs_files(
         repo_id, additions, revision=None if new_branch else revision, create_pr=create_pr, free_memory=False
     )
-    try:
-        if new_branch:
+    if new_branch:
+        additions = _additions(Path(folder))  # those above have been compared with `main`, and leave out what it has
+        try:
             api.create_branch(repo_id, branch=revision, revision=parent)
-    except HfHubHTTPError as error:
-        raise _explained(error, repo_id, revision) from error
+        except HfHubHTTPError as error:
+            raise _explained(error, repo_id, revision) from error
     try:
         return api.create_commit(
             repo_id,
@@ -186,11 +190,16 @@ def commit_folder(
             parent_commit=parent,
         )
     except BaseException as error:
-        if new_branch:  # it would offer the model of `main` under the name of this one
+        if new_branch:  # there is nothing on it
             api.delete_branch(repo_id, branch=revision)
         if isinstance(error, HfHubHTTPError):
             raise _explained(error, repo_id, revision) from error
         raise
+
+
+def _additions(folder: Path) -> list[CommitOperationAdd]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in paths]
 
 
 def _explained(error: HfHubHTTPError, repo_id: str, revision: str | None) -> Exception:
@@ -214,9 +223,10 @@ def save_model(
     license: str = "unknown",
     base_model: str | None = None,
     training_summary: dict[str, Any] | None = None,
+    report=None,
     max_shard_size: int | str = "50GB",
 ) -> None:
-    """Writes what [`push_to_hub`] uploads into a folder: weights, configuration, processor, card, training summary.
+    """Writes what [`push_to_hub`] uploads into a folder: weights, configuration, processor, card, summary and report.
 
     `name` is what the card calls the model and loads it by.
     """
@@ -226,6 +236,8 @@ def save_model(
         video_processor.save_pretrained(folder)
     if training_summary:
         write_training_summary(training_summary, folder)
+    if report is not None:
+        report.save(folder)
     card = model_card(
         model,
         name,
@@ -234,6 +246,7 @@ def save_model(
         license=license,
         base_model=base_model,
         training_summary=training_summary,
+        report=report,
     )
     card.save(folder / "README.md")
 
@@ -258,6 +271,7 @@ def model_card(
     license: str = "unknown",
     base_model: str | None = None,
     training_summary: dict[str, Any] | None = None,
+    report=None,
     sections: Mapping[str, str] | None = None,
 ) -> ModelCard:
     """The card of a model: what it does, its classes, how to load it, what was measured, how it was trained.
@@ -267,6 +281,7 @@ def model_card(
         training_summary: what is known of the training. `metrics` (name -> number) and `dataset` (what they were
             measured on) make the table of measurements; `command`, `seed`, `steps`, `seconds` and `hardware` the
             paragraph on the training. All of them optional.
+        report: what was measured task after task: has `to_markdown()` for a section of its own, and `save(folder)`.
     """
     summary = training_summary or {}
     metrics = summary.get("metrics") or {}
@@ -301,6 +316,8 @@ def model_card(
     ]
     for heading, text in (sections or {}).items():
         parts += [f"## {heading}", text]
+    if report is not None:
+        parts += ["## After every task", report.to_markdown().strip()]
     parts += ["## Measured", _measurements(metrics, dataset)]
     if training := _training(summary):
         parts += ["## Training", training]
@@ -323,8 +340,8 @@ def _overview(model, license: str, base_model: str | None) -> str:
 
 def _how_to_load(name: str, revision: str | None) -> str:
     arguments = f'"{name}"' + (f', revision="{revision}"' if revision else "")
-    return f"""Import `transformers_cvis` first (`pip install transformers-cvis`): it registers this task and
-its architectures with transformers, which otherwise does not know them.
+    return f"""Install `transformers_cvis` from its repository and import it first: it registers this task and its
+architectures with transformers, which otherwise does not know them.
 
 ```python
 import transformers_cvis

@@ -444,8 +444,8 @@ class TaskAdapterMixin(TaskLearningMixin):
             video_processor: saved beside, so that the folder is enough for a pipeline.
             base, base_revision: folder, or repository and commit of the base. By default where this model's base was
                 loaded from or saved to.
-            report: what was measured task after task: has `to_markdown()` for the card and `save(folder)`.
-            name, revision, license, training_summary: for the card, see `model_card`.
+            report, name, revision, license, training_summary: for the card, see `model_card`; files of the report and
+                the summary are saved beside, too.
 
         Raises:
             ValueError: there is no task after the base, or it is not known where the base is.
@@ -464,8 +464,10 @@ class TaskAdapterMixin(TaskLearningMixin):
         adapters = [self._capture(task) for task in range(1, self.num_tasks)]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if place.get("path"):
+            place = {"path": os.path.relpath(place["path"], folder.resolve())}
         with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-            self._write_adapters(adapters, Path(temporary), folder, place)
+            self._write_adapters(adapters, Path(temporary), place)
             self.config.save_pretrained(temporary)
             if video_processor is not None:
                 video_processor.save_pretrained(temporary)
@@ -479,17 +481,13 @@ class TaskAdapterMixin(TaskLearningMixin):
             for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == ADAPTER_CONFIG_FILE):
                 os.replace(path, folder / path.name)
 
-    def _write_adapters(
-        self, adapters: list[TaskAdapter], folder: Path, destination: Path, place: Mapping[str, str | None]
-    ) -> None:
+    def _write_adapters(self, adapters: list[TaskAdapter], folder: Path, place: Mapping[str, str | None]) -> None:
         tensors = {f"directions.{task}": tensor for task, tensor in self._directions.items()}
         for task, adapter in enumerate(adapters, start=1):
             tensors |= {f"weights.{task}.{name}": tensor for name, tensor in adapter.weights.items()}
             tensors |= {f"no_object.{task}.{name}": tensor for name, tensor in adapter.no_object.items()}
         weights_path = folder / ADAPTER_WEIGHTS_FILE
         save_file(tensors, weights_path, metadata={"format": "pt"})
-        if place.get("path"):
-            place = {"path": os.path.relpath(place["path"], destination.resolve())}
         description = {
             "format_version": FORMAT_VERSION,
             "model_type": self.config.model_type,
@@ -526,8 +524,6 @@ class TaskAdapterMixin(TaskLearningMixin):
                 ]
             )
         }
-        if report is not None:
-            sections["After every task"] = report.to_markdown()
         return model_card(
             self,
             name,
@@ -535,6 +531,7 @@ class TaskAdapterMixin(TaskLearningMixin):
             license=license,
             base_model=place.get("repo"),
             training_summary=training_summary,
+            report=report,
             sections=sections,
         )
 

@@ -1,9 +1,11 @@
 """A whole class-incremental training: schedule in; after every task a model or adapter, its evaluation, a report."""
 
+import contextlib
+import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +14,17 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import set_seed
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RevisionNotFoundError
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..data import read_annotations, split_ytvis
+from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
-from ..modeling.hub import push_to_hub
+from ..modeling.hub import push_to_hub, read_training_summary
+from ..modeling.task_adapters import ADAPTER_WEIGHTS_FILE, task_name
 from .building import build_dataset, build_model, build_processor, collate
 from .checkpoints import find_checkpoint, write_json
 from .distillation import DistillingModel
@@ -53,7 +58,9 @@ def train_continual(
             tasks train all of the model), each with `results.json` of the test videos; `report`, tables and plots after
             the tasks so far; and `splits`, where the schedule holds out a part of the videos.
         resume: "auto" goes on in `output_dir`, at the task and step where it was interrupted, with the very numbers
-            that an uninterrupted run gives; "restart" deletes what is there and starts afresh.
+            that an uninterrupted run gives; "restart" deletes what is there and starts afresh. A run that goes on, or
+            is finished, may be given another `push` and another `report` (but for its `forgetting_videos`): tasks that
+            the repository lacks are pushed, the report is written again.
         overrides: changes to the schedule, "key.key=value".
 
     Returns:
@@ -61,7 +68,7 @@ def train_continual(
 
     Raises:
         ValueError, FileNotFoundError: schedule, data or base are not as they must be, or `output_dir` holds the run of
-            another schedule. All of these before any training.
+            another schedule or of other data. All of these before any training.
         FloatingPointError: a loss is not finite; the message names the videos.
     """
     schedule = Schedule.load(schedule, overrides)
@@ -98,8 +105,8 @@ class _ContinualRun:
         return self.output_dir / "splits"
 
     @cached_property
-    def videos_of_classes(self) -> list[dict[str, int]]:
-        """Of each training source, in how many of its videos each class is."""
+    def videos_of_classes(self) -> list[dict[str, set[int]]]:
+        """Of each training source, the videos that each class is in."""
         return [videos_of_classes(source) for source in self.train_sources]
 
     @cached_property
@@ -132,19 +139,16 @@ class _ContinualRun:
 
     @cached_property
     def recipes(self) -> list[Recipe]:
-        """The training of every task, from the sources that have one of its classes."""
-        return [
-            self.schedule.task_recipe(
-                number,
-                self.tasks,
-                [
-                    source
-                    for source, videos in zip(self.train_sources, self.videos_of_classes, strict=True)
-                    if any(videos.get(name) for name in self.tasks[number])
-                ],
-            )
-            for number in range(len(self.tasks))
-        ]
+        """The training of every task, from the sources that have something for it."""
+        recipes = []
+        for number in range(len(self.tasks)):
+            sources = [
+                source
+                for source, videos in zip(self.train_sources, self.videos_of_classes, strict=True)
+                if self.schedule.videos_of_task(number, self.tasks, videos)
+            ]
+            recipes.append(self.schedule.task_recipe(number, self.tasks, sources or self.train_sources))
+        return recipes
 
     @cached_property
     def datasets(self) -> list[Dataset]:
@@ -157,6 +161,12 @@ class _ContinualRun:
                 raise ValueError(f"Task {number} ({', '.join(self.tasks[number])}): {error}") from error
         return datasets
 
+    @cached_property
+    def repository(self) -> str:
+        """Full name of the repository to push to, which is made if needed; a missing token or permission shows here."""
+        push = self.schedule.push
+        return HfApi().create_repo(push.repo, private=push.private, exist_ok=True).repo_id
+
     def prepare(self, resume: str) -> None:
         state, path = PartialState(), self.output_dir / SCHEDULE_FILE
         if state.is_main_process:
@@ -164,19 +174,39 @@ class _ContinualRun:
                 self._delete()
             if path.is_file():
                 self._check_same_schedule(json.loads(path.read_text(encoding="utf-8")))
-            if self.schedule.test_share is not None and not (self.split_folder / "test_split.json").is_file():
-                source = self.schedule.train[0]
-                split_ytvis(source.json, self.split_folder, self.schedule.test_share, self.schedule.seed)
-            _ = self.datasets  # written to the cache once, before the other processes ask for it
+            with self._held_out_videos(has_begun=path.is_file()):
+                _ = self.ground_truth, self.datasets  # in the cache before the other processes ask for them
+                self._check_base_model()
+                check_collection(self.schedule, self.recipes)
+                if self.schedule.push is not None:
+                    _ = self.repository
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                write_json(path, self.schedule.to_dict())
         state.wait_for_everyone()
         _ = self.ground_truth, self.datasets
-        self._check_base_model()
-        check_collection(self.schedule, self.recipes)
-        if state.is_main_process:
-            if self.schedule.push is not None:  # a missing token or permission is found now
-                HfApi().create_repo(self.schedule.push.repo, private=self.schedule.push.private, exist_ok=True)
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.schedule.to_dict())
+
+    @contextlib.contextmanager
+    def _held_out_videos(self, has_begun: bool) -> Iterator[None]:
+        """The parts of the first source are there within, and stay if the block ends well."""
+        source, share, seed = self.schedule.train[0].json, self.schedule.test_share, self.schedule.seed
+        if share is None or is_split_of(self.split_folder, source, share, seed):
+            yield
+            return
+        if has_begun and self.split_folder.exists():
+            raise ValueError(
+                f"{source} has changed since this run held out its test videos ({self.split_folder}): its tasks would "
+                "not be tested on what they have not seen. Put the data back, give another output folder, or delete "
+                "this run with --resume restart."
+            )
+        is_new = not self.output_dir.exists()
+        try:
+            split_ytvis(source, self.split_folder, share, seed)
+            yield
+        except BaseException:
+            shutil.rmtree(self.split_folder, ignore_errors=True)
+            if is_new:
+                shutil.rmtree(self.output_dir, ignore_errors=True)
+            raise
 
     def _delete(self) -> None:
         for path in self.output_dir.glob("task-*"):
@@ -186,9 +216,8 @@ class _ContinualRun:
         (self.output_dir / SCHEDULE_FILE).unlink(missing_ok=True)
 
     def _check_same_schedule(self, former: dict) -> None:
-        ours = self.schedule.to_dict()
-        changed = [key for key in ours if ours[key] != former.get(key) and key not in ("output_dir", "push")]
-        if changed:
+        ours, theirs = _what_tasks_depend_on(self.schedule.to_dict()), _what_tasks_depend_on(former)
+        if changed := [key for key in ours if ours[key] != theirs.get(key)]:
             raise ValueError(
                 f"{self.output_dir} holds the run of another schedule: it differs in {', '.join(changed)}. Its tasks "
                 "build on each other, so they cannot go on with new values: give another output folder, or delete this "
@@ -222,25 +251,28 @@ class _ContinualRun:
         state, evaluations, model = PartialState(), [], None
         for number in range(len(self.tasks)):
             path = self.folder(number) / EVALUATION_FILE
-            if path.is_file():
-                content = json.loads(path.read_text(encoding="utf-8"))
-                model = None
-            else:
+            is_new = not path.is_file()
+            if is_new:
                 if state.is_main_process:
                     names = ", ".join(self.tasks[number])
                     tqdm.write(f"Task {number} of {len(self.tasks) - 1}: {names}", file=sys.stderr)
-                model, content = self._learn(number, model, evaluations)
-                state.wait_for_everyone()
-            evaluations.append(TaskEvaluation(**content))
-        return self._report(evaluations)
+                model = self._learn(number, model, evaluations)
+            else:
+                model = None
+            evaluations.append(TaskEvaluation(**json.loads(path.read_text(encoding="utf-8"))))
+            if self.schedule.push is not None and state.is_main_process and (is_new or not self._is_pushed(number)):
+                self._push(number, model, evaluations)
+            state.wait_for_everyone()
+        report = self._report(evaluations)
+        if state.is_main_process:
+            report.save(self.output_dir / REPORT_FOLDER)
+        return report
 
     def folder(self, number: int) -> Path:
         return self.output_dir / f"task-{number}"
 
-    def _learn(
-        self, number: int, model: PreTrainedModel | None, evaluations: list[TaskEvaluation]
-    ) -> tuple[PreTrainedModel, dict]:
-        """Learn one task, evaluate, save, push.
+    def _learn(self, number: int, model: PreTrainedModel | None, evaluations: list[TaskEvaluation]) -> PreTrainedModel:
+        """Learn one task, evaluate, save.
 
         Args:
             model: as the task before left it; None to load it from its folder.
@@ -249,8 +281,8 @@ class _ContinualRun:
         state = PartialState()
         folder.mkdir(parents=True, exist_ok=True)
         processor = build_processor(recipe.evaluation)
-        summary = None
         if number == 0 and self.schedule.base_model is not None:
+            summary = read_training_summary(self.schedule.base_model) or {}
             model = AutoModelForVideoInstanceSegmentation.from_pretrained(
                 self.schedule.base_model, **recipe.model.config
             )
@@ -262,14 +294,12 @@ class _ContinualRun:
         evaluation = self._evaluate(number, model, processor, recipe)
         if state.is_main_process:
             report = self._report([*evaluations, evaluation])
-            self._save(number, model, processor, summary, report)
-            if self.schedule.push is not None:
-                self._push(number, model, processor, summary, report)
+            report.save(self.output_dir / REPORT_FOLDER)
+            self._save(number, model, processor, {**summary, **self._measured(evaluation)}, report)
             write_json(folder / EVALUATION_FILE, asdict(evaluation))
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         state.wait_for_everyone()
-        content = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
-        return model, content
+        return model
 
     def _train(
         self, number: int, model: PreTrainedModel | None, recipe: Recipe, folder: Path
@@ -337,43 +367,64 @@ class _ContinualRun:
             self.ground_truth, results, self.tasks, number, self.schedule.report.forgetting_videos
         )
 
+    def _measured(self, evaluation: TaskEvaluation) -> dict:
+        """Of a task's training summary, what its model card shows as measured."""
+        counts = [len(names) for names in self.tasks]
+        learnt, classes = sum(counts[: evaluation.after + 1]), self.schedule.report.evaluate_classes
+        scope = {
+            "all": f"all {sum(counts)} classes, {learnt} of them learnt",
+            "seen": f"the {learnt} classes learnt so far",
+            "current": f"the {counts[evaluation.after]} classes of this task",
+        }[classes]
+        return {"metrics": evaluation.overall[classes], "dataset": f"{self.test_source.json}, over {scope}"}
+
     def _report(self, evaluations: list[TaskEvaluation]) -> ContinualReport:
         settings = self.schedule.report
-        report = ContinualReport(
+        return ContinualReport(
             self.tasks[: len(evaluations)],
             evaluations,
             evaluate_classes=settings.evaluate_classes,
             undefined=settings.undefined,
             num_classes=settings.num_classes,
         )
-        if PartialState().is_main_process:
-            report.save(self.output_dir / REPORT_FOLDER)
-        return report
 
-    def _save(self, number: int, model, processor, summary: dict | None, report: ContinualReport) -> None:
-        folder = self.folder(number)
+    def _save(self, number: int, model, processor, summary: dict, report: ContinualReport) -> None:
+        folder, card = self.folder(number), {"report": report, "license": self._license}
         if self._is_adapter(number):
-            model.save_task_adapter(
-                folder, processor, base=self.folder(0), report=report, training_summary=summary, license=self._license
-            )
+            model.save_task_adapter(folder, processor, base=self.folder(0), training_summary=summary, **card)
         else:
-            save_model_folder(model, processor, folder, summary)
+            save_model_folder(model, processor, folder, summary, **card)
 
-    def _push(self, number: int, model, processor, summary: dict | None, report: ContinualReport) -> None:
-        push = self.schedule.push
+    def _is_pushed(self, number: int) -> bool:
+        """Whether the repository holds the weights of a task that is finished."""
+        name = ADAPTER_WEIGHTS_FILE if self._is_adapter(number) else SAFE_WEIGHTS_NAME
+        try:
+            files = HfApi().get_paths_info(self.repository, name, revision=self._revision(number))
+        except RevisionNotFoundError:
+            return False
+        ours = hashlib.sha256((self.folder(number) / name).read_bytes()).hexdigest()
+        return [file.lfs and file.lfs.sha256 for file in files] == [ours]
+
+    def _push(self, number: int, model: PreTrainedModel | None, evaluations: list[TaskEvaluation]) -> None:
+        """Push a task that is finished.
+
+        Args:
+            model: as it was left by the task; None to load it from its folder.
+        """
+        model = self._model_after(number) if model is None else model
+        processor = build_processor(self.recipes[number].evaluation)
+        card = {
+            "report": self._report(evaluations),
+            "training_summary": read_training_summary(self.folder(number)),
+            "license": self._license,
+        }
         if self._is_adapter(number):
-            model.push_task_adapter(
-                push.repo,
-                processor,
-                base=push.repo,
-                base_revision="main",
-                report=report,
-                training_summary=summary,
-                license=push.license,
-            )
-            return
-        revision = None if number == 0 else f"task-{number}"
-        push_to_hub(model, processor, push.repo, revision=revision, license=push.license, training_summary=summary)
+            model.push_task_adapter(self.repository, processor, base=self.repository, base_revision="main", **card)
+        else:
+            push_to_hub(model, processor, self.repository, revision=self._revision(number), **card)
+
+    def _revision(self, number: int) -> str | None:
+        return task_name(number) if number else None
 
     def _is_adapter(self, number: int) -> bool:
         return number > 0 and self.schedule.rules.has_prompts
@@ -381,6 +432,12 @@ class _ContinualRun:
     @property
     def _license(self) -> str:
         return "unknown" if self.schedule.push is None else self.schedule.push.license
+
+
+def _what_tasks_depend_on(schedule: dict) -> dict:
+    """A schedule without what can change after tasks were learnt: where they go, and how their evaluations are read."""
+    kept = {key: value for key, value in schedule.items() if key not in ("output_dir", "push", "report")}
+    return {**kept, "report.forgetting_videos": schedule["report"]["forgetting_videos"]}
 
 
 __all__ = ["train_continual"]

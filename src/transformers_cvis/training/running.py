@@ -137,14 +137,18 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     }
 
 
-def save_model_folder(model, processor, output_dir: Path, summary: dict | None) -> None:
+def save_model_folder(model, processor, output_dir: Path, summary: dict | None, **card) -> None:
     """Model, processor, card and, where there is one, the summary of the training. All is written to a temporary
-    folder, then the files are moved in, the summary last: it says that all are there."""
+    folder, then the files are moved in, the summary last: it says that all are there.
+
+    Args:
+        card: what else the card says, as for `save_model`.
+    """
     temporary = output_dir / f"model{TEMPORARY_SUFFIX}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_model(model, processor, temporary, name=output_dir.name, training_summary=summary)
+        save_model(model, processor, temporary, name=output_dir.name, training_summary=summary, **card)
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == "training_summary.json"):
             os.replace(path, output_dir / path.name)
     finally:

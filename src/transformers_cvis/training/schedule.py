@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -122,8 +122,9 @@ class ReportRecipe:
 
     evaluate_classes: overall numbers over "all" classes (CRISP: those to come count 0), those "seen" so far (HVPL), or
         those of the "current" task. forgetting_videos: a class is evaluated on the test videos "containing" it (HVPL)
-        or on "all". undefined: classes without a first value are an "exclude"d from HVPL's rate, or counted as the
-        "released" formula does. num_classes: CRISP's rate is divided by the number of "old" classes or of "all".
+        or on "all". undefined: classes without a first value are "exclude"d from HVPL's rate, or counted as the
+        "released" formula does. num_classes: CRISP's rate is divided by the number of "old" classes or of "all". All
+        but `forgetting_videos` can be changed for a run that is finished.
     """
 
     evaluate_classes: str = "all"
@@ -314,6 +315,19 @@ class Schedule:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 
+    def videos_of_task(
+        self, number: int, tasks: Sequence[Sequence[str]], videos_of_classes: Mapping[str, set[int]]
+    ) -> set[int]:
+        """Of a source, given the videos that each class is in, those that the mode lets a task see."""
+
+        def showing(names: Iterable[str]) -> set[int]:
+            return set().union(*(videos_of_classes.get(name, ()) for name in names))
+
+        videos = showing(tasks[number])
+        if self.classes.mode == "overlap":
+            return videos
+        return videos - showing(name for names in tasks[number + 1 :] for name in names)
+
     def _task_source(self, source: SourceRecipe, number: int, tasks: Sequence[Sequence[str]]) -> SourceRecipe:
         """A source with what the mode lets the task see of it."""
         seen = [name for names in tasks[: number + 1] for name in names]
@@ -329,8 +343,8 @@ class Schedule:
         )
 
 
-def videos_of_classes(source: SourceRecipe) -> dict[str, int]:
-    """In how many videos of a source an object of each class is, by rising id of its categories.
+def videos_of_classes(source: SourceRecipe) -> dict[str, set[int]]:
+    """In which videos of a source an object of each class is, by rising id of its categories.
 
     Raises:
         FileNotFoundError, ValueError: as `read_annotations`.
@@ -341,7 +355,7 @@ def videos_of_classes(source: SourceRecipe) -> dict[str, int]:
         if not annotation.get("iscrowd"):
             videos[annotation["category_id"]].add(annotation["video_id"])
     names = {category["id"]: category["name"] for category in content["categories"]}
-    return {names[category_id]: len(ids) for category_id, ids in videos.items()}
+    return {names[category_id]: ids for category_id, ids in videos.items()}
 
 
 def shipped_schedules() -> list[str]:

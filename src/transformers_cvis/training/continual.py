@@ -17,12 +17,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
-from ..modeling.auto import AutoModelForVideoInstanceSegmentation
+from ..modeling.auto import AutoModelForVideoInstanceSegmentation, load_config
 from ..modeling.hub import push_to_hub, read_training_summary
 from ..modeling.task_adapters import ADAPTER_WEIGHTS_FILE, task_name
 from .building import build_dataset, build_model, build_processor, collate
@@ -33,7 +33,7 @@ from .gradient_projection import GradientProjection, check_collection, collect_d
 from .recipe import Recipe, SourceRecipe
 from .running import join_processes, save_model_folder, summarise
 from .schedule import Schedule, videos_of_classes
-from .trainer import Trainer, runs_on_cpu
+from .trainer import Trainer, check_precision, runs_on_cpu
 
 SCHEDULE_FILE = "schedule.json"
 RESULTS_FILE = "results.json"
@@ -178,6 +178,8 @@ class _ContinualRun:
                 _ = self.ground_truth, self.datasets  # in the cache before the other processes ask for them
                 self._check_base_model()
                 check_collection(self.schedule, self.recipes)
+                for recipe in self.recipes:
+                    check_precision(recipe)
                 if self.schedule.push is not None:
                     _ = self.repository
                 self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -228,7 +230,8 @@ class _ContinualRun:
         start = self.schedule.base_model
         if start is None:
             return
-        config = AutoConfig.from_pretrained(start)
+        remedy = "Give the folder of a task that was learnt, such as runs/eclipse/task-0, or a model of the Hub."
+        config = load_config(start, None, f"`base_model`: {start}", remedy)
         if config.model_type != self.schedule.rules.system:
             raise ValueError(
                 f"`base_model`: {start} is a {config.model_type} model, {self.schedule.method} needs "

@@ -61,7 +61,7 @@ def node_loop(features: torch.Tensor, edge_weights: torch.Tensor, trees: Spannin
     values, weights = features.flatten(0, 1).unbind(0), edge_weights.flatten(0, 1).unbind(0)
     nodes, parents, edges = trees.nodes.tolist(), trees.parents.tolist(), trees.edges.tolist()
     steps = zip(nodes, parents, edges, strict=True)
-    walk = [(node, nodes[parent], weights[edge]) for node, parent, edge in steps if parent >= 0]
+    walk = [(node, parent, weights[edge]) for node, parent, edge in steps if parent >= 0]
     subtree = list(values)
     for node, parent, weight in reversed(walk):
         subtree[parent] = subtree[parent] + weight * subtree[node]

@@ -112,7 +112,7 @@ def parent_table(trees: SpanningTrees, batch_size: int) -> torch.Tensor:
     """Next node on the path to the top left one, by node of its grid, (B, N); -1 for the top left nodes."""
     parents = torch.full_like(trees.nodes, -1)
     inner = trees.parents >= 0
-    ends = trees.nodes[inner] + trees.nodes[trees.parents[inner]]
+    ends = trees.nodes[inner] + trees.parents[inner]
     parents[trees.edges[inner]] = ends - trees.edges[inner]  # the end of the edge that is not the lower one
     parents = parents.view(batch_size, -1)
     starts = torch.arange(batch_size)[:, None] * parents.shape[1]

@@ -96,10 +96,9 @@ def test_nodes_come_level_by_level_after_their_parents():
     assert trees.level_sizes[0] == 4 and sum(trees.level_sizes) == 4 * 5 * 6
     assert trees.parents[:4].tolist() == [-1] * 4
     assert trees.edges[:4].tolist() == [0, 30, 60, 90]  # no edge leads up from the top left
-    start = 0
-    for size, parents in zip(trees.level_sizes[:-1], trees.parents.split(trees.level_sizes)[1:], strict=True):
-        assert start <= parents.min() and parents.max() < start + size
-        start += size
+    levels, parents = (steps.split(trees.level_sizes) for steps in (trees.nodes, trees.parents))
+    for level, parents_of_next in zip(levels[:-1], parents[1:], strict=True):
+        assert set(parents_of_next.tolist()) <= set(level.tolist())
 
 
 def test_walks_start_in_the_middle_of_the_longest_path():
@@ -161,9 +160,9 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous():
     assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])
 
 
-def test_blocks_of_channels_change_nothing():
+def test_channels_know_nothing_of_each_other():
     trees = random_trees(3, 40, 50)
-    features, edge_weights = random_inputs((3, 2000, 100), torch.float32)  # two blocks
+    features, edge_weights = random_inputs((3, 2000, 100), torch.float32)
     scan = TreeScan()
 
     def scanned(features, edge_weights):

@@ -71,6 +71,6 @@ def test_trees(case, layer, run, monkeypatch):
     for node, parent in zip(trees.nodes.tolist(), trees.parents.tolist(), strict=True):
         if parent >= 0:
             grid = node // num_nodes
-            edges[grid].add(frozenset((node - grid * num_nodes, int(trees.nodes[parent]) - grid * num_nodes)))
+            edges[grid].add(frozenset((node - grid * num_nodes, parent - grid * num_nodes)))
     expected = case.outputs[f"{run}/tree_edges"].tolist()
     assert edges == [{frozenset(edge) for edge in tree} for tree in expected]

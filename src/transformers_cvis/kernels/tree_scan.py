@@ -4,7 +4,6 @@ Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a g
 4-neighbours, C channels.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ class SpanningTrees(NamedTuple):
     """
 
     nodes: Tensor  # (B*N,) long, by rising distance from the root of their tree
-    parents: Tensor  # (B*N,) long, where in `nodes` the node is from which the walk comes; -1 for a root
+    parents: Tensor  # (B*N,) long, the node from which the walk comes to each of `nodes`; -1 for a root
     edges: Tensor  # (B*N,) long, of the edge to the parent the end further from the top left; of a root the top left
     level_sizes: list[int]  # number of nodes at distance 0, 1, 2, ... from their roots; adds up to B*N
 
@@ -93,12 +92,14 @@ def minimum_spanning_trees(edge_costs: Tensor, height: int, width: int) -> Spann
     total, depth_starts = len(nodes), [0, batch_size]
     positions = np.full(total + 1, -1)
     positions[nodes] = np.arange(total)
-    parents = positions[from_node[nodes]]
-    # Breadth first, parents never fall: a level ends where the first parent is a node of that level.
+    parents = from_node[nodes]
+    places = positions[parents]
+    # Breadth first, these never fall: a level ends where the first parent is a node of that level.
     while depth_starts[-1] < total:
-        depth_starts.append(int(np.searchsorted(parents, depth_starts[-1])))
-    lower = np.where(above[nodes] == from_node[nodes], nodes, from_node[nodes])
+        depth_starts.append(int(np.searchsorted(places, depth_starts[-1])))
+    lower = np.where(above[nodes] == parents, nodes, parents)
     lower[:batch_size] = nodes[:batch_size] // num_nodes * num_nodes  # the one node with no edge above it
+    parents[:batch_size] = -1
     walk = (torch.from_numpy(array).to(edge_costs.device) for array in (nodes, parents, lower))
     return SpanningTrees(*walk, level_sizes=np.diff(depth_starts).tolist())
 
@@ -188,88 +189,48 @@ class _TreeScan(torch.autograd.Function):
         trees = ctx.trees
         if not ctx.needs_input_grad[1]:
             return _scan(grad_output, edge_weights, trees).to(features.dtype), None, None
-        grad_features, grad_weights = _empty(features), _empty(edge_weights)
-        dtype = _compute_dtype(features, edge_weights)
-        for block in _channel_blocks(features, trees):
-            subtrees, wholes, gradients = (
-                _read(tensor, block.nodes, block.width, dtype) for tensor in (features, result, grad_output)
-            )
-            weights = _read(edge_weights, block.edges, block.width, dtype)
-            _scan_up(subtrees, weights, trees)
-            _scan_up(gradients, weights, trees)
-            block_grad_weights = _scan_down_with_weight_gradient(gradients, subtrees, wholes, weights, trees)
-            _write(grad_features, block.nodes, gradients)
-            _write(grad_weights, block.edges, block_grad_weights)
-        return grad_features if ctx.needs_input_grad[0] else None, grad_weights, None
+        dtype, weights = _compute_dtype(features, edge_weights), _rows(edge_weights)
+        subtrees, gradients = _copied_rows(features, dtype), _copied_rows(grad_output, dtype)
+        _scan_up(weights, trees, subtrees, gradients)
+        grad_weights = _scan_down_with_weight_gradient(weights, trees, gradients, subtrees, _rows(result))
+        grad_features = gradients.view(features.shape).to(features.dtype) if ctx.needs_input_grad[0] else None
+        return grad_features, grad_weights.view(features.shape).to(edge_weights.dtype), None
+
+
+# In what follows rows are nodes, `[B*N, C]`. They stay where they are and are changed in place; only those of one level
+# at a time are brought together, which is little enough to stay in a CPU's cache and to need no fresh memory.
 
 
 def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
-    dtype = _compute_dtype(features, edge_weights)
-    result = _empty(features)
-    for block in _channel_blocks(features, trees):
-        states = _read(features, block.nodes, block.width, dtype)
-        weights = _read(edge_weights, block.edges, block.width, dtype)
-        _scan_up(states, weights, trees)
-        _scan_down(states, weights, trees)
-        _write(result, block.nodes, states)
-    return result
+    weights, states = _rows(edge_weights), _copied_rows(features, _compute_dtype(features, edge_weights))
+    _scan_up(weights, trees, states)
+    _scan_down(weights, trees, states)
+    return states.view(features.shape).to(features.dtype)
 
 
-class _Block(NamedTuple):
-    """Some channels of all nodes: rows of the tensors as `[B*N*blocks, width]`, in the order of the walk."""
-
-    nodes: Tensor  # (B*N,) of features
-    edges: Tensor  # (B*N,) of edge weights
-    width: int
-
-
-def _channel_blocks(features: Tensor, trees: SpanningTrees) -> Iterator[_Block]:
-    """As many channels at a time as it takes.
-
-    On CPU a block has 2 MiB, where the number of channels divides so: what the walk works on stays in cache, and its
-    memory is used again and again instead of being given back to the system and faulted in afresh.
-    """
-    channels, num_blocks = features.shape[-1], 1
-    if features.device.type == "cpu":
-        least = -(-features.numel() // 2**19)
-        num_blocks = next((count for count in range(max(1, least), channels // 16 + 1) if channels % count == 0), 1)
-    for block in range(num_blocks):
-        yield _Block(trees.nodes * num_blocks + block, trees.edges * num_blocks + block, channels // num_blocks)
+def _scan_up(weights: Tensor, trees: SpanningTrees, *states: Tensor) -> None:
+    """Leaves to roots: each of `states` becomes, in place, the aggregates of subtrees."""
+    for nodes, parents, edges in reversed(_levels(trees)):
+        weight = _gather(weights, edges, states[0].dtype)
+        for state in states:
+            state.index_add_(0, parents, state.index_select(0, nodes).mul_(weight))
 
 
-def _read(tensor: Tensor, rows: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """`[B*N, width]`"""
-    return tensor.reshape(-1, width).index_select(0, rows).to(dtype)
-
-
-def _write(tensor: Tensor, rows: Tensor, values: Tensor) -> None:
-    """The reverse of [`_read`], into a contiguous tensor."""
-    tensor.view(-1, values.shape[1]).index_copy_(0, rows, values.to(tensor.dtype))
-
-
-# In what follows rows are nodes in the order of the walk, `[B*N, C]`, and a level is a slice of them.
-
-
-def _scan_up(states: Tensor, weights: Tensor, trees: SpanningTrees) -> None:
-    """Leaves to roots, in place: `states` of nodes become the aggregates of their subtrees."""
-    for state, weight, parents in reversed(_levels(trees, states, weights)):
-        states.index_add_(0, parents, weight * state)
-
-
-def _scan_down(states: Tensor, weights: Tensor, trees: SpanningTrees) -> None:
+def _scan_down(weights: Tensor, trees: SpanningTrees, states: Tensor) -> None:
     """Roots to leaves, in place: aggregates of subtrees become those of whole trees.
 
     What reaches a node from outside its subtree is its parent's aggregate less what it sent there itself.
     """
-    for state, weight, parents in _levels(trees, states, weights):
-        outside = states.index_select(0, parents).addcmul_(weight, state, value=-1)
-        state.addcmul_(weight, outside)
+    for nodes, parents, edges in _levels(trees):
+        weight, subtree = _gather(weights, edges, states.dtype), states.index_select(0, nodes)
+        outside = states.index_select(0, parents).addcmul_(weight, subtree, value=-1)
+        states.index_copy_(0, nodes, subtree.addcmul_(weight, outside))
 
 
 def _scan_down_with_weight_gradient(
-    gradients: Tensor, subtrees: Tensor, wholes: Tensor, weights: Tensor, trees: SpanningTrees
+    weights: Tensor, trees: SpanningTrees, gradients: Tensor, subtrees: Tensor, wholes: Tensor
 ) -> Tensor:
-    """[`_scan_down`] of `gradients`, and the gradient of the edge weights.
+    """[`_scan_down`] of `gradients`, and the gradient of the edge weights, which takes the memory of `subtrees`.
 
     An edge carries what lies below it to the gradients outside, and what lies outside to the gradients below.
 
@@ -277,24 +238,35 @@ def _scan_down_with_weight_gradient(
         subtrees: aggregates of subtrees of the features.
         wholes: aggregates of whole trees of the features.
     """
-    grad_weights = torch.zeros_like(weights)
-    levels = _levels(trees, gradients, subtrees, weights, grad_weights)
-    for gradient, subtree, weight, grad_weight, parents in levels:
-        outside = wholes.index_select(0, parents).addcmul_(weight, subtree, value=-1)
+    dtype = gradients.dtype
+    for nodes, parents, edges in _levels(trees):
+        weight = _gather(weights, edges, dtype)
+        subtree, gradient = subtrees.index_select(0, nodes), gradients.index_select(0, nodes)
+        outside = _gather(wholes, parents, dtype).addcmul_(weight, subtree, value=-1)
         grad_outside = gradients.index_select(0, parents).addcmul_(weight, gradient, value=-1)
-        torch.mul(gradient, outside, out=grad_weight).addcmul_(subtree, grad_outside)
-        gradient.addcmul_(weight, grad_outside)
-    return grad_weights
+        # An edge has the number of its node or of the parent; the subtrees of neither are needed any more.
+        subtrees.index_copy_(0, edges, outside.mul_(gradient).addcmul_(subtree, grad_outside))
+        gradients.index_copy_(0, nodes, gradient.addcmul_(weight, grad_outside))
+    return subtrees.index_fill_(0, trees.edges[: trees.level_sizes[0]], 0)
 
 
-def _levels(trees: SpanningTrees, *rows: Tensor) -> list[tuple[Tensor, ...]]:
-    """Slices of `rows`, and of the parents, of every level below the roots."""
-    return list(zip(*(tensor.split(trees.level_sizes) for tensor in (*rows, trees.parents)), strict=True))[1:]
+def _levels(trees: SpanningTrees) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Nodes, their parents and the edges between them, of every level below the roots."""
+    walk = (trees.nodes, trees.parents, trees.edges)
+    return list(zip(*(steps.split(trees.level_sizes) for steps in walk), strict=True))[1:]
 
 
-def _empty(like: Tensor) -> Tensor:
-    """Contiguous, whatever the strides of `like`."""
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _copied_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous, whatever the strides of `tensor`."""
+    return _rows(torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor))
+
+
+def _gather(rows: Tensor, places: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows.index_select(0, places).to(dtype)
 
 
 def _compute_dtype(features: Tensor, edge_weights: Tensor) -> torch.dtype:

@@ -105,9 +105,12 @@ def test_pseudo_labels_reach_the_losses(monkeypatch):
         return video_targets(labels)
 
     monkeypatch.setattr(model.student, "video_targets", counted)
-    with torch.no_grad():  # a teacher that is sure of a class of the base
+    with torch.no_grad():  # a teacher that is sure of a class of the base, and whose first query takes every pixel
         head = model.teacher.class_predictor.heads[1][2][0]
         head.bias[0] += 20
+        queries = model.teacher.model.transformer_module
+        for embedding in (queries.queries_features, queries.queries_embedder):
+            embedding.weight[:] = embedding.weight[:1]
     labelled = losses_of(model)
     assert sum(counts[0]) > 4
     assert labelled["loss_mask"] != plain["loss_mask"]

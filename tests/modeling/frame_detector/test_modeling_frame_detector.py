@@ -97,6 +97,9 @@ def mask2former(backbone: str, **changes) -> Mask2FormerForUniversalSegmentation
 @torch.no_grad()
 def test_loads_and_equals_mask2former(backbone, changes, tmp_path, caplog, monkeypatch):
     peer = mask2former(backbone, **changes)
+    if "hidden_dim" in changes or "enforce_input_projection" in changes:
+        if isinstance(peer.model.transformer_module.input_projections, list):
+            pytest.skip("this version of transformers does not save these weights")
     peer.save_pretrained(tmp_path)
     _add_keys_of_hub_files(tmp_path / "config.json")
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)

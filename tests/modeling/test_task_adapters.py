@@ -495,7 +495,8 @@ def test_of_two_writers_at_once_the_second_is_told(pushed, monkeypatch, revision
 
 
 def test_a_revision_loads_from_the_cache_when_offline(pushed):
-    AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-2")
+    for revision in ("main", "task-2"):
+        AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision)
     code = (
         "import transformers_cvis\n"
         "load = transformers_cvis.AutoModelForVideoInstanceSegmentation.from_pretrained\n"

@@ -49,9 +49,7 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     """
     model_class = MODELS[SYSTEMS[recipe.system]]
     start, revision = recipe.model.init_from, recipe.model.revision
-    source = None
-    if start is not None:
-        source = load_config(start, revision, f"`model.init_from`: {start}", _way_to(start))
+    source = source_config(recipe)
     config = build_config(recipe, source, names)
     if source is None:
         return model_class(config)
@@ -69,6 +67,18 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     if [source.id2label[label] for label in sorted(source.id2label)] != list(names):
         _reset_class_heads(model, start, source, names)
     return model
+
+
+def source_config(recipe: Recipe) -> PreTrainedConfig | None:
+    """The configuration of the model that a run starts from; None where it starts from random weights.
+
+    Raises:
+        OSError: `model.init_from` leads nowhere.
+    """
+    start = recipe.model.init_from
+    if start is None:
+        return None
+    return load_config(start, recipe.model.revision, f"`model.init_from`: {start}", _way_to(start))
 
 
 def _way_to(start: str) -> str:

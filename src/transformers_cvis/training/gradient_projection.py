@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig
 
 from ..data import collate_clips
-from ..modeling.auto import SYSTEMS
-from .recipe import Recipe, merge
+from .building import build_config, source_config
+from .recipe import Recipe
 from .schedule import Schedule
 
 RELEASED_ROWS = 256
@@ -59,16 +59,8 @@ def check_collection(schedule: Schedule, recipes: Sequence[Recipe]) -> None:
 
 def _hidden_dim(recipe: Recipe, base_model: str | None) -> int:
     """Channels of the frame queries of the base, which is learnt already or which `recipe` trains."""
-    start, settings = recipe.model, recipe.model.config
-    if base_model is not None:
-        former = AutoConfig.from_pretrained(base_model)
-    elif start.init_from is not None:
-        former = AutoConfig.from_pretrained(start.init_from, revision=start.revision)
-    else:
-        return SYSTEMS[recipe.system](**settings).detector_config.hidden_dim
-    former = former.to_dict()
-    detector = former.get("detector_config", former)  # a Mask2Former or MinVIS is a detector itself
-    return merge(detector, settings.get("detector_config") or {})["hidden_dim"]
+    former = source_config(recipe) if base_model is None else AutoConfig.from_pretrained(base_model)
+    return build_config(recipe, former, recipe.data.class_names).detector_config.hidden_dim
 
 
 class FeatureEnergy:

@@ -41,10 +41,11 @@ setup(
         "PyYAML",  # recipes and schedules
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff"],
+        "test": ["pytest", "pytest-xdist", "ruff", "numba"],
         "train": ["tensorboard"],
+        "numba": ["numba"],  # compiles the tree scan of HVPL on a CPU
         "demo": [],
-        "dev": ["pytest", "pytest-xdist", "ruff", "tensorboard"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "tensorboard", "numba"],
     },
     entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli:main"]},
 )

@@ -29,7 +29,7 @@ import torch
 
 from transformers_cvis.processing import complete_file
 
-VERSIONED = ("torch", "torchvision", "transformers", "huggingface_hub", "kernels", "pycocotools", "numpy")
+VERSIONED = ("torch", "torchvision", "transformers", "huggingface_hub", "kernels", "pycocotools", "numpy", "numba")
 
 
 def compare(

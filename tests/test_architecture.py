@@ -40,7 +40,7 @@ RUN_TIME_DEPENDENCIES = {
     *("pycocotools", "kernels", "av", "scipy", "tqdm"),
     *("numpy", "PIL", "yaml", "packaging"),  # which come with those above
 }
-OPTIONAL_DEPENDENCIES = {"torchcodec"}
+OPTIONAL_DEPENDENCIES = {"torchcodec", "numba"}
 
 
 def module_name(path: Path) -> str:

@@ -1,5 +1,8 @@
 """Spanning trees of grids and the aggregation along their paths, against definitions written down naively."""
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 from helpers import parent_table
@@ -13,7 +16,25 @@ from transformers_cvis.kernels import (
     minimum_spanning_trees,
     use_kernels,
 )
+from transformers_cvis.kernels import tree_scan as tree_scan_module
 from transformers_cvis.kernels.tree_scan import grid_edges
+
+
+@pytest.fixture(
+    params=[
+        "level_by_level",
+        pytest.param(
+            "numba", marks=pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba not installed")
+        ),
+    ]
+)
+def scan(request, monkeypatch) -> TreeScan:
+    """The layer, computing both ways: as on a GPU or without numba, and compiled for a CPU."""
+    if request.param == "level_by_level":
+        monkeypatch.setattr(tree_scan_module, "_compiled_scan", lambda: None)
+    else:
+        assert tree_scan_module._compiled_scan() is not None
+    return TreeScan()
 
 
 def tree_edges(parents: torch.Tensor) -> set[frozenset[int]]:
@@ -124,19 +145,18 @@ def test_negative_and_zero_costs_are_ordinary_costs():
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 5), (6, 1), (4, 4)])
-def test_scan_is_the_sum_over_all_paths(height, width):
+def test_scan_is_the_sum_over_all_paths(scan, height, width):
     trees = random_trees(3, height, width)
     features, edge_weights = random_inputs((3, height * width, 2))
-    result = TreeScan()(features, edge_weights, trees)
+    result = scan(features, edge_weights, trees)
     parents = parent_table(trees, 3)
     expected = torch.stack([aggregate_by_paths(*tree) for tree in zip(features, edge_weights, parents, strict=True)])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
-def test_gradients():
+def test_gradients(scan):
     trees = random_trees(2, 3, 4)
     features, edge_weights = (tensor.requires_grad_() for tensor in random_inputs((2, 12, 3)))
-    scan = TreeScan()
     assert torch.autograd.gradcheck(lambda *inputs: scan(*inputs, trees), (features, edge_weights))
     assert torch.autograd.gradcheck(lambda values: scan(values, edge_weights.detach(), trees), (features,))
     assert torch.autograd.gradcheck(lambda weights: scan(features.detach(), weights, trees), (edge_weights,))
@@ -145,25 +165,24 @@ def test_gradients():
     assert (edge_weights.grad[:, 0] == 0).all()
 
 
-def test_inputs_are_left_alone_and_need_not_be_contiguous():
+def test_inputs_are_left_alone_and_need_not_be_contiguous(scan):
     trees = random_trees(2, 3, 4)
     features, edge_weights = random_inputs((2, 5, 12))
     features, edge_weights = features.transpose(1, 2), edge_weights.transpose(1, 2)
     before = features.clone(), edge_weights.clone()
-    result = TreeScan()(features, edge_weights, trees)
-    assert torch.equal(result, TreeScan()(features.contiguous(), edge_weights.contiguous(), trees))
+    result = scan(features, edge_weights, trees)
+    assert torch.equal(result, scan(features.contiguous(), edge_weights.contiguous(), trees))
     assert torch.equal(features, before[0]) and torch.equal(edge_weights, before[1])
     gradients = []
     for inputs in ((features, edge_weights), (features.contiguous(), edge_weights.contiguous())):
         inputs = [tensor.clone().requires_grad_() for tensor in inputs]  # clones keep the strides
-        gradients.append(torch.autograd.grad(TreeScan()(*inputs, trees).square().sum(), inputs))
+        gradients.append(torch.autograd.grad(scan(*inputs, trees).square().sum(), inputs))
     assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])
 
 
-def test_channels_know_nothing_of_each_other():
+def test_channels_know_nothing_of_each_other(scan):
     trees = random_trees(3, 40, 50)
     features, edge_weights = random_inputs((3, 2000, 100), torch.float32)
-    scan = TreeScan()
 
     def scanned(features, edge_weights):
         inputs = [tensor.clone().requires_grad_() for tensor in (features, edge_weights)]
@@ -177,21 +196,28 @@ def test_channels_know_nothing_of_each_other():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
+def test_half_precision_is_computed_in_float32(scan, dtype):
     trees = random_trees(2, 5, 6)
     features, edge_weights = (tensor.to(dtype).requires_grad_() for tensor in random_inputs((2, 30, 4)))
-    result = TreeScan()(features, edge_weights, trees)
-    expected = TreeScan()(features.float(), edge_weights.float(), trees)
+    result = scan(features, edge_weights, trees)
+    expected = scan(features.float(), edge_weights.float(), trees)
     assert torch.equal(result, expected.to(dtype)) and result.dtype == dtype
     result.sum().backward()
     assert features.grad.dtype == edge_weights.grad.dtype == dtype
 
 
-def test_long_chains_neither_overflow_nor_vanish():
+def test_long_chains_neither_overflow_nor_vanish(scan):
     trees = random_trees(1, 2000, 1)
     features = torch.ones(1, 2000, 1)
-    assert torch.equal(TreeScan()(features, torch.zeros_like(features), trees), features)
-    assert torch.equal(TreeScan()(features, torch.ones_like(features), trees), features * 2000)
+    assert torch.equal(scan(features, torch.zeros_like(features), trees), features)
+    assert torch.equal(scan(features, torch.ones_like(features), trees), features * 2000)
+
+
+def test_numba_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "transformers_cvis.kernels.tree_scan_numba", raising=False)
+    monkeypatch.delattr("transformers_cvis.kernels.tree_scan_numba", raising=False)
+    assert tree_scan_module._compiled_scan.__wrapped__() is None
 
 
 def test_a_kernel_of_the_same_signature_takes_the_place_of_the_scan():
@@ -238,5 +264,7 @@ def test_bad_input_is_named():
     trees = random_trees(2, 2, 2)
     with pytest.raises(ValueError, match=r"\(2, 4, 3\) and edge_weights \(2, 4, 1\)"):
         TreeScan()(torch.rand(2, 4, 3), torch.rand(2, 4, 1), trees)
-    with pytest.raises(ValueError, match="The trees have 8 nodes, the features 3 x 4"):
+    with pytest.raises(ValueError, match="2 trees have 8 nodes, the features 3 x 4"):
         TreeScan()(torch.rand(3, 4, 1), torch.rand(3, 4, 1), trees)
+    with pytest.raises(ValueError, match="2 trees have 8 nodes, the features 1 x 8"):
+        TreeScan()(torch.rand(1, 8, 1), torch.rand(1, 8, 1), trees)

@@ -5,6 +5,7 @@ Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a g
 """
 
 from functools import lru_cache
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -145,7 +146,8 @@ class TreeScan(nn.Module):
     itself. Stateless; a Hub kernel of this signature takes its place after [`use_kernels`].
 
     Work and memory are linear in the nodes. All trees are walked together, one level of equal distance from the roots
-    after the other, so that the number of tensor operations follows the depth of the deepest tree.
+    after the other, so that the number of tensor operations follows the depth of the deepest tree. On a CPU with numba
+    they are walked one after the other instead, by code that is compiled at first use, which takes a second or two.
     """
 
     def forward(self, features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
@@ -189,23 +191,49 @@ class _TreeScan(torch.autograd.Function):
         trees = ctx.trees
         if not ctx.needs_input_grad[1]:
             return _scan(grad_output, edge_weights, trees).to(features.dtype), None, None
-        dtype, weights = _compute_dtype(features, edge_weights), _rows(edge_weights)
-        subtrees, gradients = _copied_rows(features, dtype), _copied_rows(grad_output, dtype)
-        _scan_up(weights, trees, subtrees, gradients)
-        grad_weights = _scan_down_with_weight_gradient(weights, trees, gradients, subtrees, _rows(result))
-        grad_features = gradients.view(features.shape).to(features.dtype) if ctx.needs_input_grad[0] else None
-        return grad_features, grad_weights.view(features.shape).to(edge_weights.dtype), None
+        gradients = _scan_gradients(features, edge_weights, trees, result, grad_output)
+        grad_features = gradients[0].to(features.dtype) if ctx.needs_input_grad[0] else None
+        return grad_features, gradients[1].to(edge_weights.dtype), None
+
+
+def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
+    dtype = _compute_dtype(features, edge_weights)
+    if (compiled := _compiled_for(features)) is not None:
+        return compiled.scan(features, edge_weights, trees[:3], dtype).to(features.dtype)
+    weights, states = _rows(edge_weights), _copied_rows(features, dtype)
+    _scan_up(weights, trees, states)
+    _scan_down(weights, trees, states)
+    return states.view(features.shape).to(features.dtype)
+
+
+def _scan_gradients(
+    features: Tensor, edge_weights: Tensor, trees: SpanningTrees, result: Tensor, grad_result: Tensor
+) -> tuple[Tensor, Tensor]:
+    dtype = _compute_dtype(features, edge_weights)
+    if (compiled := _compiled_for(features)) is not None:
+        return compiled.scan_gradients(features, edge_weights, trees[:3], result, grad_result, dtype)
+    weights, subtrees, gradients = _rows(edge_weights), _copied_rows(features, dtype), _copied_rows(grad_result, dtype)
+    _scan_up(weights, trees, subtrees, gradients)
+    grad_weights = _scan_down_with_weight_gradient(weights, trees, gradients, subtrees, _rows(result))
+    return gradients.view(features.shape), grad_weights.view(features.shape)
+
+
+def _compiled_for(features: Tensor) -> ModuleType | None:
+    return _compiled_scan() if features.device.type == "cpu" and not torch.compiler.is_compiling() else None
+
+
+@lru_cache(maxsize=1)
+def _compiled_scan() -> ModuleType | None:
+    """Looked up at first use, since importing numba takes half a second that most runs need not spend."""
+    try:
+        from . import tree_scan_numba
+    except ImportError:  # not installed, or of another numpy than this one
+        return None
+    return tree_scan_numba
 
 
 # In what follows rows are nodes, `[B*N, C]`. They stay where they are and are changed in place; only those of one level
 # at a time are brought together, which is little enough to stay in a CPU's cache and to need no fresh memory.
-
-
-def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
-    weights, states = _rows(edge_weights), _copied_rows(features, _compute_dtype(features, edge_weights))
-    _scan_up(weights, trees, states)
-    _scan_down(weights, trees, states)
-    return states.view(features.shape).to(features.dtype)
 
 
 def _scan_up(weights: Tensor, trees: SpanningTrees, *states: Tensor) -> None:
@@ -284,8 +312,8 @@ def _check_shapes(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) 
             "(batch, nodes, channels)."
         )
     num_nodes = features.shape[0] * features.shape[1]
-    if len(trees.nodes) != num_nodes or sum(trees.level_sizes) != num_nodes:
+    if len(trees.nodes) != num_nodes or trees.level_sizes[0] != features.shape[0]:
         raise ValueError(
-            f"The trees have {len(trees.nodes)} nodes, the features {features.shape[0]} x {features.shape[1]}: build "
-            "the trees from grids of the same batch."
+            f"{trees.level_sizes[0]} trees have {len(trees.nodes)} nodes, the features {features.shape[0]} x "
+            f"{features.shape[1]}: build the trees from grids of the same batch."
         )

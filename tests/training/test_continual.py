@@ -234,6 +234,30 @@ def test_restart_deletes_what_is_there(shapes, tmp_path):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_restart_that_cannot_be_leaves_the_former_run(finished, shapes, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setattr(continual, "Trainer", None)
+    for number, wrong in enumerate(("test.json=nowhere.json", "base_model=nowhere", "recipe.precision=fp16")):
+        before = files_of(tmp_path / "run")
+        with pytest.raises((ValueError, OSError)):
+            train_continual(tiny_schedule(shapes), tmp_path / "run", resume="restart", overrides=[wrong])
+        assert files_of(tmp_path / "run") == before and before.keys() == files_of(finished).keys()
+        with pytest.raises((ValueError, OSError)):
+            train_continual(tiny_schedule(shapes), tmp_path / f"new-{number}", resume="restart", overrides=[wrong])
+        assert not (tmp_path / f"new-{number}").exists()
+
+
+def test_more_prompts_than_the_ic_loss_can_compare_are_refused_before_the_base(shapes, tmp_path):
+    schedule = tiny_schedule(shapes, "crisp", num_prompts=200)
+    with pytest.raises(ValueError, match="200 prompts are too many. Set `config.lambda_ic` to 0"):
+        train_continual(schedule, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_task_is_pushed_as_a_revision(shapes, tmp_path, loopback_hub):
     schedule = tiny_schedule(
         shapes, classes={"tasks": [["circle"], ["ring"]]}, push={"repo": "tester/continual", "license": "apache-2.0"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Mask2FormerConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, Mask2FormerConfig, PreTrainedConfig, PreTrainedModel
 
 from ..data import (
     ClipDataset,
@@ -110,6 +110,12 @@ def build_config(recipe: Recipe, source: PreTrainedConfig | None, names: Sequenc
     else:
         settings = _shared_settings(source, config_class)
     return config_class(**merge(settings, recipe.model.config), id2label=dict(enumerate(names)))
+
+
+def config_of_base(recipe: Recipe, base_model: str | None) -> PreTrainedConfig:
+    """The configuration of the base of a schedule: of the model that is learnt already, or that `recipe` trains."""
+    former = source_config(recipe) if base_model is None else AutoConfig.from_pretrained(base_model)
+    return build_config(recipe, former, recipe.data.class_names)
 
 
 def _gives_detector(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> bool:

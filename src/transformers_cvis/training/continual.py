@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -23,9 +24,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation, load_config
+from ..modeling.crisp import CrispConfig
 from ..modeling.hub import push_to_hub, read_training_summary
 from ..modeling.task_adapters import ADAPTER_WEIGHTS_FILE, task_name
-from .building import build_dataset, build_model, build_processor, collate
+from .building import build_dataset, build_model, build_processor, collate, config_of_base
 from .checkpoints import find_checkpoint, write_json
 from .distillation import DistillingModel
 from .evaluating import predict_on_processes
@@ -58,7 +60,8 @@ def train_continual(
             tasks train all of the model), each with `results.json` of the test videos; `report`, tables and plots after
             the tasks so far; and `splits`, where the schedule holds out a part of the videos.
         resume: "auto" goes on in `output_dir`, at the task and step where it was interrupted, with the very numbers
-            that an uninterrupted run gives; "restart" deletes what is there and starts afresh. A run that goes on, or
+            that an uninterrupted run gives; "restart" deletes what is there, once all is checked that can be checked
+            before a training, and starts afresh. A run that goes on, or
             is finished, may be given another `push` and another `report` (but for its `forgetting_videos`): tasks that
             the repository lacks are pushed, the report is written again.
         overrides: changes to the schedule, "key.key=value".
@@ -170,13 +173,15 @@ class _ContinualRun:
     def prepare(self, resume: str) -> None:
         state, path = PartialState(), self.output_dir / SCHEDULE_FILE
         if state.is_main_process:
-            if resume == "restart":
-                self._delete()
-            if path.is_file():
-                self._check_same_schedule(json.loads(path.read_text(encoding="utf-8")))
-            with self._held_out_videos(has_begun=path.is_file()):
+            with contextlib.ExitStack() as stack:
+                if resume == "restart":
+                    stack.enter_context(self._former_run_deleted())
+                if path.is_file():
+                    self._check_same_schedule(json.loads(path.read_text(encoding="utf-8")))
+                stack.enter_context(self._held_out_videos(has_begun=path.is_file()))
                 _ = self.ground_truth, self.datasets  # in the cache before the other processes ask for them
                 self._check_base_model()
+                self._check_prompts()
                 check_collection(self.schedule, self.recipes)
                 for recipe in self.recipes:
                     check_precision(recipe)
@@ -210,12 +215,25 @@ class _ContinualRun:
                 shutil.rmtree(self.output_dir, ignore_errors=True)
             raise
 
-    def _delete(self) -> None:
-        for path in self.output_dir.glob("task-*"):
-            shutil.rmtree(path)
-        for folder in (self.output_dir / REPORT_FOLDER, self.split_folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        (self.output_dir / SCHEDULE_FILE).unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def _former_run_deleted(self) -> Iterator[None]:
+        """Within, the run in the output folder is out of the way. It is back if the block fails, else deleted."""
+        parts = [*self.output_dir.glob("task-*"), self.output_dir / REPORT_FOLDER, self.split_folder]
+        parts = [path for path in [*parts, self.output_dir / SCHEDULE_FILE] if path.exists()]
+        if not parts:
+            yield
+            return
+        aside = Path(tempfile.mkdtemp(prefix=".former-", dir=self.output_dir))
+        try:
+            for path in parts:
+                path.rename(aside / path.name)
+            yield
+        except BaseException:
+            for path in aside.iterdir():
+                path.rename(self.output_dir / path.name)
+            raise
+        finally:
+            shutil.rmtree(aside)
 
     def _check_same_schedule(self, former: dict) -> None:
         ours, theirs = _what_tasks_depend_on(self.schedule.to_dict()), _what_tasks_depend_on(former)
@@ -243,6 +261,12 @@ class _ContinualRun:
                 f"`base_model`: {start} knows the classes {', '.join(names)}, in this order; the base of the schedule "
                 f"has {', '.join(self.tasks[0])}."
             )
+
+    def _check_prompts(self) -> None:
+        config = config_of_base(self.recipes[0], self.schedule.base_model)
+        if self.schedule.rules.has_prompts and isinstance(config, CrispConfig):
+            for names in self.tasks[1:]:
+                config.check_num_prompts(self.schedule.prompts_of(names))
 
     # Task after task
 

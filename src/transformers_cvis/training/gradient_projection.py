@@ -16,10 +16,9 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoConfig
 
 from ..data import collate_clips
-from .building import build_config, source_config
+from .building import config_of_base
 from .recipe import Recipe
 from .schedule import Schedule
 
@@ -48,19 +47,13 @@ def check_collection(schedule: Schedule, recipes: Sequence[Recipe]) -> None:
                 f"{num_clips} clips of {clip_length}, as task {number} has them, are {num_clips * clip_length}: set "
                 f"`num_clips` to {-(-RELEASED_ROWS // clip_length)} or more."
             )
-    num_channels = _hidden_dim(recipes[0], schedule.base_model)
+    num_channels = config_of_base(recipes[0], schedule.base_model).detector_config.hidden_dim
     if num_channels != RELEASED_ROWS:
         raise ValueError(
             f"`gradient_projection`: the released procedure takes directions of {RELEASED_ROWS} frames for directions "
             f"of channels, so it needs a model of as many; this one has {num_channels} "
             "(`detector_config.hidden_dim`). Use `space: features`."
         )
-
-
-def _hidden_dim(recipe: Recipe, base_model: str | None) -> int:
-    """Channels of the frame queries of the base, which is learnt already or which `recipe` trains."""
-    former = source_config(recipe) if base_model is None else AutoConfig.from_pretrained(base_model)
-    return build_config(recipe, former, recipe.data.class_names).detector_config.hidden_dim
 
 
 class FeatureEnergy:

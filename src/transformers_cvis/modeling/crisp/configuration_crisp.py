@@ -90,6 +90,18 @@ class CrispConfig(ClipDetectorConfig):
         """Whether training makes prompts from the names of classes."""
         return self.residual_prompts or self.lambda_isc > 0
 
+    def check_num_prompts(self, num_prompts: int) -> None:
+        """See whether a new task can have so many prompts.
+
+        Raises:
+            ValueError: they are more than the queries of the base, with which the IC loss compares them.
+        """
+        if self.lambda_ic > 0 and num_prompts > self.num_queries:
+            raise ValueError(
+                f"The IC loss compares prompts with as many queries of the base, of which there are "
+                f"{self.num_queries}: {num_prompts} prompts are too many. Set `config.lambda_ic` to 0, or take fewer."
+            )
+
     def share_labels(self) -> None:
         """As long as there is one task, it has all classes of `id2label`."""
         if len(self.task_class_counts or [0]) == 1:

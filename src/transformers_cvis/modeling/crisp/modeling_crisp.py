@@ -66,12 +66,7 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
         if num_prompts is None:
             num_prompts = self.config.num_prompts
             num_prompts = len(class_names) if num_prompts == "classes" else num_prompts
-        if self.config.lambda_ic > 0 and num_prompts > self.config.num_queries:
-            raise ValueError(
-                f"The IC loss compares prompts with as many queries of the base, of which there are "
-                f"{self.config.num_queries}: {num_prompts} prompts are too many. Set `config.lambda_ic` to 0, or take "
-                "fewer."
-            )
+        self.config.check_num_prompts(num_prompts)
         super().add_task(class_names, num_prompts)
 
     def _new_group(self, num_prompts: int) -> TaskQueryGroup:

@@ -155,12 +155,8 @@ def measure(work_dir: Path, setting: Setting, name: str, seed: int) -> dict[str,
     folder = folder_of(work_dir, name, seed)
     report = ContinualReport.read(folder / "report" / "report.json")
     last = report.evaluations[-1].classes_on_all_videos
-    summaries = []
-    for number in range(len(report.tasks)):
-        path = folder / f"task-{number}" / "training_summary.json"
-        if not path.is_file():  # the base was learnt by another run
-            path = folder_of(work_dir, RUNS[name].base_of, seed) / f"task-{number}" / "training_summary.json"
-        summaries.append(json.loads(path.read_text()))
+    paths = [folder / f"task-{number}" / "training_summary.json" for number in range(len(report.tasks))]
+    summaries = [json.loads(path.read_text()) for path in paths]
     return {
         "map": report.overall("AP")[-1],
         "base_ap": mean_ap(last, setting.tasks[0]),

@@ -52,13 +52,17 @@ def _walk_by_tree(walk: Walk, num_trees: int, num_nodes: int) -> list[np.ndarray
     return [steps[by_tree].reshape(num_trees, num_nodes) for steps in (nodes, parents, edges)]
 
 
+# Loops throughout: slices of arrays take numba several times as long to compile.
+
+
 @njit(nogil=True)
 def _scan(nodes, parents, edges, features, weights, states):
     num_trees, num_nodes = nodes.shape
     channels = range(features.shape[1])
     for tree in range(num_trees):
-        rows = slice(tree * num_nodes, (tree + 1) * num_nodes)
-        states[rows] = features[rows]
+        for node in range(tree * num_nodes, (tree + 1) * num_nodes):
+            for channel in channels:
+                states[node, channel] = features[node, channel]
         for step in range(num_nodes - 1, 0, -1):
             node, parent, edge = nodes[tree, step], parents[tree, step], edges[tree, step]
             for channel in channels:
@@ -78,14 +82,18 @@ def _scan_gradients(nodes, parents, edges, features, weights, wholes, grad_whole
     subtrees = np.empty((num_nodes, features.shape[1]), features.dtype)
     for tree in range(num_trees):
         top_left = tree * num_nodes
-        rows = slice(top_left, top_left + num_nodes)
-        subtrees[:], gradients[rows], grad_weights[top_left] = features[rows], grad_wholes[rows], 0
+        for node in range(num_nodes):
+            for channel in channels:
+                subtrees[node, channel] = features[top_left + node, channel]
+                gradients[top_left + node, channel] = grad_wholes[top_left + node, channel]
         for step in range(num_nodes - 1, 0, -1):
             node, parent, edge = nodes[tree, step], parents[tree, step], edges[tree, step]
             for channel in channels:
                 weight = weights[edge, channel]
                 subtrees[parent - top_left, channel] += weight * subtrees[node - top_left, channel]
                 gradients[parent, channel] += weight * gradients[node, channel]
+        for channel in channels:
+            grad_weights[top_left, channel] = 0
         for step in range(1, num_nodes):
             node, parent, edge = nodes[tree, step], parents[tree, step], edges[tree, step]
             for channel in channels:

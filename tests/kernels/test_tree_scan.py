@@ -1,6 +1,5 @@
 """Spanning trees of grids and the aggregation along their paths, against definitions written down naively."""
 
-import importlib.util
 import sys
 
 import pytest
@@ -20,19 +19,13 @@ from transformers_cvis.kernels import tree_scan as tree_scan_module
 from transformers_cvis.kernels.tree_scan import grid_edges
 
 
-@pytest.fixture(
-    params=[
-        "level_by_level",
-        pytest.param(
-            "numba", marks=pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba not installed")
-        ),
-    ]
-)
+@pytest.fixture(params=["level_by_level", "numba"])
 def scan(request, monkeypatch) -> TreeScan:
     """The layer, computing both ways: as on a GPU or without numba, and compiled for a CPU."""
     if request.param == "level_by_level":
         monkeypatch.setattr(tree_scan_module, "_compiled_scan", lambda: None)
     else:
+        pytest.importorskip("numba")
         assert tree_scan_module._compiled_scan() is not None
     return TreeScan()
 

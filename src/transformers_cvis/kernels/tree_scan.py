@@ -311,8 +311,8 @@ def _check_shapes(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) 
             f"features have shape {tuple(features.shape)} and edge_weights {tuple(edge_weights.shape)}; both must be "
             "(batch, nodes, channels)."
         )
-    num_nodes = features.shape[0] * features.shape[1]
-    if len(trees.nodes) != num_nodes or trees.level_sizes[0] != features.shape[0]:
+    num_trees, num_nodes = features.shape[0], features.shape[0] * features.shape[1]
+    if len(trees.nodes) != num_nodes or sum(trees.level_sizes) != num_nodes or trees.level_sizes[0] != num_trees:
         raise ValueError(
             f"{trees.level_sizes[0]} trees have {len(trees.nodes)} nodes, the features {features.shape[0]} x "
             f"{features.shape[1]}: build the trees from grids of the same batch."

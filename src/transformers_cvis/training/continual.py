@@ -61,9 +61,9 @@ def train_continual(
             the tasks so far; and `splits`, where the schedule holds out a part of the videos.
         resume: "auto" goes on in `output_dir`, at the task and step where it was interrupted, with the very numbers
             that an uninterrupted run gives; "restart" deletes what is there, once all is checked that can be checked
-            before a training, and starts afresh. A run that goes on, or
-            is finished, may be given another `push` and another `report` (but for its `forgetting_videos`): tasks that
-            the repository lacks are pushed, the report is written again.
+            before a training, and starts afresh. A run that goes on, or is finished, may be given another `push` and
+            another `report` (but for its `forgetting_videos`): tasks that the repository lacks are pushed, the report
+            is written again.
         overrides: changes to the schedule, "key.key=value".
 
     Returns:
@@ -231,9 +231,9 @@ class _ContinualRun:
         except BaseException:
             for path in aside.iterdir():
                 path.rename(self.output_dir / path.name)
+            aside.rmdir()
             raise
-        finally:
-            shutil.rmtree(aside)
+        shutil.rmtree(aside)
 
     def _check_same_schedule(self, former: dict) -> None:
         ours, theirs = _what_tasks_depend_on(self.schedule.to_dict()), _what_tasks_depend_on(former)

@@ -28,7 +28,7 @@ else
 endif
 
 test: $(ENVIRONMENT)
-	$(PYTHON) -m pytest -q $(ARGS)
+	$(PYTHON) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .

@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml", "training/schedules/*.yaml"]},
+    package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml", "continual/schedules/*.yaml"]},
     install_requires=[
         "torch>=2.9",
         "torchvision",
@@ -47,5 +47,5 @@ setup(
         "demo": [],
         "dev": ["pytest", "pytest-xdist", "ruff", "tensorboard", "numba"],
     },
-    entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli:main"]},
+    entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli.main:main"]},
 )

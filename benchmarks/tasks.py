@@ -12,7 +12,7 @@ import torch
 from _harness import compare, main
 
 from transformers_cvis import HvplConfig, HvplForVideoInstanceSegmentation
-from transformers_cvis.modeling.video_inputs import DetectedFrames
+from transformers_cvis.modeling.video_model import DetectedFrames
 
 HEIGHT, WIDTH, NUM_PROMPTS, NUM_CLASSES, MOST_TASKS = 384, 640, 10, 5, 10
 

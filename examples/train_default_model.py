@@ -18,7 +18,7 @@ from transformers import AutoVideoProcessor
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, make_moving_shapes, segment_video, train
 from transformers_cvis.assets import ASSETS
-from transformers_cvis.modeling.hub import save_model
+from transformers_cvis.hub.push import save_model
 from transformers_cvis.processing import render_video
 
 MODEL_NAME = "genvis-moving-shapes"

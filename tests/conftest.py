@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hub_server import LoopbackHub
+
+from tests.support.hub_server import LoopbackHub
 
 HUB = LoopbackHub().__enter__()
 HF_HOME = tempfile.mkdtemp(prefix="transformers_cvis_hf_home_")

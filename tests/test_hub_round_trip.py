@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_genvis
 from transformers import AutoConfig, AutoModel, AutoVideoProcessor, pipeline
 
+from tests.support.helpers import tiny_genvis
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, CvisVideoProcessor, push_to_hub, segment_video
 
 REPO = "tester/genvis"

@@ -61,7 +61,7 @@ def test_the_metadata_names_dependencies_extras_and_the_program(wheel):
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, flags=re.MULTILINE))
     assert extras >= {"test", "train", "demo", "dev"}
     assert "License-Expression: Apache-2.0" in metadata or "License: Apache-2.0" in metadata
-    assert "transformers-cvis = transformers_cvis.cli:main" in read("entry_points.txt")
+    assert "transformers-cvis = transformers_cvis.cli.main:main" in read("entry_points.txt")
 
 
 def test_the_embedded_files_are_small():

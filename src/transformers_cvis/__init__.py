@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from transformers import AutoVideoProcessor
 
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
+from .hub.push import push_to_hub
 from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
 from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
-from .modeling.hub import push_to_hub
 from .modeling.hvpl import HvplConfig, HvplForVideoInstanceSegmentation
 from .modeling.mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
@@ -24,9 +24,10 @@ from .pipelines import VideoInstanceSegmentationPipeline, register_pipeline
 from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video, segment_stream, segment_video
 
 if TYPE_CHECKING:
+    from .continual import Schedule, train_continual
     from .data import load_ytvis, make_moving_shapes, validate_ytvis
     from .evaluation import evaluate_ytvis, predict_dataset, write_submission
-    from .training import Recipe, Schedule, train, train_continual
+    from .training import Recipe, train
 
 __version__ = "0.1.0"
 
@@ -37,13 +38,13 @@ for _config_class in (*MODELS, *IMAGE_MODELS):
 
 _LAZY_NAMES = {
     "Recipe": "training",
-    "Schedule": "training",
+    "Schedule": "continual",
     "evaluate_ytvis": "evaluation",
     "load_ytvis": "data",
     "make_moving_shapes": "data",
     "predict_dataset": "evaluation",
     "train": "training",
-    "train_continual": "training",
+    "train_continual": "continual",
     "validate_ytvis": "data",
     "write_submission": "evaluation",
 }

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conversion.detectron2_names import (
+
+from tests.support.detectron2_names import (
     SYSTEM_NAMES,
     TINY,
     ResNet,
@@ -21,7 +22,6 @@ from conversion.detectron2_names import (
     random_state_dict,
     vita_names,
 )
-
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, FrameDetector, segment_video
 from transformers_cvis.conversion import ConversionError, convert_checkpoint
 from transformers_cvis.processing import CvisVideoProcessor

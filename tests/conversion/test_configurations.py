@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conversion.detectron2_names import (
+
+from tests.support.detectron2_names import (
     PUBLISHED,
     PUBLISHED_BACKBONES,
     SYSTEM_NAMES,
@@ -16,10 +17,9 @@ from conversion.detectron2_names import (
     mask2former_names,
     meta_state_dict,
 )
-
 from transformers_cvis.conversion import SYSTEMS, convert_state_dict
-from transformers_cvis.conversion.configurations import infer_backbone_config, infer_frame_detector_config
 from transformers_cvis.conversion.hvpl_configurations import RELEASED, infer_hvpl_config
+from transformers_cvis.conversion.released.mask2former import infer_backbone_config, infer_frame_detector_config
 
 # Millions of parameters of Mask2Former with each backbone, as published (table 1 of its article).
 MILLIONS = {"R50": 44, "R101": 63, "Swin-T": 47, "Swin-S": 69, "Swin-B": 107, "Swin-L": 216}

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conversion.detectron2_names import (
+
+from tests.support.detectron2_names import (
     SYSTEM_NAMES,
     ResNet,
     Swin,
@@ -11,7 +12,6 @@ from conversion.detectron2_names import (
     old_names,
     random_state_dict,
 )
-
 from transformers_cvis.conversion import SYSTEMS, ConversionReport, convert_state_dict
 
 BACKBONES = {"resnet": ResNet(), "swin": Swin()}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from transformers_cvis.continual.gradient_projection import GradientProjection, grow_basis_released
 from transformers_cvis.conversion import read_gradient_basis
-from transformers_cvis.training.gradient_projection import GradientProjection, grow_basis_released
 
 
 def basis(channels: int = 16, rank: int = 3) -> np.ndarray:

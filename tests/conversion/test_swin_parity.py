@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conversion.detectron2_names import Swin, genvis_names, mask2former_names, random_state_dict, vita_names
-from conversion.hand_mapping import fill_mask2former, fill_video_head
-from conversion.swin_reference import swin_maps
 from transformers import AutoImageProcessor, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
+from tests.support.detectron2_names import Swin, genvis_names, mask2former_names, random_state_dict, vita_names
+from tests.support.hand_mapping import fill_mask2former, fill_video_head
+from tests.support.swin_reference import swin_maps
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
     FrameDetector,

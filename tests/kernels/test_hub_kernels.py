@@ -5,12 +5,12 @@ import copy
 import huggingface_hub
 import pytest
 import torch
-from helpers import build_files, local_mapping, needs_kernel_repositories
 from huggingface_hub import CommitOperationAdd, HfApi
 from kernels import LayerRepository, LocalLayerRepository
 from torch import nn
 from transformers.utils import logging
 
+from tests.support.helpers import build_files, local_mapping, needs_kernel_repositories
 from transformers_cvis.kernels import MultiScaleDeformableAttention, disable_kernels, kernel_report, use_kernels
 
 pytestmark = needs_kernel_repositories

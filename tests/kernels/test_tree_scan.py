@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
-from helpers import parent_table
 
+from tests.support.helpers import parent_table
 from transformers_cvis.kernels import (
     SpanningTrees,
     TreeScan,

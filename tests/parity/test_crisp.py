@@ -3,16 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_detector_config
-from parity.goldens import assert_matches, load_case
+from transformers_cvis.modeling.clip_detector.modeling_clip_detector.modeling_clip_detector import ClipFeatures
 
+from tests.support.goldens import assert_matches, load_case
+from tests.support.helpers import tiny_detector_config
 from transformers_cvis.conversion import convert_state_dict
-from transformers_cvis.modeling.clip_detector import ClipFeatures
 from transformers_cvis.modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from transformers_cvis.modeling.crisp.initialization import principal_rows
 from transformers_cvis.modeling.crisp.losses import match_prompts
 from transformers_cvis.modeling.mask2former_vis import Mask2FormerVisConfig
-from transformers_cvis.modeling.task_queries import GroupedQueries
+from transformers_cvis.modeling.tasks.queries import GroupedQueries
 from transformers_cvis.processing import TrackAccumulator
 from transformers_cvis.processing.masks import decode_segmentation
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from parity.goldens import load_case
 
+from tests.support.goldens import load_case
 from transformers_cvis.evaluation import evaluate_ytvis
 
 

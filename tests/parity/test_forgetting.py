@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from parity.goldens import load_case
 
+from tests.support.goldens import load_case
 from transformers_cvis.evaluation.forgetting import crisp_forgetting, hvpl_forgetting
 
 

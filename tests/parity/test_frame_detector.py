@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from parity.goldens import assert_matches, load_case
 
+from tests.support.goldens import assert_matches, load_case
 from transformers_cvis.conversion import convert_state_dict
-from transformers_cvis.conversion.configurations import infer_frame_detector_config
+from transformers_cvis.conversion.released.mask2former import infer_frame_detector_config
 from transformers_cvis.modeling.frame_detector import FrameDetector
 
 

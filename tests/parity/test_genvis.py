@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from parity.goldens import assert_matches, load_case
-from parity.video_models import assert_sampled, assert_tracks, assert_training_step, build, network_input
+
+from tests.support.goldens import assert_matches, load_case
+from tests.support.video_models import assert_sampled, assert_tracks, assert_training_step, build, network_input
 
 
 @pytest.mark.parametrize("name", ["genvis_r50_online", "genvis_r50_semi"])

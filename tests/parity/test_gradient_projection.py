@@ -1,8 +1,7 @@
 """Growth of the protected basis and projected gradients against the reference case `hvpl_ogc`."""
 
-from parity.goldens import assert_matches, load_case
-
-from transformers_cvis.training.gradient_projection import grow_basis_released, project_out
+from tests.support.goldens import assert_matches, load_case
+from transformers_cvis.continual.gradient_projection import grow_basis_released, project_out
 
 
 def test_basis_and_projected_gradients():

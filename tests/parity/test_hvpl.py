@@ -3,16 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_detector_config
-from parity.goldens import assert_matches, load_case
 
+from tests.support.goldens import assert_matches, load_case
+from tests.support.helpers import tiny_detector_config
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.conversion.hvpl_configurations import RELEASED, infer_hvpl_config
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
 from transformers_cvis.modeling.hvpl.frame_detector import HvplFrameDetector
 from transformers_cvis.modeling.hvpl.modeling_hvpl import HvplForVideoInstanceSegmentation
 from transformers_cvis.modeling.hvpl.video_head import HvplVideoHead
-from transformers_cvis.modeling.task_queries import GroupedQueries, calibrate_class_logits
+from transformers_cvis.modeling.tasks.queries import GroupedQueries, calibrate_class_logits
 from transformers_cvis.processing import TrackAccumulator
 from transformers_cvis.processing.masks import decode_segmentation
 

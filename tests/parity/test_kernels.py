@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from parity.goldens import assert_matches, load_case
 
+from tests.support.goldens import assert_matches, load_case
 from transformers_cvis.kernels import MultiScaleDeformableAttention
 from transformers_cvis.modeling.frame_detector.pixel_decoder import DeformableSelfAttention
 

@@ -6,8 +6,8 @@ become the channels of the features, and each embedding picks one channel.
 
 import numpy as np
 import torch
-from parity.goldens import Case, FixedPoints, assert_matches, load_case
 
+from tests.support.goldens import Case, FixedPoints, assert_matches, load_case
 from transformers_cvis.modeling.losses import (
     ClipwiseMaskClassificationLoss,
     LayerPrediction,

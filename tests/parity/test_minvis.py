@@ -1,11 +1,11 @@
 """MinVIS against the research code: matching alone, and a whole network converted from released names."""
 
 import torch
-from parity.goldens import assert_matches, load_case
-from parity.video_models import network_input
 
+from tests.support.goldens import assert_matches, load_case
+from tests.support.video_models import network_input
 from transformers_cvis.conversion import convert_state_dict
-from transformers_cvis.conversion.configurations import infer_minvis_config
+from transformers_cvis.conversion.released.mask2former import infer_minvis_config
 from transformers_cvis.modeling.minvis import MinVisForVideoInstanceSegmentation, match_frame_queries
 from transformers_cvis.processing import TrackAccumulator, decode_segmentation
 

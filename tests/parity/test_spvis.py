@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from parity.goldens import Case, assert_matches, load_case
-from parity.video_models import network_input
 
+from tests.support.goldens import Case, assert_matches, load_case
+from tests.support.video_models import network_input
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.conversion.spvis_configurations import infer_spvis_config
 from transformers_cvis.modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation

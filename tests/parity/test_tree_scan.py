@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import parent_table
-from parity.goldens import assert_matches, load_case
 
+from tests.support.goldens import assert_matches, load_case
+from tests.support.helpers import parent_table
 from transformers_cvis.kernels import TreeScan, grid_edge_costs, minimum_spanning_trees
 from transformers_cvis.kernels.tree_scan import grid_edges
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from parity.goldens import assert_matches
-from parity.video_models import assert_sampled, assert_tracks, assert_training_step, build, network_input
+
+from tests.support.goldens import assert_matches
+from tests.support.video_models import assert_sampled, assert_tracks, assert_training_step, build, network_input
 
 
 @pytest.mark.parametrize("name", ["vita_r50_eval_w0", "vita_r50_eval_w6"])

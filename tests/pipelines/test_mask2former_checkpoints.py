@@ -28,8 +28,8 @@ from transformers_cvis import (
     GenVisConfig,
     MinVisForVideoInstanceSegmentation,
     SpvisForVideoInstanceSegmentation,
-    cli,
 )
+from transformers_cvis.cli import main as cli
 from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
 from transformers_cvis.processing import VideoWriter
 

@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import save_tiny_genvis, tiny_genvis
 from PIL import Image
 from transformers import pipeline
 
 import transformers_cvis
+from tests.support.helpers import save_tiny_genvis, tiny_genvis
 from transformers_cvis.pipelines import VideoInstanceSegmentationPipeline, register_pipeline
 from transformers_cvis.processing import CvisVideoProcessor, VideoWriter
 

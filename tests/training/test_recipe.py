@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from training.standin import RECIPE
 
+from tests.support.standin import RECIPE
 from transformers_cvis.data import (
     CLASS_MAPPINGS,
     ClipAugmentation,

@@ -10,13 +10,13 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file
-from training.launching import finish, kill_after_first_checkpoint, launch
-from training.standin import RECIPE, StandInDataset, StandInModel, train_standin
 
+from tests.support.launching import finish, kill_after_first_checkpoint, launch
+from tests.support.standin import RECIPE, StandInDataset, StandInModel, train_standin
 from transformers_cvis.training import Recipe, checkpoints, train
 from transformers_cvis.training.trainer import TrainingBatches
 
-STANDIN = Path(__file__).with_name("standin.py")
+STANDIN = Path(__file__).parents[1] / "support" / "standin.py"
 
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:

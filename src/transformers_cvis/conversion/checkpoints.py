@@ -11,13 +11,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Mask2FormerConfig, Mask2FormerImageProcessor, PreTrainedConfig
 
-from ..modeling.hub import save_model
+from ..hub.push import save_model
 from ..processing import CvisVideoProcessor, complete_folder
 from .convert import ConversionReport, convert_state_dict, current_names
 from .gradient_basis import GRADIENT_BASIS_FILE
 from .reading import read_checkpoint
+from .released.tasks import count_tasks, task_of
 from .systems import SYSTEMS
-from .tasks import count_tasks, task_of
 
 LONG_SIDE = 1333
 IMAGE_SHORT_SIDE = 800  # of Mask2Former's test images

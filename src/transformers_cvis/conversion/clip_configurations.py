@@ -4,8 +4,8 @@ import torch
 
 from ..modeling.crisp import CrispConfig
 from ..modeling.mask2former_vis import Mask2FormerVisConfig
-from .configurations import infer_frame_detector_config
-from .tasks import class_head_sizes
+from .released.mask2former import infer_frame_detector_config
+from .released.tasks import class_head_sizes
 
 
 def infer_mask2former_vis_config(state_dict: dict[str, torch.Tensor], **settings) -> Mask2FormerVisConfig:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .configurations import count
-from .names import Ignore
+from .released.mask2former import count
+from .rules import Ignore
 from .systems import SYSTEMS
 
 LISTED_NAMES = 8  # of a group of names, with numbers as *

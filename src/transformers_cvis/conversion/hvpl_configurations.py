@@ -3,8 +3,8 @@
 import torch
 
 from ..modeling.hvpl.configuration_hvpl import HvplConfig
-from .configurations import count, infer_frame_detector_config
-from .tasks import class_head_sizes
+from .released.mask2former import count, infer_frame_detector_config
+from .released.tasks import class_head_sizes
 
 # What released weights were trained and evaluated with; only the three together give their published numbers.
 RELEASED = {"scan_axes": "released", "encoder_slices": "joint", "cross_tokens": "released"}

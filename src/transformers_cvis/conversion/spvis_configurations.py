@@ -3,7 +3,7 @@
 import torch
 
 from ..modeling.spvis import SpvisConfig
-from .configurations import count, infer_frame_detector_config
+from .released.mask2former import count, infer_frame_detector_config
 
 
 def infer_spvis_config(state_dict: dict[str, torch.Tensor], system: str, **settings) -> SpvisConfig:

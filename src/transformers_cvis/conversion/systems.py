@@ -14,15 +14,15 @@ from ..modeling.minvis import MinVisForVideoInstanceSegmentation
 from ..modeling.spvis import SpvisForVideoInstanceSegmentation
 from ..modeling.vita import VitaForVideoInstanceSegmentation
 from .clip_configurations import infer_crisp_config, infer_mask2former_vis_config
-from .configurations import infer_mask2former_config, infer_minvis_config
-from .crisp_names import crisp_rules
 from .hvpl_configurations import infer_hvpl_config
-from .hvpl_names import hvpl_rules
-from .names import Rule, frame_detector_rules
+from .released.crisp import crisp_rules
+from .released.hvpl import hvpl_rules
+from .released.mask2former import infer_mask2former_config, infer_minvis_config
+from .released.spvis import dvis_rules, spvis_rules
+from .released.vita_genvis import genvis_rules, vita_rules
+from .rules import Rule, frame_detector_rules
 from .spvis_configurations import infer_spvis_config
-from .spvis_names import dvis_rules, spvis_rules
 from .video_configurations import infer_video_config
-from .video_names import genvis_rules, vita_rules
 
 # Short side of test videos in pixels, by backbone, as published.
 FRAME_SIDES = {"resnet": 360, "swin": 480}

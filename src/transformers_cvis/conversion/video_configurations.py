@@ -2,10 +2,10 @@
 
 import torch
 
-from ..modeling.configuration_cvis import CvisVideoConfig
 from ..modeling.genvis import GenVisConfig
+from ..modeling.video_head.configuration_video import CvisVideoConfig
 from ..modeling.vita import VitaConfig
-from .configurations import count, infer_frame_detector_config
+from .released.mask2former import count, infer_frame_detector_config
 
 CONFIGURATIONS: dict[str, type[CvisVideoConfig]] = {"vita": VitaConfig, "genvis": GenVisConfig}
 

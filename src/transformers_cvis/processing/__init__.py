@@ -1,8 +1,8 @@
 """Video in (decode, sample, resize, pad), tracks out (scores, labels, RLE masks, drawing)."""
 
+from ..files import complete_file, complete_folder
 from .drawing import contact_sheet, draw_tracks, track_colour
 from .masks import decode_segmentation, empty_segmentation, segment_masks
-from .output_files import complete_file, complete_folder
 from .segmentation import ClipSegmentation, VideoSegmentation, segment_stream, segment_video
 from .tracks import Track, TrackAccumulator
 from .video_processor import CvisVideoProcessor

@@ -10,8 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from ..files import complete_file
 from .drawing import contact_sheet, draw_tracks
-from .output_files import complete_file
 from .segmentation import VideoSegmentation
 from .video_reading import open_video
 

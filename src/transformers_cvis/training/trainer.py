@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,6 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
-from .gradient_projection import GradientProjection
 from .optimization import learning_rate_factor, parameter_groups
 from .recipe import Recipe
 from .tracking import resolve_trackers
@@ -114,7 +114,7 @@ class Trainer:
         collate: Callable[[list], tuple[dict, list[str]]],
         evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
         checkpoint: Path | None = None,
-        projection: GradientProjection | None = None,
+        projection: Any | None = None,
     ):
         check_precision(recipe)
         self.recipe = recipe

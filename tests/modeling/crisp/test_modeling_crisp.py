@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from helpers import tiny_crisp
-from modeling.clip_tests import ClipDetectorTests
-from modeling.model_tester import LABELS, loss_of, predictions, video_batch, video_labels
 
+from tests.support.clip_tests import ClipDetectorTests
+from tests.support.helpers import tiny_crisp
+from tests.support.model_tester import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import CrispForVideoInstanceSegmentation, Mask2FormerVisForVideoInstanceSegmentation
+from transformers_cvis.hub.push import model_card
 from transformers_cvis.modeling.crisp import ECLIPSE, ClassTextEncoder, CrispConfig
 from transformers_cvis.modeling.crisp.initialization import principal_rows
-from transformers_cvis.modeling.hub import model_card
 
 BASE, MOON = [0, 1, 2], 3  # classes
 

@@ -8,11 +8,11 @@ from collections import defaultdict
 
 import pytest
 import torch
-from helpers import build_files, local_mapping, needs_kernel_repositories, tiny_detector_config
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+from tests.support.helpers import build_files, local_mapping, needs_kernel_repositories, tiny_detector_config
 from transformers_cvis.modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from transformers_cvis.modeling.frame_detector.frozen_batch_norm import FrozenBatchNorm2d, FrozenConvolutionBlock
 from transformers_cvis.modeling.frame_detector.masked_attention_decoder import inside_masks

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from modeling.model_tester import VideoModelTests, loss_of, predictions, video_batch, video_labels
 
+from tests.support.model_tester import VideoModelTests, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import GenVisForVideoInstanceSegmentation, VitaForVideoInstanceSegmentation
 from transformers_cvis.modeling.genvis.modeling_genvis import MemoryAttention, QueryMemory
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from transformers_cvis.kernels import kernel_report
 from transformers_cvis.modeling.hvpl import ContextEncoder, TreeStateSpace
-from transformers_cvis.modeling.modeling_cvis import CvisPreTrainedModel
+from transformers_cvis.modeling.modeling_base import CvisPreTrainedModel
 
 HIDDEN_DIM = 32
 

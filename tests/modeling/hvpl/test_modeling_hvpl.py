@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import tiny_hvpl
-from modeling.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
 
+from tests.support.helpers import tiny_hvpl
+from tests.support.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
 from transformers_cvis import HvplForVideoInstanceSegmentation, VitaConfig, VitaForVideoInstanceSegmentation
 
 

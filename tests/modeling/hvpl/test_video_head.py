@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import tiny_detector_config
 
+from tests.support.helpers import tiny_detector_config
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
 from transformers_cvis.modeling.hvpl.video_head import HvplVideoHead
-from transformers_cvis.modeling.task_queries import GroupLayout
+from transformers_cvis.modeling.tasks.queries import GroupLayout
 
 
 def video_head(**changes) -> HvplVideoHead:

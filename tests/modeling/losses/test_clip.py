@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from modeling.losses.fixed_points import FixedPoints
-from modeling.losses.ranks import mean_over_two_ranks
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
+from tests.support.fixed_points import FixedPoints
+from tests.support.ranks import mean_over_two_ranks
 from transformers_cvis.modeling.losses import (
     ClipMaskClassificationLoss,
     LayerPrediction,

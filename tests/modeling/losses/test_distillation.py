@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from modeling.losses.ranks import mean_over_two_ranks
 from torch.nn import functional as F
 
+from tests.support.ranks import mean_over_two_ranks
 from transformers_cvis.modeling.losses import LayerPrediction, VideoTargets
 from transformers_cvis.modeling.losses.clip import ClipMaskClassificationLoss
 from transformers_cvis.modeling.losses.distillation import (

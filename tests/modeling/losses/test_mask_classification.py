@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from modeling.losses.fixed_points import FixedPoints
-from modeling.losses.ranks import mean_over_two_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.fixed_points import FixedPoints
+from tests.support.ranks import mean_over_two_ranks
 from transformers_cvis.modeling.losses import LayerPrediction, MaskClassificationLoss, matching, sample_points
 
 NUM_LABELS = 5

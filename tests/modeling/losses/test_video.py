@@ -1,7 +1,7 @@
 import pytest
 import torch
-from modeling.losses.fixed_points import FixedPoints
 
+from tests.support.fixed_points import FixedPoints
 from transformers_cvis.modeling.losses import (
     ClipwiseMaskClassificationLoss,
     LayerPrediction,

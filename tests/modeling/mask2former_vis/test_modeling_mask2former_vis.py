@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from modeling.clip_tests import ClipDetectorTests, detector_settings
-from modeling.model_tester import loss_of, predictions, video_batch, video_labels
 
+from tests.support.clip_tests import ClipDetectorTests, detector_settings
+from tests.support.model_tester import loss_of, predictions, video_batch, video_labels
 from transformers_cvis import (
     FrameDetector,
     Mask2FormerVisForVideoInstanceSegmentation,

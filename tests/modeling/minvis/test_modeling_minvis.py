@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from helpers import tiny_detector_config
-from modeling.model_tester import (
+
+from tests.support.helpers import tiny_detector_config
+from tests.support.model_tester import (
     LABELS,
     CommonTests,
     FrameByFrameTests,
@@ -12,7 +13,6 @@ from modeling.model_tester import (
     video_batch,
     video_labels,
 )
-
 from transformers_cvis import CvisVideoProcessor, MinVisForVideoInstanceSegmentation, segment_video
 from transformers_cvis.modeling.minvis import MinVisConfig, match_frame_queries
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from modeling.model_tester import VideoModelTests, predictions, video_batch
 
+from tests.support.model_tester import VideoModelTests, predictions, video_batch
 from transformers_cvis import VitaForVideoInstanceSegmentation
-from transformers_cvis.modeling.video_decoder import ObjectEncoder
+from transformers_cvis.modeling.video_head.object_decoder import ObjectEncoder
 
 
 class TestVita(VideoModelTests):

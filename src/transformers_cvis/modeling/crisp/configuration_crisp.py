@@ -4,8 +4,8 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_clip_detector import ClipDetectorConfig
-from ..task_learning import check_tasks
+from ..clip_detector.configuration_clip_detector import ClipDetectorConfig
+from ..tasks.learning import check_tasks
 
 # Fields with which CRISP is video ECLIPSE, which it builds on: prompts and heads of later tasks alone.
 ECLIPSE = {"residual_prompts": False, "lambda_isc": 0.0, "lambda_ic": 0.0, "prompt_init": "mean"}

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..clip_detector import ClipDetector, ClipFeatures
+from ..clip_detector.modeling_clip_detector import ClipDetector, ClipFeatures
 from ..losses import LayerPrediction
 from ..outputs import VideoInstanceSegmentationOutput
-from ..task_adapters import TaskAdapterMixin
-from ..task_queries import (
+from ..tasks.adapters import TaskAdapterMixin
+from ..tasks.queries import (
     DecodedGroups,
     GroupedQueries,
     GroupLayout,

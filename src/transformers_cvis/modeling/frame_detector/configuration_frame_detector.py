@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import Mask2FormerConfig, ResNetConfig
 
-from ..unknown_keys import drop_unknown_keys
+from ..configuration_base import drop_unknown_keys
 
 
 @strict

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...kernels import Linear, PointwiseConvolution, linear
-from ..position_embedding import sine_position_embedding
+from ..layers.position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 from .pixel_decoder import NUM_LEVELS
 

@@ -9,7 +9,7 @@ from transformers import AutoBackbone, Mask2FormerConfig
 
 from ...kernels import pointwise_convolution
 from ..losses import LayerPrediction, MaskClassificationLoss
-from ..modeling_cvis import CvisPreTrainedModel
+from ..modeling_base import CvisPreTrainedModel
 from ..outputs import FrameDetectorOutput
 from .configuration_frame_detector import FrameDetectorConfig
 from .frozen_batch_norm import freeze_batch_norms

@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...kernels import Linear, MultiScaleDeformableAttention, PointwiseConvolution
-from ..position_embedding import sine_position_embedding
+from ..layers.position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 
 NUM_LEVELS = 3

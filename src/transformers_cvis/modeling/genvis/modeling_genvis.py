@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import ClipwiseMaskClassificationLoss, VideoTargets
-from ..modeling_video import CvisVideoModel
 from ..outputs import VideoInstanceSegmentationOutput
-from ..video_decoder import DecodedQueries, VideoHead
+from ..video_head.modeling_video import CvisVideoModel
+from ..video_head.object_decoder import DecodedQueries, VideoHead
 from .configuration_genvis import GenVisConfig
 
 

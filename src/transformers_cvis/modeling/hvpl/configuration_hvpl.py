@@ -4,8 +4,8 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_cvis import CvisVideoConfig
-from ..task_learning import check_tasks
+from ..tasks.learning import check_tasks
+from ..video_head.configuration_video import CvisVideoConfig
 
 
 @strict

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 from ..frame_detector.modeling_frame_detector import FrameDetector, shrunk_mask_features
 from ..outputs import FrameDetectorOutput
-from ..task_queries import GroupedQueries, QueryGroup, TaskClassPredictor, TaskQueryGroup
+from ..tasks.queries import GroupedQueries, QueryGroup, TaskClassPredictor, TaskQueryGroup
 
 
 class HvplFrameDetector(FrameDetector):

@@ -5,10 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..losses import LayerPrediction
-from ..task_adapters import TaskAdapterMixin
-from ..task_queries import GroupLayout, calibrate_class_logits
-from ..video_decoder import DecodedQueries, VideoStep
-from ..whole_video import WholeVideoModel
+from ..tasks.adapters import TaskAdapterMixin
+from ..tasks.queries import GroupLayout, calibrate_class_logits
+from ..video_head.object_decoder import DecodedQueries, VideoStep
+from ..video_head.whole_video import WholeVideoModel
 from .configuration_hvpl import HvplConfig
 from .frame_detector import HvplFrameDetector
 from .video_head import HvplVideoHead

@@ -6,8 +6,8 @@ B videos, T frames, F frame queries and Q video queries of all groups, C channel
 import torch
 from torch import Tensor, nn
 
-from ..task_queries import GroupedQueries, GroupLayout, QueryGroup, TaskClassPredictor, TaskQueryGroup
-from ..video_decoder import DecodedQueries, VideoHead, VideoStep
+from ..tasks.queries import GroupedQueries, GroupLayout, QueryGroup, TaskClassPredictor, TaskQueryGroup
+from ..video_head.object_decoder import DecodedQueries, VideoHead, VideoStep
 from .context_encoder import ContextEncoder
 
 FEED_FORWARD_RATIO = 4  # of the context encoder

@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_clip_detector import ClipDetectorConfig
+from ..clip_detector.configuration_clip_detector import ClipDetectorConfig
 
 
 @strict

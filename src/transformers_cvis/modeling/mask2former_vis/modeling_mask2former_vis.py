@@ -1,6 +1,6 @@
 """Mask2Former-VIS: Mask2Former with the frames of a clip as the third dimension of an image (Cheng et al., 2021)."""
 
-from ..clip_detector import ClipDetector
+from ..clip_detector.modeling_clip_detector import ClipDetector
 from .configuration_mask2former_vis import Mask2FormerVisConfig
 
 

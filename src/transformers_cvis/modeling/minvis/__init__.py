@@ -1,6 +1,6 @@
 """MinVIS: a frame detector whose queries are matched from frame to frame; needs no training on video."""
 
-from ..query_matching import match_frame_queries
+from ..layers.query_matching import match_frame_queries
 from .configuration_minvis import MinVisConfig
 from .modeling_minvis import MinVisForVideoInstanceSegmentation, MinVisState
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..frame_detector.modeling_frame_detector import FrameDetector
+from ..layers.query_matching import match_frame_queries
 from ..losses import VideoTargets
 from ..outputs import VideoInstanceSegmentationOutput
-from ..query_matching import match_frame_queries
-from ..video_inputs import VideoModelMixin
+from ..video_model import VideoModelMixin
 from .configuration_minvis import MinVisConfig
 
 

@@ -6,7 +6,7 @@ B videos, T frames, Q queries, C channels.
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..video_decoder import VideoAttention, VideoFeedForward
+from ..video_head.object_decoder import VideoAttention, VideoFeedForward
 
 
 class AttentionLayer(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..frame_detector.modeling_frame_detector import FrameDetector
 from ..losses import FramewiseTrackLoss, LayerPrediction, VideoTargets, VideoTrackLoss
 from ..outputs import VideoInstanceSegmentationOutput
-from ..video_inputs import DetectedFrames, VideoModelMixin
+from ..video_model import DetectedFrames, VideoModelMixin
 from .configuration_spvis import SpvisConfig
 from .refiners import REFINERS
 from .tracker import SpvisState, TrackedFrames, Tracker

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..frame_detector.masked_attention_decoder import MaskEmbedder
-from ..query_matching import match_frame_queries
-from ..video_decoder import VideoAttention, VideoFeedForward
+from ..layers.query_matching import match_frame_queries
+from ..video_head.object_decoder import VideoAttention, VideoFeedForward
 from .configuration_spvis import SpvisConfig
 from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, within_frames
 

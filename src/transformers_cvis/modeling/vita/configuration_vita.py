@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_cvis import CvisVideoConfig
+from ..video_head.configuration_video import CvisVideoConfig
 
 
 @strict

@@ -1,0 +1,6 @@
+"""Clip detector: the frame detector whose queries read all frames of a clip at once."""
+
+from .configuration_clip_detector import ClipDetectorConfig
+from .modeling_clip_detector import ClipDetector, ClipFeatures
+
+__all__ = ["ClipDetector", "ClipDetectorConfig", "ClipFeatures"]

@@ -1,0 +1,173 @@
+"""The base of all models of the package: initialisation, loading, compute kernels on and off."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+from .. import kernels
+from ..hub.push import HubMixin
+
+logger = logging.get_logger(__name__)
+
+
+class CvisPreTrainedModel(HubMixin, PreTrainedModel):
+    """Base class of the frame detector and of every video model.
+
+    Initialisation: Linear layers as PyTorch does, convolutions Kaiming-uniform (a=1, fan-in) with zero bias,
+    embeddings N(0, 1), norms one and zero. A layer that differs has a method `initialize_parameters()` built on
+    `transformers.initialization`, whose functions leave loaded weights alone; it runs after those of its children.
+
+    Attributes:
+        untrained_parts (`tuple[str, ...]`): the parts of the model for which `from_pretrained` found no weights; they
+            hold random values.
+    """
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    untrained_parts: tuple[str, ...] = ()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.in_features)
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        else:
+            super()._init_weights(module)
+        if hasattr(module, "initialize_parameters"):
+            module.initialize_parameters()
+
+    def _initialize_weights(self, module: nn.Module, *args):
+        # For models outside of transformers the library skips a module without tensors of its own, and with it
+        # `initialize_parameters()` of a layer made of other layers. Loaded tensors stay as they are: none is skipped.
+        super()._initialize_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers, with a warning that names the parts of the model which the checkpoint has no weights for;
+        weights of other sizes than the model's are named, each with both sizes.
+
+        Raises:
+            ValueError: when the checkpoint holds a weight of another shape, for example a class head for another number
+                of classes, and `ignore_mismatched_sizes` is not set.
+        """
+        accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        return_loading_info = kwargs.pop("output_loading_info", False)
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+        mismatched = sorted(loading_info["mismatched_keys"])
+        if mismatched and not accept_mismatch:
+            listing = "; ".join(
+                f"{name}: checkpoint {tuple(saved)}, model {tuple(built)}" for name, saved, built in mismatched
+            )
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not fit this {cls.__name__} with {model.config.num_labels} "
+                f"classes. Weights of another shape: {listing}. Class heads have one row per class and one for "
+                "no-object: keep the checkpoint's classes, or pass `ignore_mismatched_sizes=True` to start these "
+                "weights afresh."
+            )
+        missing = {*loading_info["missing_keys"], *(name for name, *_ in mismatched)}
+        model.untrained_parts = tuple(_parts_made_of(model, missing))
+        if model.untrained_parts:
+            logger.warning(
+                f"{pretrained_model_name_or_path} has no weights for {', '.join(model.untrained_parts)} of this "
+                f"{cls.__name__}: they hold random values. Train the model before you use it."
+            )
+        return (model, loading_info) if return_loading_info else model
+
+    def check_trained(self) -> None:
+        """Raise a ValueError if `from_pretrained` left parts of the model random."""
+        if self.untrained_parts:
+            raise ValueError(
+                f"What this {type(self).__name__} finds would mean nothing: {', '.join(self.untrained_parts)} hold "
+                f"random values, because {self.name_or_path} has no weights for them. Train the model first; if you "
+                "have done so since you loaded it, save it and load what you saved."
+            )
+
+    def set_use_kernels(
+        self,
+        use_kernels: bool = True,
+        kernel_config=None,
+        mode=None,
+        *,
+        strict: bool | None = None,
+        mapping: dict | None = None,
+    ) -> None:
+        """Run the layers that have a kernel on the Hub with it, or go back to the PyTorch path.
+
+        Kernels follow the model: to another device with `.to()` and its like, and from inference to training and back
+        with `.train()` and `.eval()`.
+
+        Args:
+            use_kernels: False returns every layer to its PyTorch path.
+            kernel_config: part of transformers' signature, which passes it by position; must stay None.
+            mode: part of transformers' signature; must stay None.
+            strict: raise when a kernel cannot be loaded, instead of one warning and the PyTorch path. None keeps the
+                choice of the last call (at first False).
+            mapping: kernel mapping in the format of `kernels.use_kernel_mapping`. None keeps that of the last call (at
+                first the default one).
+
+        Raises:
+            ValueError: when `kernel_config` or `mode` is given.
+        """
+        if kernel_config is not None or mode is not None:
+            raise ValueError(
+                f"{type(self).__name__} chooses its kernels itself: pass `mapping` instead of `kernel_config`, and "
+                "switch the mode with `.train()` or `.eval()`."
+            )
+        if strict is not None:
+            self._kernels_strict = strict
+        if mapping is not None:
+            self._kernels_mapping = mapping
+        if use_kernels:
+            kernels.use_kernels(
+                self, strict=getattr(self, "_kernels_strict", False), mapping=getattr(self, "_kernels_mapping", None)
+            )
+        elif self.use_kernels:
+            kernels.disable_kernels(self)
+        self._use_kernels = bool(use_kernels)
+
+    def _apply(self, *args, **kwargs):
+        device_type = self.device.type
+        super()._apply(*args, **kwargs)  # `.to()`, `.cuda()` and all others that move a model end here
+        if self.use_kernels and self.device.type != device_type:
+            self.set_use_kernels()
+        return self
+
+    def kernel_report(self) -> dict[str, str]:
+        """For each layer that can run on a kernel, by its path in the model: which path it runs."""
+        return kernels.kernel_report(self)
+
+
+def _parts_made_of(model: nn.Module, names: set[str]) -> list[str]:
+    """The outermost modules, and parameters beside them, whose parameters are all in `names`."""
+    parameters = [name for name, _ in model.named_parameters()]
+    outside = [name for name in parameters if name not in names]
+    parts = []
+    for name in parameters:
+        if name in names and not any(name == part or name.startswith(f"{part}.") for part in parts):
+            path = name.split(".")
+            candidates = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+            parts.append(
+                next(part for part in candidates if not any(other.startswith(f"{part}.") for other in outside))
+            )
+    return parts

@@ -1,0 +1,1 @@
+"""Video head: what relates the frame queries of a video, in VITA, GenVIS and HVPL."""

@@ -1,0 +1,98 @@
+"""The configuration shared by video models made of a frame detector and a video head."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from ..configuration_base import drop_unknown_keys
+from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
+
+
+@strict
+class CvisVideoConfig(PreTrainedConfig):
+    r"""
+    Configuration of a video model: a frame detector and a head that reads its frame queries.
+
+    `id2label` is the only truth for the classes; the detector's follow it. A key that is no field is dropped with a
+    warning that names the nearest field, so that a typo shows and files of newer versions can be read.
+
+    Args:
+        detector_config (`dict` or `FrameDetectorConfig`, *optional*): the frame detector.
+        num_queries (`int`): video queries, the most objects that one video can have.
+        encoder_layers (`int`): layers of the object encoder over frame queries.
+        decoder_layers (`int`): layers of the object decoder over video queries.
+        dim_feedforward (`int`): width of the feed-forward layers of the video head.
+        num_attention_heads (`int`): heads of the attention layers of the video head.
+        encoder_window_size (`int`): frames in one window of the object encoder; 0 attends over all frames.
+        num_frame_query_layers (`int`): last layers of the frame decoder whose queries the video head is trained on.
+        freeze_detector (`bool`): train the video head alone; no gradient reaches the detector.
+        detector_chunk_size (`int`): frames that go through the detector at once at inference.
+        no_object_weight (`float`): weight of the no-object class in the classification loss.
+        class_weight (`float`): weight of the video classification loss.
+        mask_weight (`float`): weight of the video mask loss.
+        dice_weight (`float`): weight of the video dice loss.
+        similarity_weight (`float`): weight of the similarity loss between frame queries and video queries.
+        train_num_points (`int`): points per mask in matching and mask losses.
+        oversample_ratio (`float`): candidate points per point of a mask loss.
+        importance_sample_ratio (`float`): share of the points of a mask loss taken where the mask is most uncertain.
+    """
+
+    sub_configs = {"detector_config": FrameDetectorConfig}
+
+    detector_config: dict | PreTrainedConfig | None = None
+    num_queries: int = 100
+    encoder_layers: int = 6
+    decoder_layers: int = 3
+    dim_feedforward: int = 2048
+    num_attention_heads: int = 8
+    encoder_window_size: int = 0
+    num_frame_query_layers: int = 3
+    freeze_detector: bool = False
+    detector_chunk_size: int = 18
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 2.0
+    mask_weight: float | int = 5.0
+    dice_weight: float | int = 5.0
+    similarity_weight: float | int = 0.5
+    train_num_points: int = 12544
+    oversample_ratio: float | int = 3.0
+    importance_sample_ratio: float | int = 0.75
+
+    def __post_init__(self, **kwargs):
+        if self.detector_config is None:
+            self.detector_config = FrameDetectorConfig()
+        elif isinstance(self.detector_config, dict):
+            self.detector_config = FrameDetectorConfig(**self.detector_config)
+        super().__post_init__(**kwargs)
+        drop_unknown_keys(self, kwargs)
+        self.label2id = {label: index for index, label in self.id2label.items()}
+        self.share_labels()
+
+    def share_labels(self) -> None:
+        """Give the detector the classes of this configuration."""
+        self.detector_config.id2label = dict(self.id2label)
+        self.detector_config.label2id = dict(self.label2id)
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        hidden_dim = self.detector_config.hidden_dim
+        if hidden_dim % self.num_attention_heads:
+            raise ValueError(
+                f"`detector_config.hidden_dim` ({hidden_dim}) must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+        for name in ("num_queries", "encoder_layers", "decoder_layers", "detector_chunk_size", "train_num_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.encoder_window_size < 0:
+            raise ValueError(
+                f"`encoder_window_size` must be 0 (attention over all frames) or more, got {self.encoder_window_size}."
+            )
+        most = self.detector_config.decoder_layers
+        if not 1 <= self.num_frame_query_layers <= most:
+            raise ValueError(
+                f"`num_frame_query_layers` must lie between 1 and the detector's {most} predictions "
+                f"(`detector_config.decoder_layers`), got {self.num_frame_query_layers}."
+            )
+
+
+__all__ = ["CvisVideoConfig"]

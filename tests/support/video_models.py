@@ -1,0 +1,117 @@
+"""Reference cases of whole video models: model, input, labels, comparison of what training and evaluation give."""
+
+import torch
+import torch.nn.functional as F
+
+from tests.support.goldens import Case, FixedPoints, assert_matches, load_case
+from transformers_cvis.conversion import convert_state_dict
+from transformers_cvis.conversion.video_configurations import infer_video_config
+from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
+from transformers_cvis.modeling.vita import VitaForVideoInstanceSegmentation
+from transformers_cvis.processing import TrackAccumulator
+from transformers_cvis.processing.masks import decode_segmentation
+
+MODELS = {"vita": VitaForVideoInstanceSegmentation, "genvis": GenVisForVideoInstanceSegmentation}
+
+
+def build(name: str, system: str, **settings) -> tuple[Case, torch.nn.Module]:
+    """The case and the converted model, float64; what shapes do not tell comes from the case's configuration."""
+    case = load_case(name)
+    config = case.config
+    settings = {"encoder_window_size": config["encoder_window_size"], **settings}
+    if "freeze_detector" in config:
+        settings["freeze_detector"] = config["freeze_detector"]
+        settings["num_frame_query_layers"] = config["frame_decoder_layers_used_L"]
+    reference = case.state_dict()
+    state_dict, report = convert_state_dict(reference, system)
+    assert not report.unknown
+    model = MODELS[system](infer_video_config(reference, system, **settings)).double()
+    model.load_state_dict(state_dict)
+    return case, model.eval()
+
+
+def network_input(case: Case, frames: torch.Tensor) -> torch.Tensor:
+    """uint8 frames (T, 3, H, W) -> (1, T, 3, H, W) normalised and padded to a multiple of 32."""
+    mean, std = (
+        torch.tensor(case.config[name], dtype=torch.float64)[:, None, None] for name in ("pixel_mean", "pixel_std")
+    )
+    pixels = (frames.double() - mean) / std
+    height, width = pixels.shape[-2:]
+    return F.pad(pixels, (0, -width % 32, 0, -height % 32))[None]
+
+
+def training_batch(case: Case) -> tuple[torch.Tensor, list[dict]]:
+    """Padded videos (B, T, 3, H, W) and labels of a training case."""
+    pixels, labels = [], []
+    for index in range(case.config["videos"]):
+        part = {name: case.inputs[f"video{index}_{name}"] for name in ("frames", "labels", "ids", "masks")}
+        pixels.append(network_input(case, part["frames"])[0])
+        height, width = part["masks"].shape[-2:]
+        masks = F.pad(part["masks"], (0, -width % 32, 0, -height % 32)).bool()
+        labels.append({"class_labels": part["labels"], "ids": part["ids"], "masks": masks})
+    height, width = (max(video.shape[axis] for video in pixels) for axis in (-2, -1))
+
+    def pad(tensor):
+        return F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
+
+    return torch.stack([pad(video) for video in pixels]), [{**label, "masks": pad(label["masks"])} for label in labels]
+
+
+def assert_sampled(actual: torch.Tensor, expected: torch.Tensor, axis: int, name: str, case: Case) -> None:
+    """`expected` holds every n-th entry of `actual` along `axis`."""
+    step = -(-actual.shape[axis] // expected.shape[axis])
+    index = torch.arange(0, actual.shape[axis], step)
+    assert_matches(actual.index_select(axis, index), expected, name, case.tolerance)
+
+
+def assert_tracks(case: Case, clips: list) -> None:
+    """Final scores, labels and masks from the outputs of consecutive clips of one video."""
+    accumulator = TrackAccumulator(
+        original_size=tuple(case.config["output_size"]),
+        input_size=tuple(case.inputs["video"].shape[-2:]),
+        top_k=case.config["top_k"],
+    )
+    for clip in clips:
+        accumulator.update(clip.class_queries_logits[0], clip.masks_queries_logits[0])
+    tracks = sorted(accumulator.tracks(), key=lambda track: (track.score, track.label_id))
+    expected = case.outputs
+    order = sorted(range(len(tracks)), key=lambda i: (expected["scores"][i].item(), expected["labels"][i].item()))
+    scores = torch.tensor([track.score for track in tracks], dtype=torch.float64)
+    assert_matches(scores, expected["scores"][order], "scores", case.tolerance)
+    assert [track.label_id for track in tracks] == expected["labels"][order].tolist()
+    for track, masks in zip(tracks, expected["masks"][order], strict=True):
+        for segmentation, mask in zip(track.segmentations, masks, strict=True):
+            if segmentation is None:
+                assert not mask.any()
+            else:
+                assert (torch.from_numpy(decode_segmentation(segmentation)) == mask).all()
+
+
+def assert_training_step(case: Case, model: torch.nn.Module, system: str) -> None:
+    """Every weighted loss, the norm of every gradient and the recorded slices of some."""
+    points = FixedPoints(case.inputs["matcher_points"], case.inputs["loss_points"])
+    model.criterion.point_sampler = model.detector.criterion.point_sampler = points
+    pixel_values, labels = training_batch(case)
+    output = model.train()(pixel_values, labels=labels)
+
+    expected = {name.removeprefix("loss/"): loss for name, loss in case.outputs.items() if name.startswith("loss/")}
+    total = expected.pop("total")
+    assert set(output.loss_dict) == set(expected)
+    for name, loss in expected.items():
+        assert_matches(output.loss_dict[name].reshape(1), loss, name, case.tolerance)
+    assert_matches(output.loss.reshape(1), total, "total", case.tolerance)
+
+    output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    _, report = convert_state_dict(case.state_dict(), system)
+    compared = set()
+    for reference_name, norm in case.meta["gradient_norms"].items():
+        places = report.mapped[reference_name]
+        gradient = torch.cat([gradients[place] for place in places])
+        compared.update(places)
+        scale = torch.tensor(norm, dtype=torch.float64)
+        assert_matches(gradient.norm(), scale, f"norm of the gradient of {reference_name}", case.tolerance)
+        recorded = case.outputs.get(f"grad/{reference_name}")
+        if recorded is not None:
+            assert_matches(gradient[: len(recorded)], recorded, f"gradient of {reference_name}", case.tolerance)
+    assert compared == set(gradients)

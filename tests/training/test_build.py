@@ -1,0 +1,115 @@
+"""From a recipe to a model: what each stage of a published chain takes from the one before, and what is not there."""
+
+from pathlib import Path
+
+import pytest
+from transformers import Mask2FormerConfig, PreTrainedConfig
+
+from transformers_cvis.continual import Schedule
+from transformers_cvis.modeling.genvis import GenVisConfig
+from transformers_cvis.modeling.hvpl import HvplConfig
+from transformers_cvis.modeling.vita import VitaConfig
+from transformers_cvis.training import Recipe, shipped_recipes
+from transformers_cvis.training.build import GENERATED_DATA, build_config, build_dataset, build_model
+
+NAMES = ["ape", "zebra"]
+
+
+def config_along_chain(name: str) -> PreTrainedConfig:
+    """The configuration that a shipped recipe trains, after the recipes that it starts from."""
+    recipe = Recipe.load(name)
+    start = recipe.model.init_from
+    if start in shipped_recipes():
+        source = config_along_chain(start)
+    else:
+        source = Mask2FormerConfig() if start is not None else None
+    return build_config(recipe, source, NAMES)
+
+
+def published(config_class: type, like: PreTrainedConfig, **changes) -> dict:
+    """The published values, with the detector and the classes of `like`."""
+    return config_class(id2label=like.id2label, detector_config=like.detector_config, **changes).to_dict()
+
+
+@pytest.mark.parametrize("data", ["ytvis2019", "ytvis2021", "ovis"])
+def test_stages_of_vita_and_genvis(data):
+    coco = config_along_chain("vita_r50_coco")
+    assert coco.to_dict() == published(VitaConfig, coco, encoder_window_size=0)
+    vita = config_along_chain(f"vita_r50_{data}")
+    assert vita.to_dict() == published(VitaConfig, vita) and vita.encoder_window_size == 6
+    for mode, clip_length in (("online", 1), ("semi_online", 3)):
+        genvis = config_along_chain(f"genvis_r50_{data}_{mode}")
+        assert genvis.to_dict() == published(GenVisConfig, genvis, clip_length=clip_length)
+        assert genvis.encoder_window_size == 0
+
+
+@pytest.mark.parametrize("window", [0, 6])
+def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
+    """A converted checkpoint does not say which it was trained with."""
+    source = VitaConfig(encoder_window_size=window)
+    recipes = [Recipe.load(name) for name in shipped_recipes()]
+    started = [recipe for recipe in recipes if recipe.system == "vita" and recipe.model.init_from == "vita_r50_coco"]
+    assert len(started) == 3
+    assert {build_config(recipe, source, NAMES).encoder_window_size for recipe in started} == {6}
+
+    schedule = Schedule.load("hvpl_r50_ytvis2019_20-2")
+    hvpl = build_config(schedule.task_recipe(0, [NAMES], schedule.train), source, NAMES)
+    assert type(hvpl) is HvplConfig and hvpl.encoder_window_size == 0
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (
+            "vita_moving_shapes",
+            "the Hub gives no such model. It is the name of a recipe .* train that one first, .* "
+            "`transformers-cvis train vita_moving_shapes`, or give the folder .* `--set model.init_from=FOLDER`",
+        ),
+        (
+            "tester/absent",
+            "the Hub gives no such model. Give the folder of a saved model, or the name of one on the Hub",
+        ),
+        ("/absent/folder", "the Hub gives no such model. Give the folder of a saved model"),
+    ],
+)
+def test_a_start_that_is_nowhere(start, message, offline, loopback_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    recipe = Recipe.load("genvis_moving_shapes", [f"model.init_from={start}"])
+    with pytest.raises(OSError, match=f"^`model.init_from`: {start}: there is no such folder, and {message}"):
+        build_model(recipe, NAMES)
+
+
+def test_a_start_whose_training_has_not_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vita_moving_shapes" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(OSError, match="this folder holds no saved model, .* train that one first, to its end"):
+        build_model(Recipe.load("genvis_moving_shapes"), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        (
+            "vita_moving_shapes",
+            [],
+            "`data.train.0.json`: there is no file /.*/moving_shapes/train.json. Make the data there first: "
+            "`transformers-cvis make-data moving-shapes moving_shapes`",
+        ),
+        (
+            "vita_r50_ovis",
+            ["data.train.0.use=false", "data.train.1.use=true"],
+            "`data.train.1.json`: there is no file /.*/datasets/coco/.*: `--set data.train.1.json=FILE --set ",
+        ),
+    ],
+)
+def test_data_that_is_not_there(name, overrides, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=message):
+        build_dataset(Recipe.load(name, overrides))
+
+
+def test_recipes_for_moving_shapes_share_their_data():
+    recipes = [Recipe.load(name) for name in shipped_recipes() if name.endswith("moving_shapes")]
+    assert {Path(source.json).parts[0] for recipe in recipes for source in recipe.data.train} == {GENERATED_DATA}

@@ -19,6 +19,7 @@ from .modeling.hvpl import HvplConfig, HvplForVideoInstanceSegmentation
 from .modeling.mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .modeling.minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
+from .modeling.task_clip_detector import TaskClipDetectorConfig, TaskClipDetectorForVideoInstanceSegmentation
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
 from .pipelines import VideoInstanceSegmentationPipeline, register_pipeline
 from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video, segment_stream, segment_video
@@ -79,6 +80,8 @@ __all__ = [
     "Schedule",
     "SpvisConfig",
     "SpvisForVideoInstanceSegmentation",
+    "TaskClipDetectorConfig",
+    "TaskClipDetectorForVideoInstanceSegmentation",
     "Track",
     "VideoInstanceSegmentationPipeline",
     "VideoSegmentation",

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from ..modeling.crisp import ECLIPSE, CrispConfig
 from .distillation import DistillationRecipe
 
 
@@ -29,17 +28,18 @@ class Method:
     distillation: DistillationRecipe | None = None
 
 
-CRISP = {name: getattr(CrispConfig, name) for name in ECLIPSE}
+# The components of CRISP, which a base that was saved by an ablation may have switched off.
+CRISP = {"residual_prompts": True, "lambda_isc": 3.0, "lambda_ic": 3.0, "prompt_init": "directions"}
 
 METHODS = {
     "hvpl": Method("hvpl", projects_gradients=True),
     "crisp": Method("crisp", CRISP),
-    # What CRISP is compared with, on the same model.
-    "eclipse": Method("crisp", ECLIPSE),
-    "finetune": Method("crisp", ECLIPSE, has_prompts=False),
-    "joint": Method("crisp", ECLIPSE, has_prompts=False, learns_all_at_once=True),
+    # Methods that CRISP is compared with, on the model that it extends.
+    "eclipse": Method("task_clip_detector"),
+    "finetune": Method("task_clip_detector", has_prompts=False),
+    "joint": Method("task_clip_detector", has_prompts=False, learns_all_at_once=True),
     **{
-        name: Method("crisp", ECLIPSE, has_prompts=False, distillation=DistillationRecipe.preset(name))
+        name: Method("task_clip_detector", has_prompts=False, distillation=DistillationRecipe.preset(name))
         for name in ("mib", "comformer", "pod")
     },
 }

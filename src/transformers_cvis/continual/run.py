@@ -24,8 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
 from ..hub.push import push_to_hub, read_training_summary
-from ..modeling.auto import AutoModelForVideoInstanceSegmentation, load_config
-from ..modeling.crisp import CrispConfig
+from ..modeling.auto import MODELS, SYSTEMS, AutoModelForVideoInstanceSegmentation, load_config
 from ..modeling.tasks.adapters import ADAPTER_WEIGHTS_FILE, task_name
 from ..training.build import build_dataset, build_model, build_processor, collate, config_of_base
 from ..training.checkpoints import find_checkpoint, write_json
@@ -41,6 +40,8 @@ SCHEDULE_FILE = "schedule.json"
 RESULTS_FILE = "results.json"
 EVALUATION_FILE = "evaluation.json"  # of a task; written last: it says that the task is complete
 REPORT_FOLDER = "report"
+# Systems whose base can be the base of another one: they share all weights but the class tokens of CRISP.
+BASES = {"crisp": ("task_clip_detector",), "task_clip_detector": ("crisp",)}
 
 
 def train_continual(
@@ -250,10 +251,10 @@ class _ContinualRun:
             return
         remedy = "Give the folder of a task that was learnt, such as runs/eclipse/task-0, or a model of the Hub."
         config = load_config(start, None, f"`base_model`: {start}", remedy)
-        if config.model_type != self.schedule.rules.system:
+        system = self.schedule.rules.system
+        if config.model_type not in (system, *BASES.get(system, ())):
             raise ValueError(
-                f"`base_model`: {start} is a {config.model_type} model, {self.schedule.method} needs "
-                f"{self.schedule.rules.system}."
+                f"`base_model`: {start} is a {config.model_type} model, {self.schedule.method} needs {system}."
             )
         names = [config.id2label[index] for index in sorted(config.id2label)]
         if names != self.tasks[0]:
@@ -264,7 +265,7 @@ class _ContinualRun:
 
     def _check_prompts(self) -> None:
         config = config_of_base(self.recipes[0], self.schedule.base_model)
-        if self.schedule.rules.has_prompts and isinstance(config, CrispConfig):
+        if self.schedule.rules.has_prompts and hasattr(config, "check_num_prompts"):
             for names in self.tasks[1:]:
                 config.check_num_prompts(self.schedule.prompts_of(names))
 
@@ -310,9 +311,8 @@ class _ContinualRun:
         processor = build_processor(recipe.evaluation)
         if number == 0 and self.schedule.base_model is not None:
             summary = read_training_summary(self.schedule.base_model) or {}
-            model = AutoModelForVideoInstanceSegmentation.from_pretrained(
-                self.schedule.base_model, **recipe.model.config
-            )
+            model_class = MODELS[SYSTEMS[self.schedule.rules.system]]
+            model = model_class.from_pretrained(self.schedule.base_model, **recipe.model.config)
             model.to(state.device)
         else:
             model, summary = self._train(number, model, recipe, folder)

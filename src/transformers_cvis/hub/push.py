@@ -18,7 +18,6 @@ from huggingface_hub import (
     ModelCardData,
 )
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 
 TRAINING_SUMMARY_FILE = "training_summary.json"
 TASK = "video-instance-segmentation"
@@ -37,24 +36,6 @@ class HubMixin:
 
     Precedes `PreTrainedModel` in the bases of a model.
     """
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers.
-
-        Raises:
-            OSError: the weights cannot be read; the message names the model and says how to fetch them again. A missing
-                repository or revision raises OSError as well.
-        """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except SafetensorError as error:
-            revision = kwargs.get("revision")
-            source = f"{pretrained_model_name_or_path}{f' (revision {revision})' if revision else ''}"
-            raise OSError(
-                f"The weights of {source} are corrupt or incomplete ({error}). Copy the file again, or pass "
-                "`force_download=True` for a model of the Hub."
-            ) from error
 
     def card_note(self) -> str | None:
         """What a user of the weights should know, for the model card."""

@@ -14,12 +14,14 @@ from .hvpl import HvplConfig, HvplForVideoInstanceSegmentation
 from .mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
+from .task_clip_detector import TaskClipDetectorConfig, TaskClipDetectorForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
 MODELS = {
     VitaConfig: VitaForVideoInstanceSegmentation,
     GenVisConfig: GenVisForVideoInstanceSegmentation,
     HvplConfig: HvplForVideoInstanceSegmentation,
+    TaskClipDetectorConfig: TaskClipDetectorForVideoInstanceSegmentation,
     CrispConfig: CrispForVideoInstanceSegmentation,
     Mask2FormerVisConfig: Mask2FormerVisForVideoInstanceSegmentation,
     MinVisConfig: MinVisForVideoInstanceSegmentation,

@@ -1,24 +1,171 @@
-"""Keys of a configuration that no field takes: typos, and fields of newer versions."""
+# SPDX-License-Identifier: Apache-2.0
+"""Base of all configurations: classes, the checkpoints that a system starts from, unknown keys, behaviour switches."""
 
 import difflib
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Written into a config.json by transformers itself, or read from there, without being a field of a configuration.
+# Keys that transformers writes into a config.json, or reads from it, although no field takes them.
 KEYS_OF_THE_LIBRARY = {"model_type", "auto_map", "custom_pipelines", "quantization_config"}
 
+Behaviour = Literal["default", "paper", "released"]
+ScoreRule = Literal["mean_logits", "max_times_quality"]
 
-def drop_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
-    """Remove from `config` what transformers kept of `kwargs` although no field takes it, with a warning for each key.
 
-    The warning names the nearest field. It is no error, so that files of other versions can be read; a key whose value
-    is None says nothing and goes without a warning.
+def switch(default: Any, *, paper: Any, released: Any, reason: str) -> Any:
+    """Declare a configuration field whose value follows `behaviour` unless it is set.
+
+    Args:
+        default: Value for `behaviour="default"`.
+        paper: Value that follows the text of the paper.
+        released: Value that follows the released code.
+        reason: What differs, as one sentence for the table of switches.
+
+    Returns:
+        A dataclass field. Its own default is None, which `CvisConfigMixin` replaces by the value of the behaviour.
     """
-    known = {field.name for field in fields(config)}
+    values = {"default": default, "paper": paper, "released": released}
+    return field(default=None, metadata={"switch": values, "reason": reason})
+
+
+@dataclass(kw_only=True, repr=False)
+class CvisConfigMixin:
+    """Precedes `PreTrainedConfig`, or a configuration of transformers, in the bases of a configuration.
+
+    `id2label` is the only source of the classes: its keys are 0 to `num_labels - 1`, and `label2id` follows it. A key
+    that no field takes is dropped with a warning that names the nearest field.
+
+    Attributes:
+        starts_from (`tuple[str, ...]`): Model types of other systems whose checkpoints can start this one.
+        behaviour (`"default"`, `"paper"` or `"released"`, defaults to `"default"`):
+            Sets all switches of the configuration at once: to the defaults of this package, which repair what is a
+            defect in the released code; to the text of the paper; or to the released code. A switch that is set by
+            itself keeps its value. `docs/switches.md` lists them.
+    """
+
+    starts_from: ClassVar[tuple[str, ...]] = ()
+
+    behaviour: Behaviour = "default"
+
+    def __post_init__(self, **kwargs):
+        for name, values in switches(type(self)).items():
+            if getattr(self, name) is None:
+                setattr(self, name, values[self.behaviour])
+        super().__post_init__(**kwargs)
+        drop_unknown_keys(self, kwargs)
+        self.id2label = self.id2label  # `label2id` of a file may not fit
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and value is not None:
+            value = numbered_classes(value)
+        super().__setattr__(name, value)
+        if name == "behaviour":
+            for switch_name, values in switches(type(self)).items():
+                setattr(self, switch_name, values[value])
+        if name == "id2label" and value is not None:
+            super().__setattr__("label2id", {label: index for index, label in value.items()})
+            self.share_labels()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Return the configuration that a dictionary describes, changed by `kwargs`, as in transformers."""
+        if "behaviour" in kwargs:
+            # Switches that were saved follow the new behaviour; those in `kwargs` are set by themselves.
+            config_dict = {key: value for key, value in config_dict.items() if key not in switches(cls)}
+            config_dict["behaviour"] = kwargs.pop("behaviour")
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Return the content of a `config.json`; that of a system in `starts_from` is read as one of this system.
+
+        Raises:
+            ValueError: The configuration belongs to a system that cannot start this one.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type in cls.starts_from:
+            known = {entry.name for entry in fields(cls)} | KEYS_OF_THE_LIBRARY
+            config_dict = {key: value for key, value in config_dict.items() if key in known or key.startswith("_")}
+            config_dict["model_type"] = cls.model_type
+        elif model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {model_type!r} model. A {cls.model_type!r} model loads its own "
+                f"checkpoints{_or_starts_from(cls.starts_from)}."
+            )
+        return config_dict, kwargs
+
+    def share_labels(self) -> None:
+        """Pass the classes on to what depends on them; called when `id2label` is set."""
+
+
+@dataclass(kw_only=True, repr=False)
+class VideoConfigMixin(CvisConfigMixin):
+    """Precedes the configuration of a video model in its bases.
+
+    Attributes:
+        detector_chunk_size (`int`, defaults to 18): Frames that pass through the detector at once at inference.
+        score_rule (`"mean_logits"` or `"max_times_quality"`, defaults to `"mean_logits"`): How tracks are scored, see
+            `TrackAccumulator`: by class logits averaged over frames or windows, as MinVIS, SPVIS and Mask2Former-VIS
+            publish it, or by the largest class score times the quality of the mask, as VITA and GenVIS do.
+    """
+
+    detector_chunk_size: int = 18
+    score_rule: ScoreRule = "mean_logits"
+
+    def validate_detector_chunk_size(self):
+        """Check that at least one frame passes through the detector at once."""
+        if self.detector_chunk_size < 1:
+            raise ValueError(f"`detector_chunk_size` must be at least 1 frame, got {self.detector_chunk_size}.")
+
+
+def switches(config_class: type) -> dict[str, dict[str, Any]]:
+    """Return the switches of a configuration class: field name to value by behaviour."""
+    return {entry.name: entry.metadata["switch"] for entry in fields(config_class) if "switch" in entry.metadata}
+
+
+def switch_table(config_classes: list[type]) -> str:
+    """Return the table of all switches as Markdown, one row for each switch of each system."""
+    rows = ["| system | field | default | paper | released | what differs |", "| --- | --- | --- | --- | --- | --- |"]
+    for config_class in config_classes:
+        for entry in fields(config_class):
+            if values := entry.metadata.get("switch"):
+                cells = [config_class.model_type, f"`{entry.name}`", *(f"`{value!r}`" for value in values.values())]
+                rows.append(f"| {' | '.join([*cells, entry.metadata['reason']])} |")
+    return "\n".join(rows) + "\n"
+
+
+def numbered_classes(id2label: dict[int | str, str]) -> dict[int, str]:
+    """Return `id2label` with integer keys in rising order.
+
+    Raises:
+        ValueError: The keys are not 0 to n - 1.
+    """
+    try:
+        numbered = {int(key): name for key, name in id2label.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`id2label` maps class numbers to names, got the key {_not_a_number(id2label)!r}.") from error
+    if sorted(numbered) != list(range(len(numbered))):
+        raise ValueError(
+            f"`id2label` must number its {len(numbered)} classes 0 to {len(numbered) - 1} without gaps, got "
+            f"{sorted(numbered)[:5]}{' ...' if len(numbered) > 5 else ''}. Class numbers count from 0, also where the "
+            "category ids of an annotation file count from 1."
+        )
+    return {key: numbered[key] for key in sorted(numbered)}
+
+
+def drop_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+    """Remove what transformers kept of `kwargs` from `config` although no field takes it, and warn of each key.
+
+    A warning names the nearest field. It is not an error, so that files of other versions can be read. A key whose
+    value is None is dropped silently.
+    """
+    known = {entry.name for entry in fields(config)}
     for key in kwargs:
         if key in known | KEYS_OF_THE_LIBRARY or key.startswith("_") or key not in vars(config):
             continue
@@ -28,3 +175,16 @@ def drop_unknown_keys(config: PreTrainedConfig, kwargs: dict) -> None:
         nearest = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         logger.warning(f"{type(config).__name__} has no field `{key}`; its value is ignored.{hint}")
+
+
+def _or_starts_from(model_types: tuple[str, ...]) -> str:
+    return f", or starts from one of {', '.join(model_types)}" if model_types else ""
+
+
+def _not_a_number(keys: Any) -> Any:
+    for key in keys:
+        try:
+            int(key)
+        except (TypeError, ValueError):
+            return key
+    return None

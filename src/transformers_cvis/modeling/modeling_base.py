@@ -1,10 +1,16 @@
-"""The base of all models of the package: initialisation, loading, compute kernels on and off."""
+# SPDX-License-Identifier: Apache-2.0
+"""Base of all models: initialisation, loading, freezing, compute kernels on and off."""
 
 import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
@@ -12,6 +18,27 @@ from .. import kernels
 from ..hub.push import HubMixin
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass
+class LoadingRequest:
+    """The arguments of a `from_pretrained`, after a model class has found out where its weights are.
+
+    Attributes:
+        name: Folder, or repository of the Hub, whose weights are loaded; None where they are in memory.
+        config: Configuration of the model, or None for the one that is saved with the weights.
+        options: Other keyword arguments of `PreTrainedModel.from_pretrained`.
+        role: What `name` is to the model that was asked for, for messages; "" where it is the model itself.
+        adapter: Content of a task adapter that is added once the weights are loaded, or None.
+        adapter_name: Folder or repository of the adapter.
+    """
+
+    name: str | os.PathLike | None
+    config: PreTrainedConfig | str | os.PathLike | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    role: str = ""
+    adapter: Any = None
+    adapter_name: str | os.PathLike | None = None
 
 
 class CvisPreTrainedModel(HubMixin, PreTrainedModel):
@@ -22,8 +49,8 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     `transformers.initialization`, whose functions leave loaded weights alone; it runs after those of its children.
 
     Attributes:
-        untrained_parts (`tuple[str, ...]`): the parts of the model for which `from_pretrained` found no weights; they
-            hold random values.
+        untrained_parts (`tuple[str, ...]`): Parts of the model for which `from_pretrained` found no weights; they hold
+            random values.
     """
 
     base_model_prefix = "model"
@@ -32,6 +59,47 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     untrained_parts: tuple[str, ...] = ()
+
+    # Freezing
+
+    def frozen_modules(self) -> Iterable[str]:
+        """Return the modules and parameters that do not train, by their paths in the model; "" is the whole model.
+
+        A path that does not exist is ignored. Batch norms whose parameters are all frozen keep their statistics.
+        """
+        return ()
+
+    def evaluated_modules(self) -> Iterable[str]:
+        """Return the modules, by their paths, that stay in evaluation mode while the model trains."""
+        return ()
+
+    def post_init(self) -> None:
+        """Initialise weights and freeze what does not train; called at the end of every `__init__`."""
+        super().post_init()
+        self._freeze()
+
+    def train(self, mode: bool = True):
+        """Set training or evaluation mode; frozen batch norms and `evaluated_modules` stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            modules = dict(self.named_modules())
+            for path in self.evaluated_modules():
+                if path in modules:
+                    modules[path].eval()
+            for module in modules.values():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+                    module.training &= module.weight.requires_grad
+        return self
+
+    def _freeze(self) -> None:
+        """Let every parameter train that `frozen_modules` does not name."""
+        frozen = list(self.frozen_modules())
+        names, prefixes = set(frozen), tuple(f"{path}." for path in frozen if path)
+        for name, parameter in self.named_parameters():
+            if parameter.is_floating_point():  # quantised ones cannot train
+                parameter.requires_grad_(not ("" in names or name in names or name.startswith(prefixes)))
+
+    # Initialisation
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -56,43 +124,92 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
         # `initialize_parameters()` of a layer made of other layers. Loaded tensors stay as they are: none is skipped.
         super()._initialize_weights(module)
 
+    # Loading
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers, with a warning that names the parts of the model which the checkpoint has no weights for;
-        weights of other sizes than the model's are named, each with both sizes.
+    def _adapt_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Return the configuration of this system that a configuration of transformers stands for."""
+        return config
+
+    @classmethod
+    def _from_config(cls, config: PreTrainedConfig, **kwargs):
+        return super()._from_config(cls._adapt_config(config), **kwargs)
+
+    @classmethod
+    def _resolve_loading(cls, request: LoadingRequest) -> LoadingRequest:
+        """Return where the weights of a model are; a task adapter points to its base."""
+        return request
+
+    def _after_loading(self, request: LoadingRequest) -> None:
+        """Complete a model whose weights have just been loaded."""
+        self._freeze()  # loaded parameters have replaced those of the new model, and all of them would train
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        config=None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """Load a model as in transformers. Mask2Former checkpoints load into the frame detector as they are.
+
+        One warning names the parts of the model for which the checkpoint has no weights.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or repository of the Hub.
+            config: Configuration to use instead of the saved one.
+            ignore_mismatched_sizes: Start weights of another shape than the model's from random values.
+            output_loading_info: Also return what transformers found out about the weights.
+            kwargs: As in transformers, `revision` and fields of the configuration among them.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info` a tuple of the model and a dictionary.
 
         Raises:
-            ValueError: when the checkpoint holds a weight of another shape, for example a class head for another number
-                of classes, and `ignore_mismatched_sizes` is not set.
+            OSError: The checkpoint cannot be found, or its files are corrupt.
+            ValueError: The checkpoint holds a weight of another shape, for example a class head for another number of
+                classes, or belongs to a system that cannot start this one.
         """
-        accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
-        return_loading_info = kwargs.pop("output_loading_info", False)
-        model, loading_info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **kwargs,
-        )
+        if isinstance(config, PreTrainedConfig):
+            config = cls._adapt_config(config)
+        request = cls._resolve_loading(LoadingRequest(pretrained_model_name_or_path, config, kwargs))
+        try:
+            model, loading_info = super().from_pretrained(
+                request.name,
+                *model_args,
+                config=request.config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **request.options,
+            )
+        except (OSError, SafetensorError) as error:
+            raise _explained(error, request) from error
+        model._check_loaded(request.name, loading_info, ignore_mismatched_sizes)
+        model._after_loading(request)
+        return (model, loading_info) if output_loading_info else model
+
+    def _check_loaded(self, name: str, loading_info: dict[str, Any], accept_mismatch: bool) -> None:
+        """Refuse weights of another shape unless they are accepted, and note the parts that stay random."""
         mismatched = sorted(loading_info["mismatched_keys"])
         if mismatched and not accept_mismatch:
             listing = "; ".join(
-                f"{name}: checkpoint {tuple(saved)}, model {tuple(built)}" for name, saved, built in mismatched
+                f"{weight}: checkpoint {tuple(saved)}, model {tuple(built)}" for weight, saved, built in mismatched
             )
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not fit this {cls.__name__} with {model.config.num_labels} "
-                f"classes. Weights of another shape: {listing}. Class heads have one row per class and one for "
-                "no-object: keep the checkpoint's classes, or pass `ignore_mismatched_sizes=True` to start these "
-                "weights afresh."
+                f"{name} does not fit this {type(self).__name__} with {self.config.num_labels} classes. Weights of "
+                f"another shape: {listing}. Class heads have one row per class and one for no-object: keep the "
+                "checkpoint's classes, or pass `ignore_mismatched_sizes=True` to start these weights at random."
             )
-        missing = {*loading_info["missing_keys"], *(name for name, *_ in mismatched)}
-        model.untrained_parts = tuple(_parts_made_of(model, missing))
-        if model.untrained_parts:
+        missing = {*loading_info["missing_keys"], *(weight for weight, *_ in mismatched)}
+        self.untrained_parts = tuple(_parts_made_of(self, missing))
+        if self.untrained_parts:
             logger.warning(
-                f"{pretrained_model_name_or_path} has no weights for {', '.join(model.untrained_parts)} of this "
-                f"{cls.__name__}: they hold random values. Train the model before you use it."
+                f"{name} has no weights for {', '.join(self.untrained_parts)} of this {type(self).__name__}: they hold "
+                "random values. Train the model before you use it."
             )
-        return (model, loading_info) if return_loading_info else model
 
     def check_trained(self) -> None:
         """Raise a ValueError if `from_pretrained` left parts of the model random."""
@@ -156,6 +273,22 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
     def kernel_report(self) -> dict[str, str]:
         """For each layer that can run on a kernel, by its path in the model: which path it runs."""
         return kernels.kernel_report(self)
+
+
+def _explained(error: Exception, request: LoadingRequest) -> Exception:
+    """Return an OSError that names the files that cannot be read, or `error` itself where it says enough."""
+    if isinstance(error, SafetensorError):
+        revision = request.options.get("revision")
+        error = OSError(
+            f"The weights of {request.name}{f' (revision {revision})' if revision else ''} are corrupt or incomplete "
+            f"({error}). Copy the file again, or pass `force_download=True` for a model of the Hub."
+        )
+    if not request.role:
+        return error
+    return OSError(
+        f"{request.role}, {request.name}, cannot be loaded: {error} If it has moved, pass its folder or repository as "
+        "`base`."
+    )
 
 
 def _parts_made_of(model: nn.Module, names: set[str]) -> list[str]:

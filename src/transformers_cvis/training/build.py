@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig, Mask2FormerConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..data import (
     ClipDataset,
@@ -25,7 +25,6 @@ from .recipe import EvaluationRecipe, Recipe, SourceRecipe, merge, shipped_recip
 
 logger = logging.getLogger(__name__)
 
-FRAME_DETECTORS = (Mask2FormerConfig.model_type, FrameDetectorConfig.model_type)
 CLASS_HEAD = "class_predictor"
 GENERATED_DATA = "moving_shapes"  # the folder in which the recipes for moving shapes look for them
 
@@ -100,15 +99,18 @@ def build_config(recipe: Recipe, source: PreTrainedConfig | None, names: Sequenc
     config_class = SYSTEMS[recipe.system]
     if source is None:
         settings = {}
-    elif source.model_type not in (starting := _starting_systems(config_class)):
-        raise ValueError(
-            f"`model.init_from`: {recipe.model.init_from} is a {source.model_type!r} model; {recipe.system} starts "
-            f"from {', '.join(starting)}."
-        )
     elif _gives_detector(source, config_class):
         settings = {"detector_config": _shared_settings(source, FrameDetectorConfig)}
-    else:
+    elif source.model_type in (config_class.model_type, *config_class.starts_from):
         settings = _shared_settings(source, config_class)
+    else:
+        starts = dict.fromkeys(
+            [config_class.model_type, *config_class.starts_from, *getattr(config_class, "detector_starts_from", ())]
+        )
+        raise ValueError(
+            f"`model.init_from`: {recipe.model.init_from} is a {source.model_type!r} model; {recipe.system} starts "
+            f"from {', '.join(starts)}."
+        )
     return config_class(**merge(settings, recipe.model.config), id2label=dict(enumerate(names)))
 
 
@@ -120,14 +122,7 @@ def config_of_base(recipe: Recipe, base_model: str | None) -> PreTrainedConfig:
 
 def _gives_detector(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> bool:
     """Whether all of the `source` becomes the frame detector of a system that is more."""
-    return isinstance(source, Mask2FormerConfig) and not issubclass(config_class, Mask2FormerConfig)
-
-
-def _starting_systems(config_class: type[PreTrainedConfig]) -> list[str]:
-    """Model types whose checkpoints can start a system: those of its kind, and whatever is a frame detector."""
-    systems = {**SYSTEMS, **dict.fromkeys(FRAME_DETECTORS, Mask2FormerConfig)}
-    is_detector = issubclass(config_class, Mask2FormerConfig)
-    return [name for name, other in systems.items() if issubclass(other, Mask2FormerConfig) or not is_detector]
+    return source.model_type in getattr(config_class, "detector_starts_from", ())
 
 
 def _shared_settings(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> dict:

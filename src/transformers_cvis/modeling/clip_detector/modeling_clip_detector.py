@@ -101,16 +101,6 @@ class ClipDetector(VideoModelMixin, FrameDetector):
             "importance_sample_ratio": config.importance_sample_ratio,
         }
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        # Loaded parameters replace those of the new model, and all of them would train.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
-        return loaded
-
-    def _freeze(self) -> None:
-        """Say what does not train."""
-
     def forward(
         self,
         pixel_values_videos: Tensor,

@@ -1,7 +1,7 @@
 """CRISP: prompts of later tasks that class names shape, on queries that read a whole video."""
 
-from .configuration_crisp import ECLIPSE, CrispConfig
+from .configuration_crisp import CrispConfig
 from .modeling_crisp import CrispForVideoInstanceSegmentation
 from .text_encoder import ClassTextEncoder
 
-__all__ = ["ECLIPSE", "ClassTextEncoder", "CrispConfig", "CrispForVideoInstanceSegmentation"]
+__all__ = ["ClassTextEncoder", "CrispConfig", "CrispForVideoInstanceSegmentation"]

@@ -4,32 +4,18 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from ..clip_detector.configuration_clip_detector import ClipDetectorConfig
-from ..tasks.learning import check_tasks
-
-# Fields with which CRISP is video ECLIPSE, which it builds on: prompts and heads of later tasks alone.
-ECLIPSE = {"residual_prompts": False, "lambda_isc": 0.0, "lambda_ic": 0.0, "prompt_init": "mean"}
+from ..configuration_base import switch
+from ..task_clip_detector.configuration_task_clip_detector import TaskClipDetectorConfig
 
 
 @strict
-class CrispConfig(ClipDetectorConfig):
+class CrispConfig(TaskClipDetectorConfig):
     r"""
     Configuration of [`CrispForVideoInstanceSegmentation`] ("CRISP: Contrastive Residual Injection and Semantic
-    Prompting for Continual Video Instance Segmentation", arXiv:2508.10432). Fields as in `ClipDetectorConfig`, and the
-    following. Each component can be left out by itself, for ablations; without all four it is video ECLIPSE
-    (`transformers_cvis.modeling.crisp.ECLIPSE`).
+    Prompting for Continual Video Instance Segmentation", arXiv:2508.10432). Fields as in `TaskClipDetectorConfig`, and
+    the following. Each component can be left out by itself, for ablations. Without all four (`residual_prompts=False`,
+    `lambda_isc=0`, `lambda_ic=0`, `prompt_init="mean"`) it computes what a `TaskClipDetector` computes.
 
-    task_class_counts (`list[int]`, *optional*):
-        Classes of each task, the base first; `id2label` has them in this order. One task of all classes by default.
-    task_prompt_counts (`list[int]`, *optional*):
-        Prompts of each task after the base; 0 for each of them in a model that learns by all its weights.
-    num_prompts (`int` or `"classes"`, defaults to 10):
-        Prompts of a new task where `add_task` is not told otherwise; "classes" is one for each of its classes, as in
-        the article's algorithm. Released code has 10.
-    calibration_deltas (`list[float]`, defaults to `[0.5, 0.6]`):
-        Of each task, see `calibrate_class_logits`; cut to the number of tasks or continued with the last one.
-    deep_class_head (`bool`, defaults to `True`):
-        Class heads of three layers instead of one.
     text_encoder (`str`, *optional*):
         Which CLIP text model turns class names into prompts in training: a checkpoint of the Hub (published is
         openai/clip-vit-base-patch32), a folder, or "random" for a small one with random weights, which knows of no
@@ -59,31 +45,42 @@ class CrispConfig(ClipDetectorConfig):
     """
 
     model_type = "crisp"
-    starts_from = (*ClipDetectorConfig.starts_from, "mask2former_vis")
 
-    task_class_counts: list[int] | None = None
-    task_prompt_counts: list[int] | None = None
-    num_prompts: int | Literal["classes"] = 10
-    calibration_deltas: list[float | int] | None = None
-    deep_class_head: bool = True
     text_encoder: str | None = None
     text_hidden_size: int = 512
     residual_prompts: bool = True
-    matching: Literal["cosine", "dot"] = "cosine"
+    matching: Literal["cosine", "dot"] | None = switch(
+        "cosine",
+        paper="dot",
+        released="cosine",
+        reason="Equation 1 of the paper divides by one norm only, which leaves the dot product.",
+    )
     lambda_isc: float | int = 3.0
-    isc_similarity: Literal["dot", "cosine"] = "dot"
+    isc_similarity: Literal["dot", "cosine"] | None = switch(
+        "dot",
+        paper="cosine",
+        released="dot",
+        reason="The paper contrasts cosines; the weight of the ISC loss is tuned for dot products.",
+    )
     lambda_ic: float | int = 3.0
-    apply_at_base: bool = True
-    prompt_init: Literal["directions", "loadings", "released", "mean"] = "directions"
-    deep_supervision: Literal["all", "released"] = "all"
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        self.share_labels()
-        if self.task_prompt_counts is None:
-            self.task_prompt_counts = []
-        if self.calibration_deltas is None:
-            self.calibration_deltas = [0.5, 0.6]
+    apply_at_base: bool | None = switch(
+        True,
+        paper=True,
+        released=False,
+        reason="The base is trained with residual prompts, ISC and IC loss; released scripts train it without.",
+    )
+    prompt_init: Literal["directions", "loadings", "released", "mean"] | None = switch(
+        "directions",
+        paper="loadings",
+        released="released",
+        reason="Prompts start from principal directions; the paper scales them, released code turns their signs.",
+    )
+    deep_supervision: Literal["all", "released"] | None = switch(
+        "all",
+        paper="all",
+        released="released",
+        reason="Later tasks train the predictions of all layers; released code trains the first and the last.",
+    )
 
     @property
     def uses_class_names(self) -> bool:
@@ -91,10 +88,10 @@ class CrispConfig(ClipDetectorConfig):
         return self.residual_prompts or self.lambda_isc > 0
 
     def check_num_prompts(self, num_prompts: int) -> None:
-        """See whether a new task can have so many prompts.
+        """Check that the IC loss can compare the prompts of a new task with as many queries of the base.
 
         Raises:
-            ValueError: they are more than the queries of the base, with which the IC loss compares them.
+            ValueError: There are more prompts than queries of the base.
         """
         if self.lambda_ic > 0 and num_prompts > self.num_queries:
             raise ValueError(
@@ -102,19 +99,8 @@ class CrispConfig(ClipDetectorConfig):
                 f"{self.num_queries}: {num_prompts} prompts are too many. Set `config.lambda_ic` to 0, or take fewer."
             )
 
-    def share_labels(self) -> None:
-        """As long as there is one task, it has all classes of `id2label`."""
-        if len(self.task_class_counts or [0]) == 1:
-            self.task_class_counts = [self.num_labels]
-
     def validate_architecture(self):
         super().validate_architecture()
-        if self.task_class_counts is not None:
-            check_tasks(self, fewest_prompts=0)
-        if self.calibration_deltas is not None and not self.calibration_deltas:
-            raise ValueError("`calibration_deltas` must hold at least one number; 0 leaves logits as they are.")
-        if self.num_prompts != "classes" and self.num_prompts < 0:
-            raise ValueError(f'`num_prompts` must be 0 or more, or "classes", got {self.num_prompts}.')
         if self.text_hidden_size < 1:
             raise ValueError(f"`text_hidden_size` must be at least 1, got {self.text_hidden_size}.")
         for name in ("lambda_isc", "lambda_ic"):
@@ -122,4 +108,4 @@ class CrispConfig(ClipDetectorConfig):
                 raise ValueError(f"`{name}` is the weight of a loss and must be 0 or more, got {getattr(self, name)}.")
 
 
-__all__ = ["ECLIPSE", "CrispConfig"]
+__all__ = ["CrispConfig"]

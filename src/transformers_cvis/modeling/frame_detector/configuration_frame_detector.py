@@ -3,11 +3,18 @@
 from huggingface_hub.dataclasses import strict
 from transformers import Mask2FormerConfig, ResNetConfig
 
-from ..configuration_base import drop_unknown_keys
+from ..configuration_base import CvisConfigMixin
+
+# Systems whose weights hold a whole frame detector under the names that it has here. "video_mask2former" is Mask2Former
+# for videos, of a pull request that transformers did not merge.
+FRAME_DETECTORS = (
+    *("mask2former", "video_mask2former", "cvis_frame_detector", "minvis", "spvis"),
+    *("mask2former_vis", "task_clip_detector", "crisp"),
+)
 
 
 @strict
-class FrameDetectorConfig(Mask2FormerConfig):
+class FrameDetectorConfig(CvisConfigMixin, Mask2FormerConfig):
     r"""A Mask2Former configuration, with the fields below. Mask2Former's own `config.json` files load as they are.
 
     The backbone is a ResNet-50 unless `backbone_config` says otherwise.
@@ -18,6 +25,7 @@ class FrameDetectorConfig(Mask2FormerConfig):
     """
 
     model_type = "cvis_frame_detector"
+    starts_from = FRAME_DETECTORS
     backbones_supported = ["swin", "resnet"]
 
     freeze_batch_norm: bool = True
@@ -26,7 +34,6 @@ class FrameDetectorConfig(Mask2FormerConfig):
         if self.backbone_config is None:
             self.backbone_config = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
         super().__post_init__(**kwargs)
-        drop_unknown_keys(self, kwargs)
 
     @classmethod
     def from_frame_detector(cls, config: Mask2FormerConfig, **changes) -> "FrameDetectorConfig":
@@ -35,13 +42,6 @@ class FrameDetectorConfig(Mask2FormerConfig):
         converted = cls(**{**settings, **changes})
         converted._commit_hash = getattr(config, "_commit_hash", None)
         return converted
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == Mask2FormerConfig.model_type:
-            config_dict["model_type"] = cls.model_type
-        return config_dict, kwargs
 
     def validate_architecture(self):
         super().validate_architecture()
@@ -69,4 +69,4 @@ class FrameDetectorConfig(Mask2FormerConfig):
             )
 
 
-__all__ = ["FrameDetectorConfig"]
+__all__ = ["FRAME_DETECTORS", "FrameDetectorConfig"]

@@ -5,7 +5,7 @@ N images, Q queries, C channels, K classes.
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, Mask2FormerConfig
+from transformers import AutoBackbone, Mask2FormerConfig, PreTrainedConfig
 
 from ...kernels import pointwise_convolution
 from ..losses import LayerPrediction, MaskClassificationLoss
@@ -84,22 +84,8 @@ class FrameDetector(CvisPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As in transformers; Mask2Former checkpoints load as they are.
-
-        Raises:
-            ValueError: when the checkpoint is of another kind, or holds a weight of another shape, for example for
-                other classes than those asked for.
-        """
-        if type(config) is Mask2FormerConfig:
-            config = cls.config_class.from_frame_detector(config)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-
-    @classmethod
-    def _from_config(cls, config, **kwargs):
-        if type(config) is Mask2FormerConfig:
-            config = cls.config_class.from_frame_detector(config)
-        return super()._from_config(config, **kwargs)
+    def _adapt_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
+        return cls.config_class.from_frame_detector(config) if type(config) is Mask2FormerConfig else config
 
     def forward(
         self,

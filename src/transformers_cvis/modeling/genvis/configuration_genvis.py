@@ -1,7 +1,10 @@
 """Configuration of GenVIS."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 
+from ..configuration_base import switch
 from ..video_head.configuration_video import CvisVideoConfig
 
 
@@ -28,7 +31,12 @@ class GenVisConfig(CvisVideoConfig):
     freeze_detector: bool = True
     clip_length: int = 1
     memory_size: int | None = None
-    uvla: str = "paper"
+    uvla: Literal["paper", "released"] | None = switch(
+        "paper",
+        paper="paper",
+        released="released",
+        reason="A query that once held an object is never given to another one.",
+    )
 
     def validate_architecture(self):
         super().validate_architecture()
@@ -36,8 +44,6 @@ class GenVisConfig(CvisVideoConfig):
             raise ValueError(f"`clip_length` must be at least 1 frame, got {self.clip_length}.")
         if self.memory_size is not None and self.memory_size < 1:
             raise ValueError(f"`memory_size` must be at least 1 clip, or None for no bound, got {self.memory_size}.")
-        if self.uvla not in ("paper", "released"):
-            raise ValueError(f"`uvla` must be 'paper' or 'released', got {self.uvla!r}.")
 
 
 __all__ = ["GenVisConfig"]

@@ -4,6 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ..configuration_base import switch
 from ..tasks.learning import check_tasks
 from ..video_head.configuration_video import CvisVideoConfig
 
@@ -51,9 +52,24 @@ class HvplConfig(CvisVideoConfig):
     classification_loss: Literal["ce", "focal"] = "ce"
     drop_path_rate: float | int = 0.2
     freeze_drop_path: bool = False
-    scan_axes: Literal["frames_queries", "released"] = "frames_queries"
-    encoder_slices: Literal["per_task", "joint"] = "per_task"
-    cross_tokens: Literal["per_task", "released"] = "per_task"
+    scan_axes: Literal["frames_queries", "released"] | None = switch(
+        "frames_queries",
+        paper="frames_queries",
+        released="released",
+        reason="Trees pass information between frames; the released scan passes none.",
+    )
+    encoder_slices: Literal["per_task", "joint"] | None = switch(
+        "per_task",
+        paper="per_task",
+        released="joint",
+        reason="The context encoder reads each task by itself, so that a new task changes no older one.",
+    )
+    cross_tokens: Literal["per_task", "released"] | None = switch(
+        "per_task",
+        paper="per_task",
+        released="released",
+        reason="Video queries read the frame queries of all frames; released inference reads the first frame.",
+    )
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -43,11 +43,8 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     def task_levels(self) -> dict[str, nn.Module]:
         return {"detector": self.detector, "video_head": self.video_head}
 
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.num_tasks > 1 and self.config.freeze_drop_path:
-            self.video_head.encoder.eval()
-        return self
+    def evaluated_modules(self) -> list[str]:
+        return ["video_head.encoder"] if self.num_tasks > 1 and self.config.freeze_drop_path else []
 
     def compile_clip_step(self, **kwargs) -> None:
         """`torch.compile` the detector in place as one graph. The head stays as it is: the trees of its context encoder
@@ -87,12 +84,6 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         return calibrate_class_logits(class_logits, layout.widths, config.task_class_counts, config.calibration_deltas)
 
     # Training
-
-    def _freeze(self) -> None:
-        super()._freeze()
-        # Prompts are few: a video can show more new objects than there are.
-        for module in (self, self.detector):
-            module.criterion.leave_surplus = self.learns_by_prompts
 
     def projected_parameters(self) -> list[nn.Parameter]:
         """What the orthogonal gradient correction keeps clear of protected directions: the newest frame prompts."""

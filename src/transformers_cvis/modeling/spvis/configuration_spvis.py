@@ -4,17 +4,15 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ..configuration_base import VideoConfigMixin, switch
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
-
-# Configurations of the segmenter alone, whose weights SPVIS starts from.
-SEGMENTERS = ("cvis_frame_detector", "minvis")
 
 
 @strict
-class SpvisConfig(FrameDetectorConfig):
+class SpvisConfig(VideoConfigMixin, FrameDetectorConfig):
     r"""
     Configuration of [`SpvisForVideoInstanceSegmentation`]: that of the frame detector, so the `config.json` of a MinVIS
-    or Mask2Former checkpoint loads as it is, and the fields below. `id2label` is the only truth for the classes.
+    or Mask2Former checkpoint loads as it is, the fields of `VideoConfigMixin`, and the following.
 
     The defaults are those of online SPVIS. DVIS is `filter="referring"`, `alignment="released"`, offline with
     `refiner="dvis"`.
@@ -62,11 +60,6 @@ class SpvisConfig(FrameDetectorConfig):
         Which class tracker and refiner are to give an object: that of the frames of the clip which show it. The
         released code reads classes from the last frame, so that an object which is absent there is to be no object;
         choose it to repeat published training.
-    detector_chunk_size (`int`, defaults to 18):
-        Frames that go through the detector at once at inference.
-    score_rule (`"mean_logits"` or `"max_times_quality"`, defaults to `"mean_logits"`):
-        How tracks are scored, see `TrackAccumulator`: by class logits averaged over the frames, as published, or as
-        VITA and GenVIS do.
 
     Example:
 
@@ -86,42 +79,43 @@ class SpvisConfig(FrameDetectorConfig):
     tracker_dim_feedforward: int = 2048
     filter: Literal["disturbance", "referring"] = "disturbance"
     filter_dim_feedforward: int = 2048
-    filter_residual: Literal["identity", "released"] = "identity"
-    alignment: Literal["corrected", "released"] = "corrected"
+    filter_residual: Literal["identity", "released"] | None = switch(
+        "identity",
+        paper="identity",
+        released="released",
+        reason="The disturbance filter adds its reading to the matched queries and to the layer before.",
+    )
+    alignment: Literal["corrected", "released"] | None = switch(
+        "corrected",
+        paper="corrected",
+        released="released",
+        reason="Queries take the order of the tracks; released trackers apply the inverse assignment.",
+    )
     refiner: Literal["spvis", "dvis"] | None = None
     refiner_layers: int = 6
     compensator_repeats: int = 1
-    joint: Literal["sum", "sequential", "interaction_only"] = "sum"
+    joint: Literal["sum", "sequential", "interaction_only"] | None = switch(
+        "sum",
+        paper="sum",
+        released="interaction_only",
+        reason="Compensator and interaction are both trained; released training leaves the compensator out.",
+    )
     gate: Literal["sigmoid", "none"] = "sigmoid"
     conv_residual: bool = False
     refiner_dropout: float | int = 0.1
     freeze_detector: bool = True
     freeze_tracker: bool = True
     guided_share: float | int = 0.5
-    class_targets: Literal["visible", "released"] = "visible"
-    detector_chunk_size: int = 18
-    score_rule: Literal["mean_logits", "max_times_quality"] = "mean_logits"
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        self.label2id = {label: index for index, label in self.id2label.items()}
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type in SEGMENTERS:
-            config_dict["model_type"] = cls.model_type
-        elif model_type != cls.model_type:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is a {model_type!r} model. SPVIS starts from a MinVIS or Mask2Former "
-                "checkpoint, or goes on from one of its own."
-            )
-        return config_dict, kwargs
+    class_targets: Literal["visible", "released"] | None = switch(
+        "visible",
+        paper="visible",
+        released="released",
+        reason="Objects that are absent in the last frame of a clip keep their class as target.",
+    )
 
     def validate_architecture(self):
         super().validate_architecture()
-        for name in ("tracker_layers", "refiner_layers", "compensator_repeats", "detector_chunk_size"):
+        for name in ("tracker_layers", "refiner_layers", "compensator_repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.guided_share <= 1:

@@ -50,14 +50,6 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         )
         self.training_progress = 0.0
         self.post_init()
-        self._freeze()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        # Loaded parameters replace those of the new model, and all of them would train.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
-        return loaded
 
     @property
     def is_online(self) -> bool:
@@ -65,22 +57,19 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
 
     @property
     def _tracker_trains(self) -> bool:
-        return self.refiner is None or not self.config.freeze_tracker
+        return self.config.refiner is None or not self.config.freeze_tracker
 
-    def _freeze(self) -> None:
-        self.model.requires_grad_(not self.config.freeze_detector)
-        self.class_predictor.requires_grad_(not self.config.freeze_detector)
-        self.tracker.requires_grad_(self._tracker_trains)
-        if self.refiner is not None:
-            # Offline its predictions only guide the matching and are averaged with those of the refiner.
-            self.tracker.class_predictor.requires_grad_(False)
-            self.tracker.mask_embedder.requires_grad_(False)
+    def frozen_modules(self) -> list[str]:
+        frozen = ["model", "class_predictor"] if self.config.freeze_detector else []
+        if not self._tracker_trains:
+            frozen.append("tracker")
+        if self.config.refiner is not None:
+            # Offline these only guide the matching, and are averaged with the predictions of the refiner.
+            frozen += ["tracker.class_predictor", "tracker.mask_embedder"]
+        return frozen
 
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.config.freeze_detector:
-            self.model.eval()
-        return self
+    def evaluated_modules(self) -> list[str]:
+        return ["model"] if self.config.freeze_detector else []
 
     def set_training_progress(self, progress: float) -> None:
         """Say how much of the training is done.

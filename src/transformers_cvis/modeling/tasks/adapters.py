@@ -30,6 +30,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from ...hub.push import commit_folder, model_card, write_training_summary
+from ..modeling_base import LoadingRequest
 from .learning import TaskLearningMixin
 
 ADAPTER_CONFIG_FILE = "task_adapter_config.json"
@@ -304,63 +305,61 @@ class TaskAdapterMixin(TaskLearningMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, base: str | None = None, **kwargs):
-        """As in transformers. Where a folder or revision holds a task adapter, its base is fetched from where the
-        adapter says, and the tasks are added to it.
+        """Load a model as in transformers; a task adapter is added to the base that it names.
 
         Args:
-            base: folder or repository of the base of an adapter, where it is no longer where the adapter says.
+            base: Folder or repository of the base of an adapter, where it has moved.
 
         Raises:
-            OSError: model, adapter or base cannot be found or read.
-            ValueError: the adapter belongs to another base or architecture.
+            OSError: Model, adapter or base cannot be found or read.
+            ValueError: The adapter belongs to another base or architecture.
         """
-        if pretrained_model_name_or_path is None:  # weights in memory
-            return super().from_pretrained(None, *model_args, **kwargs)
-        hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision") if name in kwargs}
-        config_path = _find_file(pretrained_model_name_or_path, ADAPTER_CONFIG_FILE, hub, required=False)
-        if config_path is not None:
-            return cls._from_adapter(pretrained_model_name_or_path, model_args, base, kwargs, hub)
-        if base is not None:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a whole model and no task adapter: leave out `base`."
-            )
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._load_task_state(_find_file(pretrained_model_name_or_path, TASK_STATE_FILE, hub, required=False))
-        if model.num_tasks == 1:
-            if Path(pretrained_model_name_or_path).is_dir():
-                model._base_place = {"path": str(Path(pretrained_model_name_or_path).resolve())}
-            else:
-                commit = getattr(model.config, "_commit_hash", None)
-                model._base_place = {"repo": str(pretrained_model_name_or_path), "revision": commit}
-        return loaded
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, base=base, **kwargs)
 
     @classmethod
-    def _from_adapter(cls, name, model_args, base, kwargs, hub):
-        adapter = read_adapter(name, hub)
-        config = kwargs.pop("config", None)
+    def _resolve_loading(cls, request: LoadingRequest) -> LoadingRequest:
+        name, options = request.name, request.options
+        base = options.pop("base", None)
+        if name is None:  # weights in memory
+            return request
+        hub = {key: options[key] for key in (*HUB_ARGUMENTS, "revision") if key in options}
+        if _find_file(name, ADAPTER_CONFIG_FILE, hub, required=False) is None:
+            if base is not None:
+                raise ValueError(f"{name} holds a whole model and no task adapter: leave out `base`.")
+            return request
+        adapter, config = read_adapter(name, hub), request.config
         if not isinstance(config, PreTrainedConfig):
             config = cls.config_class.from_pretrained(name if config is None else config, **hub)
-        for key in [key for key in kwargs if hasattr(config, key)]:
+        for key in [key for key in options if hasattr(config, key)]:
             if key not in ("dtype", "torch_dtype"):
-                setattr(config, key, kwargs.pop(key))
-        base_config = cls.config_before_tasks(config)
+                setattr(config, key, options.pop(key))
         for key in ("revision", "code_revision", "_commit_hash", "adapter_kwargs"):
-            kwargs.pop(key, None)
-        place, revision = _locate_base(adapter.base, name, base)
-        try:
-            loaded = super().from_pretrained(place, *model_args, config=base_config, revision=revision, **kwargs)
-        except OSError as error:
-            raise OSError(
-                f"The base of the task adapter {name}, {place}, cannot be loaded: {error} Where it lies elsewhere now, "
-                "pass its folder or repository as `base`."
-            ) from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._add_adapters(adapter, name)
-        model._base_place = {"repo": place, "revision": revision} if revision else {"path": str(Path(place).resolve())}
-        model.config._name_or_path = model.name_or_path = str(name)
-        model.config._commit_hash = getattr(config, "_commit_hash", None)
-        return loaded
+            options.pop(key, None)
+        place, options["revision"] = _locate_base(adapter.base, name, base)
+        role = f"The base of the task adapter {name}"
+        return LoadingRequest(place, cls.config_before_tasks(config), options, role, (adapter, config), name)
+
+    def _after_loading(self, request: LoadingRequest) -> None:
+        super()._after_loading(request)
+        place, revision = request.name, request.options.get("revision")
+        if request.adapter is not None:
+            adapter, config = request.adapter
+            self._add_adapters(adapter, request.adapter_name)
+            self._base_place = (
+                {"repo": place, "revision": revision} if revision else {"path": str(Path(place).resolve())}
+            )
+            self.config._name_or_path = self.name_or_path = str(request.adapter_name)
+            self.config._commit_hash = getattr(config, "_commit_hash", None)
+            return
+        if place is None:
+            return
+        hub = {key: request.options[key] for key in (*HUB_ARGUMENTS, "revision") if key in request.options}
+        self._load_task_state(_find_file(place, TASK_STATE_FILE, hub, required=False))
+        if self.num_tasks == 1:
+            if Path(place).is_dir():
+                self._base_place = {"path": str(Path(place).resolve())}
+            else:
+                self._base_place = {"repo": str(place), "revision": getattr(self.config, "_commit_hash", None)}
 
     @staticmethod
     def config_before_tasks(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -369,8 +368,6 @@ class TaskAdapterMixin(TaskLearningMixin):
         names = list(config.id2label.values())[: config.task_class_counts[0]]
         config.task_class_counts, config.task_prompt_counts = config.task_class_counts[:1], []
         config.id2label = dict(enumerate(names))
-        config.label2id = {name: index for index, name in enumerate(names)}
-        config.share_labels()
         config._commit_hash = None  # that of the adapter, under which the base's files would be looked for
         return config
 

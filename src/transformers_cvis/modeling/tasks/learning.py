@@ -123,13 +123,20 @@ class TaskLearningMixin:
 
     def _set_classes(self, names: list[str]) -> None:
         self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: index for index, name in self.config.id2label.items()}
-        self.config.share_labels()
-        for module in self.modules():
-            if hasattr(module, "criterion"):
-                module.criterion.num_labels = len(names)
+        self._set_criteria()
         self._freeze()
         self.train(self.training)
+
+    def post_init(self) -> None:
+        """Initialise weights, freeze what does not train, and tell the losses about the tasks."""
+        super().post_init()
+        self._set_criteria()
+
+    def _set_criteria(self) -> None:
+        for criterion in (module.criterion for module in self.modules() if hasattr(module, "criterion")):
+            criterion.num_labels = self.config.num_labels
+            # Prompts are few: a video can show more new objects than there are.
+            criterion.leave_surplus = self.learns_by_prompts or type(criterion).leave_surplus
 
     def task_parameters(self, task: int) -> dict[str, nn.Parameter]:
         """What task `task` >= 1 added to the model, by name; without the no-object heads, which it trains, too."""
@@ -149,22 +156,11 @@ class TaskLearningMixin:
         prefixes = tuple(f"{level}.{part}.".removeprefix(".") for level in self.task_levels() for part in parts)
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(prefixes)}
 
-    def _freeze(self) -> None:
+    def frozen_modules(self) -> list[str]:
         if not self.learns_by_prompts:
-            self.requires_grad_(True)
-            super()._freeze()
-            return
-        self.requires_grad_(False)
-        for parameter in {**self.task_parameters(self.num_tasks - 1), **self.no_object_parameters()}.values():
-            parameter.requires_grad_(True)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.learns_by_prompts:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
+            return list(super().frozen_modules())
+        trained = {**self.task_parameters(self.num_tasks - 1), **self.no_object_parameters()}
+        return [name for name, _ in self.named_parameters() if name not in trained]
 
 
 __all__ = ["TaskLearningMixin", "check_tasks"]

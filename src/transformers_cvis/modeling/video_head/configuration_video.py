@@ -1,14 +1,16 @@
 """The configuration shared by video models made of a frame detector and a video head."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ..configuration_base import drop_unknown_keys
-from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
+from ..configuration_base import ScoreRule, VideoConfigMixin
+from ..frame_detector.configuration_frame_detector import FRAME_DETECTORS, FrameDetectorConfig
 
 
 @strict
-class CvisVideoConfig(PreTrainedConfig):
+class CvisVideoConfig(VideoConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a video model: a frame detector and a head that reads its frame queries.
 
@@ -37,6 +39,8 @@ class CvisVideoConfig(PreTrainedConfig):
     """
 
     sub_configs = {"detector_config": FrameDetectorConfig}
+    starts_from = ("vita", "genvis", "hvpl")
+    detector_starts_from: ClassVar[tuple[str, ...]] = FRAME_DETECTORS
 
     detector_config: dict | PreTrainedConfig | None = None
     num_queries: int = 100
@@ -47,7 +51,7 @@ class CvisVideoConfig(PreTrainedConfig):
     encoder_window_size: int = 0
     num_frame_query_layers: int = 3
     freeze_detector: bool = False
-    detector_chunk_size: int = 18
+    score_rule: ScoreRule = "max_times_quality"
     no_object_weight: float | int = 0.1
     class_weight: float | int = 2.0
     mask_weight: float | int = 5.0
@@ -63,14 +67,11 @@ class CvisVideoConfig(PreTrainedConfig):
         elif isinstance(self.detector_config, dict):
             self.detector_config = FrameDetectorConfig(**self.detector_config)
         super().__post_init__(**kwargs)
-        drop_unknown_keys(self, kwargs)
-        self.label2id = {label: index for index, label in self.id2label.items()}
-        self.share_labels()
 
     def share_labels(self) -> None:
         """Give the detector the classes of this configuration."""
-        self.detector_config.id2label = dict(self.id2label)
-        self.detector_config.label2id = dict(self.label2id)
+        if isinstance(self.detector_config, PreTrainedConfig):
+            self.detector_config.id2label = dict(self.id2label)
 
     def validate_architecture(self):
         super().validate_architecture()
@@ -80,7 +81,7 @@ class CvisVideoConfig(PreTrainedConfig):
                 f"`detector_config.hidden_dim` ({hidden_dim}) must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
-        for name in ("num_queries", "encoder_layers", "decoder_layers", "detector_chunk_size", "train_num_points"):
+        for name in ("num_queries", "encoder_layers", "decoder_layers", "train_num_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.encoder_window_size < 0:

@@ -48,17 +48,9 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
             **self.criterion_settings(config),
         )
         self.post_init()
-        self._freeze()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        # Loaded parameters replace those of the new model, and all of them would train.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
-        return loaded
-
-    def _freeze(self) -> None:
-        self.detector.requires_grad_(not self.config.freeze_detector)
+    def frozen_modules(self) -> list[str]:
+        return ["detector"] if self.config.freeze_detector else []
 
     @staticmethod
     def build_detector(config: CvisVideoConfig) -> FrameDetector:
@@ -69,15 +61,6 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
     def criterion_settings(config: CvisVideoConfig) -> dict[str, Any]:
         """What the system's criterion takes beyond the common weights."""
         return {}
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.config.freeze_detector:
-            # Frozen means that the statistics stay, too; stochastic depth goes on.
-            for module in self.detector.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
 
     def compile_clip_step(self, **kwargs) -> None:
         """`torch.compile` the detector and the video head in place, each as one graph.

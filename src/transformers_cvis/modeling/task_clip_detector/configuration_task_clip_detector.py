@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of a clip detector that learns task by task."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from ..clip_detector.configuration_clip_detector import ClipDetectorConfig
+from ..configuration_base import switch
+from ..tasks.learning import check_tasks
+
+
+@strict
+class TaskClipDetectorConfig(ClipDetectorConfig):
+    r"""
+    Configuration of [`TaskClipDetectorForVideoInstanceSegmentation`]. Fields as in `ClipDetectorConfig`, and the
+    following.
+
+    task_class_counts (`list[int]`, *optional*):
+        Classes of each task, the base first; `id2label` lists them in this order. One task of all classes by default.
+    task_prompt_counts (`list[int]`, *optional*):
+        Prompts of each task after the base; 0 for each of them in a model that learns by all its weights.
+    num_prompts (`int` or `"classes"`, defaults to 10):
+        Prompts of a new task unless `add_task` is given a number; "classes" is one for each of its classes, as in the
+        algorithm of the CRISP paper.
+    calibration_deltas (`list[float]`, defaults to `[0.5, 0.6]`):
+        One for each task, see `calibrate_class_logits`; cut to the number of tasks, or continued with the last one.
+    deep_class_head (`bool`, defaults to `True`):
+        Class heads of three layers instead of one.
+
+    Example:
+
+    ```python
+    >>> from transformers_cvis import TaskClipDetectorConfig
+
+    >>> config = TaskClipDetectorConfig(id2label={0: "person", 1: "dog"})
+    >>> config.task_class_counts
+    [2]
+
+    ```
+    """
+
+    model_type = "task_clip_detector"
+
+    task_class_counts: list[int] | None = None
+    task_prompt_counts: list[int] | None = None
+    num_prompts: int | Literal["classes"] | None = switch(
+        10, paper="classes", released=10, reason="A new task has 10 prompts, or one for each of its classes."
+    )
+    calibration_deltas: list[float | int] | None = None
+    deep_class_head: bool = True
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.task_prompt_counts is None:
+            self.task_prompt_counts = []
+        if self.calibration_deltas is None:
+            self.calibration_deltas = [0.5, 0.6]
+
+    def check_num_prompts(self, num_prompts: int) -> None:
+        """Raise a ValueError when a new task cannot have `num_prompts` prompts."""
+
+    def share_labels(self) -> None:
+        """Give all classes of `id2label` to the base, as long as it is the only task."""
+        super().share_labels()
+        if len(self.task_class_counts or [0]) == 1:
+            self.task_class_counts = [self.num_labels]
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        if self.task_class_counts is not None:
+            check_tasks(self, fewest_prompts=0)
+        if self.calibration_deltas is not None and not self.calibration_deltas:
+            raise ValueError("`calibration_deltas` must hold at least one number; 0 leaves logits as they are.")
+        if self.num_prompts != "classes" and self.num_prompts < 0:
+            raise ValueError(f'`num_prompts` must be 0 or more, or "classes", got {self.num_prompts}.')
+
+
+__all__ = ["TaskClipDetectorConfig"]

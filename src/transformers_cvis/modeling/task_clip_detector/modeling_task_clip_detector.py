@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mask2Former-VIS that learns task by task, by prompts or by all of its weights.
+
+B videos, T frames, Q queries of all groups, P queries of a group, C channels, K classes of all tasks.
+"""
+
+import torch
+from torch import nn
+
+from ..clip_detector.modeling_clip_detector import ClipDetector, ClipFeatures
+from ..losses import LayerPrediction
+from ..outputs import VideoInstanceSegmentationOutput
+from ..tasks.adapters import TaskAdapterMixin
+from ..tasks.queries import (
+    DecodedGroups,
+    GroupedQueries,
+    GroupLayout,
+    QueryGroup,
+    TaskClassPredictor,
+    TaskQueryGroup,
+    calibrate_class_logits,
+)
+from .configuration_task_clip_detector import TaskClipDetectorConfig
+
+
+class TaskClipDetectorForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
+    """Mask2Former-VIS that learns task by task; the model of ECLIPSE, fine-tuning, MiB, CoMFormer and POD.
+
+    With prompts, as in ECLIPSE, each later task adds prompts, a mask head and a class head, and trains these and the
+    no-object head, which all tasks share. Without prompts (`num_prompts=0`), as in fine-tuning, MiB, CoMFormer and
+    POD, a later task adds class heads and trains all weights. Without labels all tasks predict, each its own classes
+    (`config.calibration_deltas`).
+    """
+
+    config_class = TaskClipDetectorConfig
+    fewest_prompts = 0
+
+    def __init__(self, config: TaskClipDetectorConfig):
+        super().__init__(config)
+        config.share_labels()
+        self.class_predictor = TaskClassPredictor(config.hidden_dim, config.task_class_counts, config.deep_class_head)
+        self.task_queries = nn.ModuleList(self._new_group(count) for count in config.task_prompt_counts if count)
+        self.post_init()
+
+    # Tasks
+
+    def task_levels(self) -> dict[str, nn.Module]:
+        return {"": self}
+
+    def add_task(self, class_names: list[str], num_prompts: int | None = None) -> None:
+        """Start to learn new classes, see [`TaskLearningMixin.add_task`].
+
+        Args:
+            class_names: Classes of the task, new to the model.
+            num_prompts: Prompts of the task, `config.num_prompts` by default; 0 for a task that all weights learn.
+        """
+        if num_prompts is None:
+            num_prompts = self.config.num_prompts
+            num_prompts = len(class_names) if num_prompts == "classes" else num_prompts
+        self.config.check_num_prompts(num_prompts)
+        super().add_task(class_names, num_prompts)
+
+    def _new_group(self, num_prompts: int) -> TaskQueryGroup:
+        config = self.config
+        return TaskQueryGroup(num_prompts, config.decoder_layers - 1, config.hidden_dim, config.mask_feature_size)
+
+    def _add_groups(self, num_classes: int, num_prompts: int) -> None:
+        self.class_predictor.add_task(num_classes, fresh=num_prompts == 0)
+        if num_prompts:
+            group = self._new_group(num_prompts).to(self.device, self.dtype)
+            group.start_from(self.groups()[0])
+            self.task_queries.append(group)
+
+    def _remove_groups(self) -> None:
+        self.class_predictor.remove_task()
+        if self.learns_by_prompts:
+            del self.task_queries[-1]
+
+    def groups(self) -> list[QueryGroup]:
+        """Return the queries of the base, then those of every later task that has prompts."""
+        module = self.model.transformer_module
+        base = QueryGroup(
+            module.queries_features.weight,
+            [module.queries_embedder.weight] * len(module.decoder.layers),
+            module.decoder.mask_predictor.mask_embedder,
+        )
+        return [base, *(queries.group() for queries in self.task_queries)]
+
+    @property
+    def group_widths(self) -> list[int]:
+        return [self.config.num_queries, *(len(group.features.weight) for group in self.task_queries)]
+
+    # Inference
+
+    def decode(self, features: ClipFeatures) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        if not self.task_queries:
+            return super().decode(features)
+        decoded = self.decode_groups(features, GroupedQueries(self.groups()))
+        return decoded.queries, decoded.mask_embeddings
+
+    def decode_groups(
+        self, features: ClipFeatures, groups: GroupedQueries, value_residual: torch.Tensor | None = None
+    ) -> DecodedGroups:
+        """Run groups of queries through the decoder, each by itself, see [`GroupedQueries.decode`]."""
+        return groups.decode(self.model.transformer_module.decoder, *self.clip_tokens(features), value_residual)
+
+    def classify(self, queries: torch.Tensor) -> torch.Tensor:
+        class_logits = self.class_predictor(queries, GroupLayout(self.group_widths))
+        if not self.learns_by_prompts:
+            return class_logits
+        config = self.config
+        return calibrate_class_logits(
+            class_logits, self.group_widths, config.task_class_counts, config.calibration_deltas
+        )
+
+    def embed_masks(self, queries: torch.Tensor) -> torch.Tensor:
+        if not self.task_queries:
+            return super().embed_masks(queries)
+        return GroupedQueries(self.groups()).mask_embeddings(queries)
+
+    def predict_masks(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
+        return GroupLayout(self.group_widths).mask_logits(mask_embeddings, mask_features)
+
+    # Training
+
+    def _compute_loss(
+        self, pixel_values_videos: torch.Tensor, labels: list[dict[str, torch.Tensor]]
+    ) -> VideoInstanceSegmentationOutput:
+        targets = self.video_targets(labels)
+        features = self.read_frames(pixel_values_videos)
+        predictions, _ = self._predict_newest(features)
+        loss_dict = self.criterion(self._scored(predictions), features.mask_features, targets)
+        return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)
+
+    def _predict_newest(
+        self, features: ClipFeatures, value_residual: torch.Tensor | None = None
+    ) -> tuple[list[LayerPrediction], list[torch.Tensor]]:
+        """Return the predictions of the newest group of every layer, and its hidden states `(B, P, C)` by layer."""
+        groups = GroupedQueries(self.groups()[-1:])
+        hidden_states, queries, mask_embeddings = self.decode_groups(features, groups, value_residual)
+        mask_embeddings.append(groups.mask_embeddings(queries[-1]))
+        predictions = [
+            LayerPrediction(self.class_predictor(states), embeddings)
+            for states, embeddings in zip(queries, mask_embeddings, strict=True)
+        ]
+        return predictions, hidden_states
+
+    def _scored(self, predictions: list[LayerPrediction]) -> list[LayerPrediction]:
+        """Return the predictions that the losses score."""
+        return predictions if self.config.use_auxiliary_loss else predictions[-1:]
+
+
+__all__ = ["TaskClipDetectorForVideoInstanceSegmentation"]

@@ -5,13 +5,12 @@ import copy
 import pytest
 import torch
 
-from tests.support.helpers import tiny_crisp
+from tests.support.helpers import tiny_task_clip_detector
 from tests.support.model_tester import video_batch, video_labels
 from tests.support.tiny_run import tiny_recipe
-from transformers_cvis import AutoModelForVideoInstanceSegmentation, CrispForVideoInstanceSegmentation
+from transformers_cvis import AutoModelForVideoInstanceSegmentation, TaskClipDetectorForVideoInstanceSegmentation
 from transformers_cvis.continual.distillation import PRESETS, DistillationRecipe, DistillingModel
 from transformers_cvis.data import make_moving_shapes
-from transformers_cvis.modeling.crisp import ECLIPSE
 from transformers_cvis.training.build import build_dataset, build_model, collate
 from transformers_cvis.training.trainer import Trainer
 
@@ -19,7 +18,7 @@ SEGMENTATION = {f"loss_{kind}{layer}" for kind in ("ce", "mask", "dice") for lay
 
 
 def distilling(name: str = "comformer", **changes) -> DistillingModel:
-    model = tiny_crisp(**ECLIPSE)
+    model = tiny_task_clip_detector()
     torch.manual_seed(1)
     return DistillingModel.add_task(model, ["moon"], DistillationRecipe.preset(name, **changes))
 
@@ -134,7 +133,7 @@ def test_the_student_is_what_predicts_and_what_is_saved(tmp_path):
     logits = model(video_batch()).class_queries_logits
     assert torch.equal(logits, model.student(video_batch()).class_queries_logits)
     model.save_pretrained(tmp_path)
-    loaded, info = CrispForVideoInstanceSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = TaskClipDetectorForVideoInstanceSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(loaded(video_batch()).class_queries_logits, logits)
 
@@ -162,8 +161,7 @@ def test_steps_reduce_the_loss():
 
 def test_the_trainer_takes_it_as_any_model(tmp_path):
     data = make_moving_shapes(tmp_path / "data", 2, 1, num_frames=3, size=(64, 96), seed=0, categories=["star", "ring"])
-    recipe = tiny_recipe(data, "crisp", max_steps=2, checkpoint_every=2)
-    recipe.model.config.update(ECLIPSE)
+    recipe = tiny_recipe(data, "task_clip_detector", max_steps=2, checkpoint_every=2)
     dataset, names = build_dataset(recipe)
     base = build_model(recipe, names[:1])
     model = DistillingModel.add_task(base, names[1:], DistillationRecipe.preset("mib"))
@@ -179,14 +177,14 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
 
 
 def test_what_does_not_fit():
-    model = tiny_crisp(**ECLIPSE)
+    model = tiny_task_clip_detector()
     with pytest.raises(
         ValueError, match=r"teacher's \(disk, star, ring\) and more behind them; they are disk, star, ring"
     ):
-        DistillingModel(model, tiny_crisp(**ECLIPSE), DistillationRecipe())
+        DistillingModel(model, tiny_task_clip_detector(), DistillationRecipe())
     model.add_task(["moon"], 3)
     with pytest.raises(ValueError, match="this student has 8, the teacher 5. Add the task without prompts"):
-        DistillingModel(model, tiny_crisp(**ECLIPSE), DistillationRecipe())
+        DistillingModel(model, tiny_task_clip_detector(), DistillationRecipe())
     for changes, message in (
         ({"pod_weight": -1}, "`pod_weight` must be 0 or more, got -1"),
         ({"alpha": 0}, "`alpha` is a factor on logits and must be more than 0, got 0"),

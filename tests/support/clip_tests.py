@@ -7,7 +7,7 @@ import torch
 
 from tests.support.helpers import tiny_detector_config
 from tests.support.model_tester import LABELS, CommonTests, predictions, video_batch, video_labels
-from transformers_cvis.modeling.clip_detector.modeling_clip_detector import modeling_clip_detector as clip_detector
+from transformers_cvis.modeling.clip_detector import modeling_clip_detector as clip_detector
 from transformers_cvis.processing import CvisVideoProcessor, segment_video
 
 
@@ -228,7 +228,7 @@ class ClipDetectorTests(CommonTests):
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"detector_chunk_size": 0}, "`detector_chunk_size` must be at least 1, got 0 frames"),
+            ({"detector_chunk_size": 0}, "`detector_chunk_size` must be at least 1 frame, got 0"),
             ({"max_clip_frames": 1}, "`max_clip_frames` must be at least 2, got 1 frames"),
             ({"window_overlap": 0}, "`window_overlap` must be at least 1, got 0 frames"),
             ({"score_rule": "best"}, "score_rule"),

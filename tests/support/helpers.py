@@ -15,6 +15,10 @@ from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
 from transformers_cvis.modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
 from transformers_cvis.modeling.hvpl.modeling_hvpl import HvplForVideoInstanceSegmentation
+from transformers_cvis.modeling.task_clip_detector import (
+    TaskClipDetectorConfig,
+    TaskClipDetectorForVideoInstanceSegmentation,
+)
 from transformers_cvis.processing import CvisVideoProcessor
 
 
@@ -99,6 +103,16 @@ def tiny_crisp(seed: int = 0, **changes) -> CrispForVideoInstanceSegmentation:
         },
     )
     return CrispForVideoInstanceSegmentation(config).eval()
+
+
+def tiny_task_clip_detector(seed: int = 0, **changes) -> TaskClipDetectorForVideoInstanceSegmentation:
+    """Return a clip detector with random weights that has learnt its base."""
+    torch.manual_seed(seed)
+    config = TaskClipDetectorConfig.from_frame_detector(
+        tiny_detector_config(num_queries=5),
+        **{"id2label": {0: "disk", 1: "star", 2: "ring"}, "num_prompts": 3, **changes},
+    )
+    return TaskClipDetectorForVideoInstanceSegmentation(config).eval()
 
 
 def save_tiny_genvis(folder: Path, seed: int = 0) -> str:

@@ -71,7 +71,7 @@ def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
     }
     crisp_config = {"text_encoder": "random", "text_hidden_size": 32}
     configs = {
-        **{"minvis": detector_config, "mask2former_vis": detector_config},
+        **{"minvis": detector_config, "mask2former_vis": detector_config, "task_clip_detector": detector_config},
         **{"spvis": {**detector_config, **spvis_config}, "crisp": {**detector_config, **crisp_config}},
     }
     values = {

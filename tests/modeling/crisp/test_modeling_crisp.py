@@ -8,10 +8,11 @@ from tests.support.helpers import tiny_crisp
 from tests.support.model_tester import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import CrispForVideoInstanceSegmentation, Mask2FormerVisForVideoInstanceSegmentation
 from transformers_cvis.hub.push import model_card
-from transformers_cvis.modeling.crisp import ECLIPSE, ClassTextEncoder, CrispConfig
+from transformers_cvis.modeling.crisp import ClassTextEncoder, CrispConfig
 from transformers_cvis.modeling.crisp.initialization import principal_rows
 
 BASE, MOON = [0, 1, 2], 3  # classes
+WITHOUT_COMPONENTS = {"residual_prompts": False, "lambda_isc": 0.0, "lambda_ic": 0.0, "prompt_init": "mean"}
 
 
 class TestCrisp(ClipDetectorTests):
@@ -20,15 +21,6 @@ class TestCrisp(ClipDetectorTests):
     class_head = "class_predictor.heads.1.2.0"
     num_class_rows = 3
     class_parts = {"class_predictor", "class_tokens"}
-
-
-class TestEclipse(ClipDetectorTests):
-    """Without its components it needs no text."""
-
-    model_class = CrispForVideoInstanceSegmentation
-    settings = ECLIPSE
-    class_head = "class_predictor.heads.1.2.0"
-    num_class_rows = 3
 
 
 def trainable(model) -> set[str]:
@@ -230,7 +222,7 @@ class TestComponents:
     def test_a_base_without_components(self):
         """As the released scripts train it: the class tokens of the base stay what they are."""
         model = tiny_crisp(apply_at_base=False)
-        eclipse = tiny_crisp(**ECLIPSE)
+        eclipse = tiny_crisp(**WITHOUT_COMPONENTS)
         eclipse.load_state_dict(model.state_dict(), strict=False)
         losses, plain = losses_of(model), losses_of(eclipse)
         assert losses.keys() == plain.keys() and all(torch.equal(losses[name], plain[name]) for name in losses)
@@ -323,7 +315,7 @@ class TestTextEncoder:
         assert set(model.state_dict()) == names and not any("text" in name for name in names)
         note = "text encoder with which training makes prompts of class names is not part of the model"
         assert note in str(model_card(model, "crisp"))
-        assert note not in str(model_card(tiny_crisp(**ECLIPSE), "eclipse"))
+        assert note not in str(model_card(tiny_crisp(**WITHOUT_COMPONENTS), "eclipse"))
 
     def test_a_folder(self, tmp_path):
         encoder = ClassTextEncoder.random(32, 64)
@@ -345,50 +337,10 @@ class TestTextEncoder:
 
 
 class TestWithoutPrompts:
-    """The model that methods without prompts share: class heads grow, everything trains."""
-
-    def model(self, **changes):
-        return learn_moon(tiny_crisp(**{**ECLIPSE, **changes}), num_prompts=0)
-
-    def test_all_weights_train(self):
-        model = self.model()
-        assert not model.learns_by_prompts and model.group_widths == [5]
-        assert model.config.task_prompt_counts == [0] and model.config.task_class_counts == [3, 1]
-        assert trainable(model) == {name for name, _ in model.named_parameters()}
-        sum(losses_of(model, moon_labels()).values()).backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-
-    def test_new_heads_are_fresh(self):
-        no_object, _, moon = self.model().class_predictor.heads
-        assert not torch.equal(moon[0][0].weight, no_object[0][0].weight)
-
-    @torch.no_grad()
-    def test_no_calibration(self):
-        model = self.model()
-        output = model(video_batch(), output_embeddings=True)
-        assert torch.equal(output.class_queries_logits, model.class_predictor(output.video_queries))
-        assert output.class_queries_logits.shape == (2, 5, 5)
-
-    @torch.no_grad()
-    def test_saved_whole(self, tmp_path):
-        model = self.model()
-        model.save_pretrained(tmp_path)
-        loaded = CrispForVideoInstanceSegmentation.from_pretrained(tmp_path)
-        assert trainable(loaded) == trainable(model)
-        assert torch.equal(loaded(video_batch()).class_queries_logits, model(video_batch()).class_queries_logits)
-        with pytest.raises(
-            ValueError, match="learns by all its weights: its tasks are no adapters; save the whole model"
-        ):
-            model.save_task_adapter(tmp_path / "adapter")
-
     def test_components_have_no_place_in_later_tasks(self):
         model = learn_moon(tiny_crisp(), num_prompts=0)
         assert not {"loss_isc", "loss_ic"} & set(losses_of(model, moon_labels()))
         assert not any(tokens.weight.requires_grad for tokens in model.class_tokens)
-
-    def test_prompts_cannot_follow(self):
-        with pytest.raises(ValueError, match="tasks of this model have no prompts, so another one cannot have 3"):
-            self.model().add_task(["sun"], 3)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.clip_tests import ClipDetectorTests, detector_settings
+from tests.support.helpers import tiny_genvis
 from tests.support.model_tester import loss_of, predictions, video_batch, video_labels
 from transformers_cvis import (
     FrameDetector,
@@ -40,15 +41,20 @@ class TestMask2FormerVis(ClipDetectorTests):
         for ours, theirs in zip(predictions(loaded(video_batch())), predictions(model(video_batch())), strict=True):
             assert torch.equal(ours, theirs)
 
-    def test_starts_from_a_minvis_and_from_nothing_else(self, tmp_path):
+    def test_starts_from_systems_that_hold_a_frame_detector(self, tmp_path):
         minvis = MinVisForVideoInstanceSegmentation(MinVisConfig(**detector_settings()))
         minvis.save_pretrained(tmp_path / "minvis")
         model, info = self.model_class.from_pretrained(tmp_path / "minvis", output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         other = SpvisForVideoInstanceSegmentation(SpvisConfig(**detector_settings()))
         other.save_pretrained(tmp_path / "spvis")
-        with pytest.raises(ValueError, match="is a 'spvis' model. mask2former_vis goes on from one of its own"):
-            self.model_class.from_pretrained(tmp_path / "spvis")
+        model, info = self.model_class.from_pretrained(tmp_path / "spvis", output_loading_info=True)
+        assert not info["missing_keys"] and all(name.startswith("tracker.") for name in info["unexpected_keys"])
+        tiny_genvis().save_pretrained(tmp_path / "genvis")
+        with pytest.raises(
+            ValueError, match="is a 'genvis' model. A 'mask2former_vis' model loads its own checkpoints, or"
+        ):
+            self.model_class.from_pretrained(tmp_path / "genvis")
 
     @torch.no_grad()
     def test_a_video_of_one_frame_is_an_image(self):

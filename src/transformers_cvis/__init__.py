@@ -7,11 +7,9 @@ Importing the package registers its models with transformers' Auto classes, its 
 import importlib
 from typing import TYPE_CHECKING
 
-from transformers import AutoVideoProcessor
-
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
 from .hub.push import push_to_hub
-from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
+from .modeling.auto import AutoModelForVideoInstanceSegmentation
 from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from .modeling.genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
@@ -23,6 +21,7 @@ from .modeling.task_clip_detector import TaskClipDetectorConfig, TaskClipDetecto
 from .modeling.vita import VitaConfig, VitaForVideoInstanceSegmentation
 from .pipelines import VideoInstanceSegmentationPipeline, register_pipeline
 from .processing import CvisVideoProcessor, Track, VideoSegmentation, open_video, segment_stream, segment_video
+from .systems import register_own_systems, register_system
 
 if TYPE_CHECKING:
     from .continual import Schedule, train_continual
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-register_models()
+register_own_systems()
 register_pipeline()
-for _config_class in (*MODELS, *IMAGE_MODELS):
-    AutoVideoProcessor.register(_config_class, CvisVideoProcessor, exist_ok=True)
 
 _LAZY_NAMES = {
     "Recipe": "training",
@@ -96,6 +93,7 @@ __all__ = [
     "open_video",
     "predict_dataset",
     "push_to_hub",
+    "register_system",
     "segment_stream",
     "segment_video",
     "task_adapter_path",

@@ -13,24 +13,17 @@ from .genvis import GenVisConfig, GenVisForVideoInstanceSegmentation
 from .hvpl import HvplConfig, HvplForVideoInstanceSegmentation
 from .mask2former_vis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
 from .minvis import MinVisConfig, MinVisForVideoInstanceSegmentation
+from .modeling_base import CvisPreTrainedModel
 from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .task_clip_detector import TaskClipDetectorConfig, TaskClipDetectorForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
-MODELS = {
-    VitaConfig: VitaForVideoInstanceSegmentation,
-    GenVisConfig: GenVisForVideoInstanceSegmentation,
-    HvplConfig: HvplForVideoInstanceSegmentation,
-    TaskClipDetectorConfig: TaskClipDetectorForVideoInstanceSegmentation,
-    CrispConfig: CrispForVideoInstanceSegmentation,
-    Mask2FormerVisConfig: Mask2FormerVisForVideoInstanceSegmentation,
-    MinVisConfig: MinVisForVideoInstanceSegmentation,
-    SpvisConfig: SpvisForVideoInstanceSegmentation,
-}
-# The configurations by the names of their systems, as recipes give them.
-SYSTEMS = {config_class.model_type: config_class for config_class in MODELS}
-# Image models of transformers, and what their checkpoints become here.
+# Image models of transformers, and the video model that their checkpoints become here.
 IMAGE_MODELS = {Mask2FormerConfig: MinVisForVideoInstanceSegmentation}
+# Filled by `register_model`: model class by configuration class, and configuration class by the name of the system,
+# which is the `model_type` of the configuration and the `system` of a recipe.
+MODELS: dict[type[PreTrainedConfig], type[CvisPreTrainedModel]] = {}
+SYSTEMS: dict[str, type[PreTrainedConfig]] = {}
 
 
 class AutoModelForVideoInstanceSegmentation(_BaseAutoModelClass):
@@ -65,17 +58,55 @@ def load_config(name: str, revision: str | None, given_as: str, remedy: str) -> 
         ) from error
 
 
-def register_models() -> None:
-    """Make `AutoConfig`, `AutoModel` and `AutoModelForVideoInstanceSegmentation` know every model of the package."""
+def register_model(config_class: type[PreTrainedConfig], model_class: type[CvisPreTrainedModel]) -> None:
+    """Make the Auto classes, recipes and schedules know a video model.
+
+    Args:
+        config_class: Its configuration, with a `model_type` of its own.
+        model_class: The model, whose `config_class` it is.
+
+    Raises:
+        ValueError: The configuration has no `model_type`, or one that another system has.
+    """
+    name = config_class.model_type
+    if not name:
+        raise ValueError(f"{config_class.__name__} needs a `model_type`, the name of its system in files and recipes.")
+    other = SYSTEMS.get(name, config_class)
+    if (other.__module__, other.__qualname__) != (config_class.__module__, config_class.__qualname__):
+        raise ValueError(
+            f"The `model_type` {name!r} of {config_class.__name__} is that of {other.__name__}: choose another."
+        )
+    MODELS.pop(other, None)  # a module that was loaded again
+    MODELS[config_class] = model_class
+    SYSTEMS[name] = config_class
+    AutoConfig.register(name, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+    AutoModelForVideoInstanceSegmentation.register(config_class, model_class, exist_ok=True)
+
+
+def _register_own_models() -> None:
     AutoConfig.register(FrameDetectorConfig.model_type, FrameDetectorConfig, exist_ok=True)
     AutoModel.register(FrameDetectorConfig, FrameDetector, exist_ok=True)
-    for config_class, model_class in MODELS.items():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModel.register(config_class, model_class, exist_ok=True)
-        AutoModelForVideoInstanceSegmentation.register(config_class, model_class, exist_ok=True)
+    register_model(VitaConfig, VitaForVideoInstanceSegmentation)
+    register_model(GenVisConfig, GenVisForVideoInstanceSegmentation)
+    register_model(HvplConfig, HvplForVideoInstanceSegmentation)
+    register_model(TaskClipDetectorConfig, TaskClipDetectorForVideoInstanceSegmentation)
+    register_model(CrispConfig, CrispForVideoInstanceSegmentation)
+    register_model(Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation)
+    register_model(MinVisConfig, MinVisForVideoInstanceSegmentation)
+    register_model(SpvisConfig, SpvisForVideoInstanceSegmentation)
     for config_class, model_class in IMAGE_MODELS.items():
         # `AutoModel` keeps giving transformers' own model for them.
         AutoModelForVideoInstanceSegmentation._model_mapping.register(config_class, model_class, exist_ok=True)
 
 
-__all__ = ["AutoModelForVideoInstanceSegmentation", "load_config", "register_models"]
+_register_own_models()
+
+__all__ = [
+    "IMAGE_MODELS",
+    "MODELS",
+    "SYSTEMS",
+    "AutoModelForVideoInstanceSegmentation",
+    "load_config",
+    "register_model",
+]

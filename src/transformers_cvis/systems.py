@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Systems from inside and outside the package: one call makes every part of it know them."""
+
+from importlib.metadata import entry_points
+
+from transformers import AutoVideoProcessor, PreTrainedConfig
+
+from .modeling.auto import IMAGE_MODELS, MODELS, register_model
+from .modeling.modeling_base import CvisPreTrainedModel
+from .processing import CvisVideoProcessor
+
+ENTRY_POINT_GROUP = "transformers_cvis.systems"
+
+
+def register_system(config_class: type[PreTrainedConfig], model_class: type[CvisPreTrainedModel]) -> None:
+    """Make the package know a system: Auto classes, pipeline, command line, recipes (`system: <model_type>`), trainer.
+
+    A package that is installed can name a function that calls `register_system` as an entry point of the group
+    "transformers_cvis.systems"; it runs when `transformers_cvis` is imported.
+
+    Args:
+        config_class: Configuration of the system, with a `model_type` of its own.
+        model_class: The model, whose `config_class` it is.
+
+    Raises:
+        ValueError: The configuration has no `model_type`, or one that another system has.
+
+    Example:
+
+    ```python
+    >>> from transformers_cvis import MinVisConfig, MinVisForVideoInstanceSegmentation, register_system
+
+    >>> class MyConfig(MinVisConfig):
+    ...     model_type = "my_minvis"
+
+    >>> class MyModel(MinVisForVideoInstanceSegmentation):
+    ...     config_class = MyConfig
+
+    >>> register_system(MyConfig, MyModel)
+
+    ```
+    """
+    register_model(config_class, model_class)
+    AutoVideoProcessor.register(config_class, CvisVideoProcessor, exist_ok=True)
+
+
+def register_own_systems() -> None:
+    """Register the processor of the models of the package, then the systems of installed packages."""
+    for config_class in (*MODELS, *IMAGE_MODELS):
+        AutoVideoProcessor.register(config_class, CvisVideoProcessor, exist_ok=True)
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        entry_point.load()()
+
+
+__all__ = ["register_system"]

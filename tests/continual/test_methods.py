@@ -27,7 +27,6 @@ class TaskRecorder(TrainingCallback):
 
 
 def test_a_method_from_outside_runs_by_its_name(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers_cvis.continual.methods.METHODS", METHODS)
     recorders = []
 
     def make_callbacks(schedule: Schedule) -> list[TaskRecorder]:
@@ -35,8 +34,8 @@ def test_a_method_from_outside_runs_by_its_name(shapes, tmp_path, monkeypatch):
         assert schedule.method == "mine"
         return recorders
 
-    monkeypatch.setitem(METHODS, "mine", None)  # is taken out again at the end
-    del METHODS["mine"]
+    monkeypatch.setitem(METHODS, "mine", None)  # removed again at the end
+    monkeypatch.delitem(METHODS, "mine")
     register_method("mine", Method("crisp", ECLIPSE, has_prompts=False, make_callbacks=make_callbacks))
     schedule = tiny_schedule(shapes, "mine", classes={"tasks": [["circle"], ["ring"]]})
     further = TaskRecorder()

@@ -5,6 +5,7 @@ and differ in the losses of later tasks, for which the model before the task is 
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -220,7 +221,8 @@ class DistillingModel(nn.Module):
         scored = predictions if student.config.use_auxiliary_loss else predictions[-1:]
         losses = self.criterion(scored, features.mask_features, targets)
         with torch.autocast(pixel_values_videos.device.type, enabled=False):
-            losses |= self._distill(predictions, features.mask_features, old_predictions, old_features)
+            old_mask_features = None if old_features is None else old_features.mask_features
+            losses |= self._distill(predictions, features.mask_features, old_predictions, old_mask_features)
             if settings.pod_weight > 0:
                 num_old, num_labels = self.criterion.num_old, self.criterion.num_labels
                 weight = settings.pod_weight * ((num_labels - num_old) / num_labels) ** 0.5
@@ -244,7 +246,13 @@ class DistillingModel(nn.Module):
             return None
         return model.model.pixel_level_module.extract_features(pixel_values_videos.flatten(0, 1))
 
-    def _distill(self, predictions, mask_features, old_predictions, old_features) -> dict[str, torch.Tensor]:
+    def _distill(
+        self,
+        predictions: Sequence[LayerPrediction],
+        mask_features: torch.Tensor,
+        old_predictions: Sequence[LayerPrediction] | None,
+        old_mask_features: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
         """Return the weighted distances of classes and masks from the teacher's, by name."""
         settings, losses = self.settings, {}
         if not (settings.distillation_weight > 0 or settings.mask_weight > 0):
@@ -260,7 +268,7 @@ class DistillingModel(nn.Module):
                 losses[f"loss_class_distillation{suffix}"] = settings.distillation_weight * loss
             if settings.mask_weight > 0:
                 masks = mask_logits(ours.mask_embeddings, full_precision(mask_features))
-                old_masks = mask_logits(theirs.mask_embeddings, full_precision(old_features.mask_features))
+                old_masks = mask_logits(theirs.mask_embeddings, full_precision(old_mask_features))
                 losses[f"loss_mask_distillation{suffix}"] = settings.mask_weight * mask_distillation_loss(
                     masks, old_masks
                 )

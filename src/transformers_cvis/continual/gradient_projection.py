@@ -74,7 +74,7 @@ class FeatureEnergy:
         centre: subtract the mean feature.
     """
 
-    def __init__(self, num_channels: int, centre: bool = False):
+    def __init__(self, num_channels: int, centre: bool = False) -> None:
         self.centre = centre
         self.products = torch.zeros(num_channels, num_channels, dtype=torch.float64)
         self.total = torch.zeros(num_channels, dtype=torch.float64)

@@ -6,11 +6,12 @@ from accelerate.utils import gather_object
 
 from ..data import read_annotations
 from ..evaluation import evaluate_ytvis, predict_dataset
+from ..processing import CvisVideoProcessor
 from .recipe import EvaluationSettings, SourceSettings
 
 
 def evaluate_on_processes(
-    model: torch.nn.Module, processor, source: SourceSettings, settings: EvaluationSettings
+    model: torch.nn.Module, processor: CvisVideoProcessor, source: SourceSettings, settings: EvaluationSettings
 ) -> dict[str, float]:
     """The 12 numbers of `model` on `source`; the videos are shared out over the processes of a distributed run. An
     image is evaluated as a video of one frame.
@@ -24,7 +25,7 @@ def evaluate_on_processes(
 
 
 def predict_on_processes(
-    model: torch.nn.Module, processor, ground_truth: dict, images: str, settings: EvaluationSettings
+    model: torch.nn.Module, processor: CvisVideoProcessor, ground_truth: dict, images: str, settings: EvaluationSettings
 ) -> list[dict]:
     """Tracks of all videos as `predict_dataset` gives them, in every process; the videos are shared out over them."""
     state = PartialState()

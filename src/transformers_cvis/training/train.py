@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import torch
@@ -15,11 +16,13 @@ import transformers
 from accelerate.state import PartialState
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .. import __version__
 from ..data import read_annotations
 from ..hub.push import save_model
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
+from ..processing import CvisVideoProcessor
 from .build import build_dataset, build_model, build_processor, collate
 from .callbacks import TrainingCallback, with_model_callbacks
 from .checkpoint_files import TEMPORARY_SUFFIX, find_checkpoint
@@ -143,7 +146,9 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     }
 
 
-def save_model_folder(model, processor, output_dir: Path, summary: dict | None, **card) -> None:
+def save_model_folder(
+    model: PreTrainedModel, processor: CvisVideoProcessor, output_dir: Path, summary: dict | None, **card: Any
+) -> None:
     """Save model, processor, card and, if there is one, the summary of the training.
 
     All files are written to a temporary folder, then moved in, the summary last: where it is, all of them are.

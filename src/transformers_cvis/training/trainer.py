@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -60,7 +61,7 @@ class TrainingBatches:
     its part over the processes. Where a run is follows from the step alone.
     """
 
-    def __init__(self, recipe: Recipe, first_step: int, rank: int, num_processes: int):
+    def __init__(self, recipe: Recipe, first_step: int, rank: int, num_processes: int) -> None:
         rounds = recipe.gradient_accumulation_steps
         if recipe.batch_size % (rounds * num_processes):
             raise ValueError(
@@ -83,7 +84,7 @@ class TrainingBatches:
 
 
 class Trainer:
-    """Trains `model` as `recipe` says, with checkpoints in `output_dir/checkpoints`.
+    """Train a model from a recipe, with checkpoints in `output_dir/checkpoints`.
 
     The same recipe gives the same weights (up to rounding) on one process and on several: the batch size is the
     total, the losses are normalised over all processes, and gradients are averaged. Three things are per process by
@@ -96,6 +97,8 @@ class Trainer:
     image, as in the published training; at inference the processor marks it and nothing depends on it.
 
     Args:
+        recipe: the training.
+        output_dir: folder of the run.
         model: returns an output with `loss` and `loss_dict` when called with a batch.
         dataset: `dataset[n]` is sample `n` of the run, for any `n >= 0`, a function of `n` and the seed alone.
         collate: list of samples -> `(batch of keyword arguments of the model, names of the samples)`.
@@ -177,7 +180,7 @@ class Trainer:
             `{"steps", "seconds", "metrics"}`; `metrics` are the last evaluation's, empty without one.
 
         Raises:
-            FloatingPointError: a loss or gradient is not finite; the message names the step and the videos.
+            FloatingPointError: if a loss or gradient is not finite; the message names the step and the videos.
         """
         recipe, accelerator = self.recipe, self.accelerator
         accelerator.init_trackers("transformers_cvis", config=_flatten(recipe.to_dict()))
@@ -248,6 +251,7 @@ class Trainer:
 
     @property
     def unwrapped_model(self) -> torch.nn.Module:
+        """The model, without the wrapper of a distributed run."""
         return self.accelerator.unwrap_model(self.model)
 
     def finish(self) -> None:
@@ -387,8 +391,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _to_device(value, device: torch.device):
-    """Tensors in nested lists and dictionaries, moved without waiting."""
+def _to_device(value: Any, device: torch.device) -> Any:
+    """Move the tensors in nested lists and dictionaries, without waiting."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

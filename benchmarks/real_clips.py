@@ -37,7 +37,7 @@ def train_on(folder: Path, work_dir: Path, quick: bool) -> Path:
     num_clips = len(json.loads((folder / "train.json").read_text())["videos"])
     for name, steps_per_clip in STEPS_PER_CLIP.items():
         steps = 2 if quick else round(steps_per_clip * num_clips)
-        overrides = [*SIZE, f"max_steps={steps}", "evaluate_every=0", "schedule.warmup_steps=100"]
+        overrides = [*SIZE, f"max_steps={steps}", "evaluate_every=0", "learning_rate_schedule.warmup_steps=100"]
         for split in ("train", "valid"):
             json_path = folder / f"{split}.json"
             overrides += [f"data.{split}.json={json_path}", f"data.{split}.images={find_image_root(json_path)}"]

@@ -31,7 +31,7 @@ def main() -> None:
         make_moving_shapes(DATA, num_train_videos=40, num_valid_videos=2, num_frames=8, progress=True)
     state.wait_for_everyone()
 
-    overrides = [f"max_steps={STEPS}", "schedule.warmup_steps=5", "log_every=10", "checkpoint_every=20"]
+    overrides = [f"max_steps={STEPS}", "learning_rate_schedule.warmup_steps=5", "log_every=10", "checkpoint_every=20"]
     for split in ("train", "valid"):
         overrides += [f"data.{split}.json={DATA / split}.json", f"data.{split}.images={DATA / 'JPEGImages'}"]
     train("vita_moving_shapes", RUNS / "vita", overrides=overrides)

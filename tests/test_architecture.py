@@ -23,6 +23,7 @@ GROUND = {"files"}
 LOWEST = {"processing", "kernels", "hub", "assets"} | GROUND
 MIDDLE = {"evaluation", "data", "modeling"}
 ALLOWED_IMPORTS = {
+    "systems": {"modeling", "processing"},
     "cli": {"continual", "training", "pipelines", "conversion"} | MIDDLE | LOWEST,
     "continual": {"training"} | MIDDLE | LOWEST,
     "training": MIDDLE | LOWEST,

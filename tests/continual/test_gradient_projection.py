@@ -151,13 +151,15 @@ def trained_change(projection: bool, **options) -> tuple[torch.Tensor, torch.Ten
     prompt = torch.nn.Parameter(torch.randn(5, CHANNELS))
     start, target = prompt.detach().clone(), torch.randn(5, CHANNELS)
     optimizer = torch.optim.AdamW([prompt], lr=0.05, weight_decay=0.1)
-    corrected = GradientProjection([prompt], basis, **options).attach(optimizer) if projection else None
+    corrected = GradientProjection([prompt], basis, **options) if projection else None
     for _ in range(20):
         optimizer.zero_grad()
         (prompt - target).square().sum().backward()
         if corrected is not None:
             corrected.project_gradients()
         optimizer.step()
+        if corrected is not None:
+            corrected.project_changes()
     return prompt.detach() - start, basis.float()
 
 

@@ -13,35 +13,17 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from tests.support.helpers import tiny_genvis
 from tests.support.launching import finish, kill_after_first_checkpoint, launch
 from tests.support.tiny_directions import tiny_directions
-from tests.support.tiny_schedule import CATEGORIES, TASKS, tiny_schedule
+from tests.support.tiny_schedule import TASKS, images_of, tiny_schedule
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 from transformers_cvis.continual import Schedule, train_continual
 from transformers_cvis.continual import run as continual
 from transformers_cvis.continual.methods import METHODS
-from transformers_cvis.data import make_moving_shapes, split_ytvis
 
 TINY_SCHEDULE = Path(__file__).parents[1] / "support" / "tiny_schedule.py"
 TINY_DIRECTIONS = Path(__file__).parents[1] / "support" / "tiny_directions.py"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_continual.py"
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shapes") / "data"
-    return make_moving_shapes(
-        folder, 8, 3, num_frames=4, size=(64, 96), seed=1, categories=CATEGORIES, num_objects=(2, 4)
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(shapes, tmp_path_factory) -> Path:
-    """The output folder of a whole run of HVPL."""
-    folder = tmp_path_factory.mktemp("run") / "hvpl"
-    train_continual(tiny_schedule(shapes), folder)
-    return folder
 
 
 def test_what_a_schedule_leaves(finished):
@@ -205,14 +187,6 @@ def test_a_finished_schedule_is_not_run_again(finished, shapes, monkeypatch):
     assert report.to_dict() == json.loads((finished / "report" / "report.json").read_text())
 
 
-def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
-    monkeypatch.setattr(continual, "Trainer", None)
-    with pytest.raises(ValueError, match="holds the run of another schedule: it differs in num_prompts, seed"):
-        train_continual(tiny_schedule(shapes, num_prompts=3, seed=1), finished)
-    with pytest.raises(ValueError, match="`resume` must be 'auto' or 'restart', got 'later'"):
-        train_continual(tiny_schedule(shapes), finished, resume="later")
-
-
 def test_how_evaluations_are_read_can_change(finished, shapes, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(continual, "Trainer", None)
@@ -233,30 +207,6 @@ def test_restart_deletes_what_is_there(shapes, tmp_path):
     train_continual(tiny_schedule(shapes), tmp_path, resume="restart", overrides=[*quick, "seed=5"])
     after = load_file(tmp_path / "task-1" / "task_adapter_model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
-
-
-def files_of(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_restart_that_cannot_be_leaves_the_former_run(finished, shapes, tmp_path, monkeypatch):
-    shutil.copytree(finished, tmp_path / "run")
-    monkeypatch.setattr(continual, "Trainer", None)
-    for number, wrong in enumerate(("test.json=nowhere.json", "base_model=nowhere", "recipe.precision=fp16")):
-        before = files_of(tmp_path / "run")
-        with pytest.raises((ValueError, OSError)):
-            train_continual(tiny_schedule(shapes), tmp_path / "run", resume="restart", overrides=[wrong])
-        assert files_of(tmp_path / "run") == before and before.keys() == files_of(finished).keys()
-        with pytest.raises((ValueError, OSError)):
-            train_continual(tiny_schedule(shapes), tmp_path / f"new-{number}", resume="restart", overrides=[wrong])
-        assert not (tmp_path / f"new-{number}").exists()
-
-
-def test_more_prompts_than_the_ic_loss_can_compare_are_refused_before_the_base(shapes, tmp_path):
-    schedule = tiny_schedule(shapes, "crisp", num_prompts=200)
-    with pytest.raises(ValueError, match="200 prompts are too many. Set `config.lambda_ic` to 0"):
-        train_continual(schedule, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_every_task_is_pushed_as_a_revision(shapes, tmp_path, loopback_hub):
@@ -388,75 +338,6 @@ def test_a_held_out_share_of_the_videos(shapes, tmp_path):
     assert again.to_dict() == report.to_dict()
 
 
-def test_a_split_is_made_again_when_it_is_another(finished, shapes, tmp_path, monkeypatch):
-    """What a run that never began has left is not taken for that of another share, seed or data."""
-    monkeypatch.setattr(continual, "Trainer", None)
-    source = {"json": str(tmp_path / "train.json"), "images": str(shapes / "JPEGImages")}
-    shutil.copy(shapes / "train.json", source["json"])
-    run = tmp_path / "run"
-    split_ytvis(source["json"], run / "splits", 0.2, 0)
-    begun = {"train": source, "test": None, "classes": {"tasks": TASKS[:1]}, "base_model": str(finished / "task-0")}
-    schedule = tiny_schedule(shapes, **begun, test_share=0.5, seed=7)
-    train_continual(schedule, run)
-    parts = [json.loads((run / "splits" / f"{name}_split.json").read_text()) for name in ("train", "test")]
-    assert {(part["info"]["split"]["test_share"], part["info"]["split"]["seed"]) for part in parts} == {(0.5, 7)}
-    results = json.loads((run / "task-0" / "results.json").read_text())
-    assert {track["video_id"] for track in results} == {video["id"] for video in parts[1]["videos"]}
-
-    content = json.loads((shapes / "train.json").read_text())
-    content["videos"].pop()
-    kept = {video["id"] for video in content["videos"]}
-    content["annotations"] = [row for row in content["annotations"] if row["video_id"] in kept]
-    (tmp_path / "train.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="train.json has changed since this run held out its test videos .*splits"):
-        train_continual(schedule, run)
-    assert json.loads((run / "splits" / "test_split.json").read_text()) == parts[1]
-    train_continual(schedule, run, resume="restart")
-    assert not {video["id"] for video in json.loads((run / "splits" / "train_split.json").read_text())["videos"]} - kept
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shapes, tmp_path, exists):
-    run = tmp_path / "run"
-    if exists:
-        run.mkdir()
-    for changes, message in (
-        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "no class 'moon'"),
-        ({"base_model": str(finished / "task-0"), "classes": {"tasks": [["circle"], ["ring"]]}}, "knows the classes"),
-        ({"base_model": "no/such-base"}, "`base_model`: no/such-base: there is no such folder"),
-        ({"increment": {"mixed_precision": "fp16"}}, "`mixed_precision: fp16` needs a GPU"),
-        ({"test_share": 2.0}, "test_share is 2.0; give a share"),
-    ):
-        with pytest.raises((ValueError, OSError), match=message):
-            train_continual(tiny_schedule(shapes, **{"test": None, "test_share": 0.25, **changes}), run)
-        assert not (list(run.iterdir()) if exists else run.exists())
-
-
-def images_of(shapes: Path, path: Path, shown: dict[str, str]) -> dict:
-    """A source of the first frames of the videos, as COCO json; `shown`: category -> the class that it becomes."""
-    content = json.loads((shapes / "train.json").read_text())
-    name_of = {category["id"]: category["name"] for category in content["categories"]}
-    ids = {class_name: number for number, class_name in enumerate(shown.values(), start=1)}
-    rows = [row for row in content["annotations"] if name_of[row["category_id"]] in ids and row["segmentations"][0]]
-    coco = {
-        "images": [
-            {**{key: video[key] for key in ("id", "width", "height")}, "file_name": video["file_names"][0]}
-            for video in content["videos"]
-        ],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(shown, start=1)],
-        "annotations": [
-            {
-                **{"id": row["id"], "image_id": row["video_id"], "category_id": ids[name_of[row["category_id"]]]},
-                **{"segmentation": row["segmentations"][0], "bbox": row["bboxes"][0], "area": row["areas"][0]},
-                "iscrowd": 0,
-            }
-            for row in rows
-        ],
-    }
-    path.write_text(json.dumps(coco))
-    return {"json": str(path), "images": str(shapes / "JPEGImages"), "kind": "images", "class_mapping": shown}
-
-
 def test_images_take_part_where_they_show_a_class_of_the_task(shapes, tmp_path, monkeypatch):
     """A task whose images are none uses the videos alone."""
     seen = []
@@ -477,21 +358,6 @@ def test_images_take_part_where_they_show_a_class_of_the_task(shapes, tmp_path, 
     for number in range(2):
         log = (tmp_path / "run" / f"task-{number}" / "training_log.jsonl").read_text().splitlines()
         assert [row["step"] for row in map(json.loads, log) if "loss" in row] == [1, 2]
-
-
-def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_path):
-    """All images that show the class of the base show one of a later task, too."""
-    images = images_of(shapes, tmp_path / "coco.json", {"disc": "circle", "hoop": "ring"})
-    content = json.loads(Path(images["json"]).read_text())
-    both = {row["image_id"] for row in content["annotations"] if row["category_id"] == 1}
-    both &= {row["image_id"] for row in content["annotations"] if row["category_id"] == 2}
-    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in both]
-    Path(images["json"]).write_text(json.dumps(content))
-    videos = {"json": str(shapes / "train.json"), "images": str(shapes / "JPEGImages")}
-    classes = {"tasks": [["circle"], ["ring"]], "mode": "disjoint"}
-    run = continual._ContinualRun(tiny_schedule(shapes, train=[videos, images], classes=classes), tmp_path / "run")
-    run.prepare("auto")
-    assert both and [len(recipe.data.train) for recipe in run.recipes] == [1, 2]
 
 
 def test_protected_directions_are_those_of_all_processes(shapes, tmp_path):
@@ -515,121 +381,9 @@ def test_two_processes_learn_what_one_does(shapes, tmp_path):
             assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5), name
 
 
-# What is wrong with a schedule or its data is said before any training
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "hvlp"}, "`method` must be one of .*'hvpl'.*, got 'hvlp'"),
-        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "the training data has no class 'moon'; it has"),
-        ({"classes": {"tasks": [["circle"], ["ring", "circle"]]}}, "the class 'circle' is in more than one task"),
-        (
-            {"classes": {"tasks": [["circle", "circle"]]}},
-            "the class 'circle' is in more than one task, or twice in one",
-        ),
-        ({"classes": {"tasks": [["circle"], []]}}, "every task of `tasks` needs at least one class"),
-        ({"classes": {"split": "3-2"}}, "3-2 does not divide the 4 classes .* after a base of 3, 1 are left"),
-        ({"classes": {"split": "many"}}, "`split` must look like 20-2"),
-        ({"classes": {"split": "2-1", "tasks": TASKS}}, "give either `split`, for example 20-2, or `tasks`"),
-        ({"test_share": 0.2}, "give either `test`, a data set to evaluate on, or `test_share`"),
-        ({"num_prompts": 0}, '`num_prompts` must be at least 1, or "classes", got 0'),
-        ({"num_prompts": "many"}, "`num_prompts` must be of type int or 'classes', got 'many'"),
-        (
-            {"recipe": {"model": {"config": {"num_prompts": "classes"}}}},
-            "`recipe.model.config.num_prompts`: .* set its own `num_prompts`",
-        ),
-        ({"base": {"model": {"config": {"num_prompts": 3}}}}, "`base.model.config.num_prompts`: .* set its own"),
-        ({"tasks": {0: {"model": {"config": {"num_prompts": 3}}}}}, "`tasks.0.model.config.num_prompts`: .* its own"),
-        ({"tasks": {"one": {"max_steps": 7}}}, "`tasks.one`: .* by their numbers, of which 0 is the base, .*'one'"),
-        ({"tasks": {-1: {"max_steps": 7}}}, "`tasks.-1`: .* by their numbers"),
-        ({"tasks": {1: 7}}, "`tasks.1`: .* what differs .*; got 1: 7"),
-        ({"tasks": {99: {"max_steps": 7}}}, "`tasks.99`: there is no such task; they are 0 to 2"),
-        (
-            {"increment": {"model": {"init_from": "x"}}},
-            "`increment.model`: later tasks go on from the model",
-        ),
-        ({"tasks": {"1": {"model": {"config": {}}}}}, "`tasks.1.model`: later tasks go on from the model"),
-        ({"recipe": {"seed": 3}}, "`recipe.seed`: this belongs to the schedule"),
-        ({"recipe": {"data": {"train": []}}}, "`recipe.data.train`: the schedule makes it for every task"),
-        ({"increment": {"max_step": 3}}, "task 1 of the schedule: .*unknown key 'max_step'.*Did you mean 'max_steps'"),
-        ({"report": {"evaluate_classes": "some"}}, "`evaluate_classes` must be one of .*, got 'some'"),
-        ({"gradient_projection": {"threshold": 2}}, "`threshold` is a share of the energy in 0..1, got 2"),
-        (
-            {"gradient_projection": {"space": "released", "num_clips": 8}},
-            "needs 256 frames of every task, and 8 clips of 2, as task 0 has them, are 16: set `num_clips` to 128 or",
-        ),
-        (
-            {"gradient_projection": {"space": "released"}},
-            "needs a model of as many; this one has 32 .*hidden_dim.*Use `space: features`",
-        ),
-        ({"distillation": {"alpha": 2.0}}, "`distillation`: hvpl has none"),
-        ({"method": "mib", "gradient_projection": None, "distillation": {"alhpa": 1}}, "unknown key 'alhpa'"),
-        ({"sed": 1}, "unknown key 'sed' at the top level. Did you mean 'seed'"),
-    ],
-)
-def test_schedules_that_cannot_be(shapes, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(continual, "Trainer", None)
-    with pytest.raises(ValueError, match=message):
-        train_continual(tiny_schedule(shapes, **changes), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("start", ["base_model", "init_from"])
-def test_released_directions_on_a_model_of_another_width(finished, shapes, tmp_path, monkeypatch, start):
-    monkeypatch.setattr(continual, "Trainer", None)
-    base, changes = str(finished / "task-0"), {"gradient_projection": {"space": "released"}}
-    changes |= {"base_model": base} if start == "base_model" else {"base": {"model": {"init_from": base}}}
-    with pytest.raises(ValueError, match="needs a model of as many; this one has 32"):
-        train_continual(tiny_schedule(shapes, **changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_prompt_for_every_class(shapes, tmp_path):
     schedule = tiny_schedule(
         shapes, "crisp", num_prompts="classes", classes={"tasks": [["circle"], ["star", "ring"], ["square"]]}
     )
     train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
     assert AutoConfig.from_pretrained(tmp_path / "task-2").task_prompt_counts == [2, 1]
-
-
-def test_data_that_does_not_fit(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(continual, "Trainer", None)
-    content = json.loads((shapes / "train.json").read_text())
-    ring = next(category["id"] for category in content["categories"] if category["name"] == "ring")
-    without = {**content, "annotations": [row for row in content["annotations"] if row["category_id"] != ring]}
-    (tmp_path / "without.json").write_text(json.dumps(without))
-
-    def run(part: str, name: str, **changes):
-        source = {"json": str(tmp_path / f"{name}.json"), "images": str(shapes / "JPEGImages")}
-        train_continual(tiny_schedule(shapes, **{part: source}, **changes), tmp_path / "run")
-
-    with pytest.raises(ValueError, match="The class 'ring' of task 1 is in no video of the training data"):
-        run("train", "without")
-    circle = next(category["id"] for category in content["categories"] if category["name"] == "circle")
-    together = [
-        {**row, "id": 2 * row["id"] + number, "category_id": category}
-        for row in content["annotations"]
-        for number, category in enumerate((circle, ring))
-    ]
-    (tmp_path / "together.json").write_text(json.dumps({**content, "annotations": together}))
-    classes = {"tasks": [["circle"], ["ring"]], "mode": "disjoint"}
-    with pytest.raises(
-        ValueError,
-        match=r"Task 0 \(circle\): .*together.json: no video shows one of the classes circle and none of ring",
-    ):
-        run("train", "together", classes=classes)
-    renamed = [{**category, "name": category["name"].upper()} for category in content["categories"]]
-    (tmp_path / "renamed.json").write_text(json.dumps({**content, "categories": renamed}))
-    with pytest.raises(ValueError, match="has other classes than the schedule: circle, ring, square, star cannot be"):
-        run("test", "renamed")
-    with pytest.raises(FileNotFoundError, match="absent.json"):
-        run("test", "absent")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_base_of_another_architecture(shapes, tmp_path):
-    tiny_genvis().save_pretrained(tmp_path / "genvis")
-    with pytest.raises(ValueError, match="`base_model`: .*genvis is a genvis model, hvpl needs hvpl"):
-        train_continual(tiny_schedule(shapes, base_model=str(tmp_path / "genvis")), tmp_path / "run")
-    assert not (tmp_path / "run").exists()

@@ -3,9 +3,9 @@
 import pytest
 
 from transformers_cvis.continual import Schedule, shipped_schedules
-from transformers_cvis.continual.schedule import ClassesRecipe
+from transformers_cvis.continual.schedule import ClassesSettings
 from transformers_cvis.data import ClipAugmentation, RandomCropPath, RandomRotation
-from transformers_cvis.training.recipe import SourceRecipe
+from transformers_cvis.training.recipe import SourceSettings
 
 NAMES = ["dog", "car", "bird", "cow", "ant", "bee"]
 
@@ -14,20 +14,20 @@ NAMES = ["dog", "car", "bird", "cow", "ant", "bee"]
     ("split", "expected"), [("2-2", [2, 2, 2]), ("4-1", [4, 1, 1]), ("6-1", [6]), ("3-3", [3, 3]), ("1-5", [1, 5])]
 )
 def test_a_split_divides_the_classes(split, expected):
-    tasks = ClassesRecipe(split=split).assign(NAMES, seed=0)
+    tasks = ClassesSettings(split=split).assign(NAMES, seed=0)
     assert [len(task) for task in tasks] == expected
     assert [name for task in tasks for name in task] == NAMES
 
 
 def test_orders_of_classes():
-    assert ClassesRecipe(split="2-2", order="alphabetical").assign(NAMES, seed=0)[0] == ["ant", "bee"]
-    first, same, other = (ClassesRecipe(split="2-2", order="random").assign(NAMES, seed) for seed in (0, 0, 1))
+    assert ClassesSettings(split="2-2", order="alphabetical").assign(NAMES, seed=0)[0] == ["ant", "bee"]
+    first, same, other = (ClassesSettings(split="2-2", order="random").assign(NAMES, seed) for seed in (0, 0, 1))
     assert first == same != other
     assert sorted(name for task in first for name in task) == sorted(NAMES)
 
 
 def test_named_tasks_may_leave_classes_out():
-    assert ClassesRecipe(tasks=[["cow"], ["ant", "dog"]]).assign(NAMES, seed=0) == [["cow"], ["ant", "dog"]]
+    assert ClassesSettings(tasks=[["cow"], ["ant", "dog"]]).assign(NAMES, seed=0) == [["cow"], ["ant", "dog"]]
 
 
 def test_recipes_of_tasks():
@@ -94,8 +94,9 @@ def test_published_hyper_parameters(name):
     tasks = schedule.classes.assign([f"class {index}" for index in range(num_classes)], schedule.seed)
     assert len(tasks) == num_tasks + 1 and schedule.num_prompts == num_prompts
     base, later = (schedule.task_recipe(number, tasks, schedule.train[:1]) for number in (0, num_tasks))
-    assert (base.max_steps, base.schedule.milestones) == (base_steps, [milestone])
-    assert (later.max_steps, later.schedule.milestones) == (steps, [later_milestone] if later_milestone else [])
+    assert (base.max_steps, base.learning_rate_schedule.milestones) == (base_steps, [milestone])
+    assert later.max_steps == steps
+    assert later.learning_rate_schedule.milestones == ([later_milestone] if later_milestone else [])
     hvpl = schedule.method == "hvpl"
     assert base.optimizer.learning_rate == later.optimizer.learning_rate == (5e-5 if hvpl else 1e-4)
     assert (base.optimizer.weight_decay, base.optimizer.max_gradient_norm) == (0.05, 0.01)
@@ -111,7 +112,11 @@ def test_published_hyper_parameters(name):
     assert base.mixed_precision == later.mixed_precision == "fp16"
     for recipe in (base, later):
         assert recipe.data.augmentation == (VITA_AUGMENTATION if hvpl else MASK2FORMER_VIS_AUGMENTATION)
-        assert (recipe.optimizer.backbone_factor, recipe.schedule.warmup_steps, recipe.schedule.factor) == (0.1, 0, 0.1)
+        assert (
+            recipe.optimizer.backbone_factor,
+            recipe.learning_rate_schedule.warmup_steps,
+            recipe.learning_rate_schedule.factor,
+        ) == (0.1, 0, 0.1)
     if not hvpl:
         assert len(schedule.train) == 1  # no images take part
         return
@@ -129,9 +134,22 @@ def test_every_shipped_schedule_loads():
     for name in shipped_schedules():
         schedule = Schedule.load(name)
         assert Schedule.from_dict(schedule.to_dict()) == schedule
-        assert schedule.output_dir == name and isinstance(schedule.train[0], SourceRecipe)
+        assert schedule.output_dir == name and isinstance(schedule.train[0], SourceSettings)
 
 
 def test_a_schedule_that_does_not_exist():
     with pytest.raises(FileNotFoundError, match="No schedule 'hvlp': give a YAML file or one of crisp_moving_shapes, "):
         Schedule.load("hvlp")
+
+
+def test_a_schedule_of_crisp_runs_other_methods_without_its_text_encoder():
+    tasks = [["dog"], ["cat"]]
+    overrides = [f"classes={{tasks: {tasks}}}", "test={json: valid.json, images: frames}", "test_share=null"]
+    configs = {}
+    for method in ("crisp", "finetune"):
+        schedule = Schedule.load("crisp_moving_shapes", [*overrides, f"method={method}"])
+        recipe = schedule.task_recipe(1, tasks, schedule.train)
+        configs[method] = recipe.model.config
+        assert recipe.system == ("crisp" if method == "crisp" else "task_clip_detector")
+    dropped = set(configs["crisp"]) - set(configs["finetune"])
+    assert {"text_encoder", "text_hidden_size"} <= dropped and configs["finetune"]["feature_size"] == 64

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from transformers_cvis.training.checkpoints import list_checkpoints
+from transformers_cvis.training.checkpoint_files import list_checkpoints
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from transformers_cvis.modeling.outputs import FrameDetectorOutput
-from transformers_cvis.training import checkpoints
+from transformers_cvis.training import checkpoint_files
+from transformers_cvis.training.callbacks import with_model_callbacks
 from transformers_cvis.training.recipe import Recipe
 from transformers_cvis.training.trainer import Trainer
 
@@ -24,7 +25,7 @@ RECIPE = {
     "system": "vita",
     "data": {"train": [{"json": "-", "images": "-"}], "num_frames": 1, "frame_range": 1, "num_workers": 0},
     "optimizer": {"learning_rate": 1e-2},
-    "schedule": {"milestones": [9], "warmup_steps": 2},
+    "learning_rate_schedule": {"milestones": [9], "warmup_steps": 2},
     "max_steps": 12,
     "batch_size": 4,
     "checkpoint_every": 3,
@@ -80,19 +81,20 @@ def collate(samples: list[dict]) -> tuple[dict, list[str]]:
 
 
 def train_standin(
-    output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None, resume="auto", scaler=None
+    output_dir, overrides=(), dataset=None, dropout=0.5, evaluate=None, resume="auto", scaler=None, callbacks=()
 ) -> tuple[StandInModel, dict]:
     recipe = Recipe.load(Recipe.from_dict(RECIPE), overrides)
-    checkpoint = checkpoints.find_checkpoint(output_dir / "checkpoints", resume)
+    checkpoint = checkpoint_files.find_checkpoint(output_dir / "checkpoints", resume)
     torch.manual_seed(recipe.seed)
     model = StandInModel(StandInConfig(dropout=dropout))
     if checkpoint is not None:
         model = StandInModel.from_pretrained(checkpoint)
-    trainer = Trainer(recipe, output_dir, model, dataset or StandInDataset(), collate, evaluate, checkpoint)
+    callbacks = with_model_callbacks(model, callbacks)
+    trainer = Trainer(recipe, output_dir, model, dataset or StandInDataset(), collate, evaluate, checkpoint, callbacks)
     if scaler is not None:
         trainer.accelerator.scaler = scaler
         trainer.prepared_optimizer = AcceleratedOptimizer(trainer.optimizer, device_placement=False, scaler=scaler)
-    result = trainer.run()
+    result = trainer.train()
     if trainer.accelerator.is_main_process:
         trainer.unwrapped_model.save_pretrained(output_dir)
     trainer.finish()

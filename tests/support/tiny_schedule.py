@@ -3,8 +3,10 @@
 python tiny_schedule.py DATA_FOLDER METHOD OUTPUT_DIR [key=value ...]
 """
 
+import json
 import os
 import sys
+from pathlib import Path
 
 from tests.support import tiny_run
 from transformers_cvis.continual import Schedule, train_continual
@@ -37,6 +39,31 @@ def tiny_schedule(data_folder, method: str = "hvpl", **changes) -> Schedule:
     if method == "hvpl":
         values["gradient_projection"] = {"num_clips": 4, "threshold": 0.5}
     return Schedule.from_dict({**values, **changes})
+
+
+def images_of(shapes: Path, path: Path, shown: dict[str, str]) -> dict:
+    """A source of the first frames of the videos, as COCO json; `shown`: category -> the class that it becomes."""
+    content = json.loads((shapes / "train.json").read_text())
+    name_of = {category["id"]: category["name"] for category in content["categories"]}
+    ids = {class_name: number for number, class_name in enumerate(shown.values(), start=1)}
+    rows = [row for row in content["annotations"] if name_of[row["category_id"]] in ids and row["segmentations"][0]]
+    coco = {
+        "images": [
+            {**{key: video[key] for key in ("id", "width", "height")}, "file_name": video["file_names"][0]}
+            for video in content["videos"]
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(shown, start=1)],
+        "annotations": [
+            {
+                **{"id": row["id"], "image_id": row["video_id"], "category_id": ids[name_of[row["category_id"]]]},
+                **{"segmentation": row["segmentations"][0], "bbox": row["bboxes"][0], "area": row["areas"][0]},
+                "iscrowd": 0,
+            }
+            for row in rows
+        ],
+    }
+    path.write_text(json.dumps(coco))
+    return {"json": str(path), "images": str(shapes / "JPEGImages"), "kind": "images", "class_mapping": shown}
 
 
 if __name__ == "__main__":

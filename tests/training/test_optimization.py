@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from transformers_cvis.training.optimization import learning_rate_factor, parameter_groups
-from transformers_cvis.training.recipe import OptimizerRecipe, ScheduleRecipe
+from transformers_cvis.training.recipe import LearningRateScheduleSettings, OptimizerSettings
 
 
 class WindowAttention(nn.Module):
@@ -34,7 +34,7 @@ class Detector(nn.Module):
 
 
 def test_every_parameter_is_in_the_right_group():
-    groups = parameter_groups(Detector(), OptimizerRecipe(learning_rate=1e-4))
+    groups = parameter_groups(Detector(), OptimizerSettings(learning_rate=1e-4))
     found = {tuple(group["parameter_names"]): (group["lr"], group["weight_decay"]) for group in groups}
     backbone, decoder = "pixel_level_module.encoder", "pixel_level_module.decoder"
     assert found == {
@@ -64,11 +64,11 @@ def test_every_parameter_is_in_the_right_group():
 
 def test_a_frozen_model_cannot_be_trained():
     with pytest.raises(ValueError, match="every parameter of the model has requires_grad=False"):
-        parameter_groups(Detector().requires_grad_(False), OptimizerRecipe(learning_rate=1e-4))
+        parameter_groups(Detector().requires_grad_(False), OptimizerSettings(learning_rate=1e-4))
 
 
 def test_multi_step_schedule_without_warm_up():
-    recipe = ScheduleRecipe(milestones=[4, 6])
+    recipe = LearningRateScheduleSettings(milestones=[4, 6])
     factors = [learning_rate_factor(recipe, step, max_steps=8) for step in range(8)]
     # The reference: torch's scheduler, stepped after each optimiser step.
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -80,7 +80,7 @@ def test_multi_step_schedule_without_warm_up():
 
 
 def test_warm_up_and_cosine():
-    recipe = ScheduleRecipe(kind="cosine", factor=0.0, warmup_steps=4)
+    recipe = LearningRateScheduleSettings(kind="cosine", factor=0.0, warmup_steps=4)
     factors = [learning_rate_factor(recipe, step, max_steps=15) for step in range(15)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[9] == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(5 / 10 * torch.pi)).item()))

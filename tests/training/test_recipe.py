@@ -49,7 +49,8 @@ def test_one_source_needs_no_list():
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
         ({"system": "vitta"}, "`system` must be one of 'vita', 'genvis', .*'minvis', .*, got 'vitta'"),
         ({"data": []}, "`data` must be a mapping"),
-        ({"schedule": {"milestones": 3}}, "`schedule.milestones` must be a list, got 3"),
+        ({"schedule": {}}, "unknown key 'schedule' at the top level. Did you mean 'learning_rate_schedule'"),
+        ({"learning_rate_schedule": {"milestones": 3}}, "`learning_rate_schedule.milestones` must be a list, got 3"),
         ({"batch_size": 3, "gradient_accumulation_steps": 2}, "must be a multiple of `gradient_accumulation_steps`"),
         (
             {"data": {**RECIPE["data"], "train": [{"json": "-", "images": "-", "ratio": 0}]}},
@@ -172,7 +173,7 @@ def test_shipped_recipes_load(name):
 )
 def test_published_hyper_parameters(name, steps, milestones, frames, frame_range):
     recipe = Recipe.load(name)
-    assert (recipe.max_steps, recipe.schedule.milestones, recipe.batch_size) == (steps, milestones, 8)
+    assert (recipe.max_steps, recipe.learning_rate_schedule.milestones, recipe.batch_size) == (steps, milestones, 8)
     assert (recipe.data.num_frames, recipe.data.frame_range) == (frames, frame_range)
     optimizer = recipe.optimizer
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.max_gradient_norm) == (5e-5, 0.05, 0.01)
@@ -202,7 +203,8 @@ def test_published_mixtures_with_coco(name, ratio):
 
 def test_published_pre_training_on_coco():
     recipe = Recipe.load("vita_r50_coco")
-    assert (recipe.max_steps, recipe.schedule.milestones, recipe.batch_size) == (368_750, [327_778, 355_092], 16)
+    assert (recipe.max_steps, recipe.batch_size) == (368_750, 16)
+    assert recipe.learning_rate_schedule.milestones == [327_778, 355_092]
     assert recipe.data.augmentation == LargeScaleJitter() and recipe.data.num_frames == 1
     assert recipe.data.image_rotation is None and recipe.data.train[0].class_mapping is None
     assert recipe.optimizer.learning_rate == 1e-4 and recipe.model.config == {"encoder_window_size": 0}
@@ -211,7 +213,7 @@ def test_published_pre_training_on_coco():
 @pytest.mark.parametrize(("data", "steps", "step"), [("ytvis2019", 6, 4), ("ytvis2021", 8, 5.5), ("ovis", 10, 7)])
 def test_published_hyper_parameters_of_minvis(data, steps, step):
     recipe = Recipe.load(f"minvis_r50_{data}")
-    assert (recipe.max_steps, recipe.schedule.milestones) == (1000 * steps, [1000 * step])
+    assert (recipe.max_steps, recipe.learning_rate_schedule.milestones) == (1000 * steps, [1000 * step])
     assert (recipe.batch_size, recipe.data.num_frames, recipe.optimizer.learning_rate) == (32, 1, 1e-4)
     assert recipe.data.augmentation == mask2former_augmentation()
     assert (recipe.evaluation.short_side, recipe.evaluation.top_k) == (360, 10)
@@ -229,7 +231,9 @@ def test_published_hyper_parameters_of_minvis(data, steps, step):
 def test_published_hyper_parameters_of_spvis(data, stage, start, frames, frame_range, reversed_share):
     recipe = Recipe.load(f"spvis_{stage}_r50_{data}")
     long = stage != "segmenter" and data != "ovis"
-    assert (recipe.max_steps, recipe.schedule.milestones) == ((40_000, [28_000]) if long else (20_000, [14_000]))
+    assert (recipe.max_steps, recipe.learning_rate_schedule.milestones) == (
+        (40_000, [28_000]) if long else (20_000, [14_000])
+    )
     assert (recipe.batch_size, recipe.optimizer.learning_rate, recipe.seed) == (8, 1e-4, 42)
     clips = recipe.data
     assert (clips.num_frames, clips.frame_range, clips.reverse_probability) == (frames, frame_range, reversed_share)
@@ -245,6 +249,6 @@ def test_published_hyper_parameters_of_spvis(data, stage, start, frames, frame_r
 @pytest.mark.parametrize(("year", "steps", "milestone"), [(2019, 6000, 4000), (2021, 8000, 5500)])
 def test_published_hyper_parameters_of_mask2former_vis(year, steps, milestone):
     recipe = Recipe.load(f"mask2former_vis_r50_ytvis{year}")
-    assert (recipe.max_steps, recipe.schedule.milestones, recipe.batch_size) == (steps, [milestone], 16)
+    assert (recipe.max_steps, recipe.learning_rate_schedule.milestones, recipe.batch_size) == (steps, [milestone], 16)
     assert (recipe.data.num_frames, recipe.data.frame_range, recipe.optimizer.learning_rate) == (2, 20, 1e-4)
     assert str(year) in recipe.data.train[0].json

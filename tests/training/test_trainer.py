@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.launching import finish, kill_after_first_checkpoint, launch
 from tests.support.standin import RECIPE, StandInDataset, StandInModel, train_standin
-from transformers_cvis.training import Recipe, checkpoints, train
+from transformers_cvis.training import Recipe, checkpoint_files, train
 from transformers_cvis.training.trainer import TrainingBatches
 
 STANDIN = Path(__file__).parents[1] / "support" / "standin.py"
@@ -29,14 +29,14 @@ def assert_same_weights(one: dict, other: dict, **tolerance) -> None:
         torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}))
 
 
-@pytest.mark.slow  # test_running has the same with a real model
+@pytest.mark.slow  # test_train has the same with a real model
 def test_killed_run_continues_bit_for_bit(tmp_path):
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     train_standin(uninterrupted)
 
     (process,) = launch(STANDIN, killed, SLEEP="0.05")
     kill_after_first_checkpoint(process, killed / "checkpoints")
-    steps = [path.name for path in checkpoints.list_checkpoints(killed / "checkpoints")]
+    steps = [path.name for path in checkpoint_files.list_checkpoints(killed / "checkpoints")]
     assert steps and "step-00000012" not in steps
 
     train_standin(killed)
@@ -53,15 +53,15 @@ def test_every_step_can_be_resumed(tmp_path, workers):
     """One step per session, with every generator in use, against one session."""
     overrides = ["checkpoint_every=1", f"data.num_workers={workers}"]
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    train_standin(whole, [*overrides, "max_steps=4", "schedule.warmup_steps=0"])
+    train_standin(whole, [*overrides, "max_steps=4", "learning_rate_schedule.warmup_steps=0"])
     for steps in range(1, 5):
         torch.manual_seed(steps)  # a session does not depend on what was drawn before it
         np.random.seed(steps)
-        train_standin(pieces, [*overrides, f"max_steps={steps}", "schedule.warmup_steps=0"])
+        train_standin(pieces, [*overrides, f"max_steps={steps}", "learning_rate_schedule.warmup_steps=0"])
     assert_same_weights(weights(whole), weights(pieces))
 
 
-@pytest.mark.slow  # test_running has the same with a real model
+@pytest.mark.slow  # test_train has the same with a real model
 def test_two_processes_equal_one(tmp_path):
     train_standin(tmp_path / "one", dropout=0.0)
     finish(launch(STANDIN, tmp_path / "two", processes=2, DROPOUT="0"))
@@ -112,21 +112,14 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"), rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_is_told_how_far_the_training_is(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(
-        StandInModel, "set_training_progress", lambda self, progress: told.append(progress), raising=False
-    )
-    overrides = ["max_steps=8", "gradient_accumulation_steps=2"]
-    train_standin(tmp_path, [*overrides, "checkpoint_every=2"])
-    assert told == [step / 8 for step in range(8)]
-    train_standin(tmp_path, overrides, resume=tmp_path / "checkpoints/step-00000006")  # as after an interruption
-    assert told[8:] == [6 / 8, 7 / 8]
-
-
 def test_gradients_are_clipped_together(tmp_path):
     """A gradient norm above the limit moves the weights as the gradient scaled to the limit does."""
-    overrides = ["max_steps=1", "schedule.warmup_steps=0", "optimizer.epsilon=1.0", "optimizer.weight_decay=0"]
+    overrides = [
+        "max_steps=1",
+        "learning_rate_schedule.warmup_steps=0",
+        "optimizer.epsilon=1.0",
+        "optimizer.weight_decay=0",
+    ]
     moved = {}
     for limit in (0.01, 0.02):
         output_dir = tmp_path / str(limit)
@@ -151,7 +144,7 @@ def test_batches_share_each_step_over_rounds_and_processes():
 def test_a_loss_that_is_not_finite_names_the_batch(tmp_path):
     with pytest.raises(FloatingPointError, match=r"loss is not finite at step 5, in the batch of video-16, .*video-19"):
         train_standin(tmp_path, dataset=StandInDataset(bad_sample=17))
-    steps = [path.name for path in checkpoints.list_checkpoints(tmp_path / "checkpoints")]
+    steps = [path.name for path in checkpoint_files.list_checkpoints(tmp_path / "checkpoints")]
     assert steps == ["step-00000003"]
 
 
@@ -184,37 +177,37 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     train_standin(tmp_path, ["max_steps=3"])
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints/step-00000003").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_optimizer", full_disk)
+        patch.setattr(checkpoint_files, "save_optimizer", full_disk)
         with pytest.raises(OSError, match="No space left on device"):
             train_standin(tmp_path, ["max_steps=6"])
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "checkpoints/step-00000003").iterdir()}
     train_standin(tmp_path, ["max_steps=6"])
-    assert checkpoints.list_checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000006"
+    assert checkpoint_files.list_checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000006"
 
 
 def test_what_a_kill_left_behind_is_removed(tmp_path):
     stale = tmp_path / "checkpoints" / "step-00000003.incomplete"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"half of it")
-    assert checkpoints.find_checkpoint(tmp_path / "checkpoints", "auto") is None
+    assert checkpoint_files.find_checkpoint(tmp_path / "checkpoints", "auto") is None
     train_standin(tmp_path, ["max_steps=3"])
     assert not stale.exists()
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
     train_standin(tmp_path, ["keep_checkpoints=2", "checkpoint_every=2", "max_steps=7"])
-    names = [path.name for path in checkpoints.list_checkpoints(tmp_path / "checkpoints")]
+    names = [path.name for path in checkpoint_files.list_checkpoints(tmp_path / "checkpoints")]
     assert names == ["step-00000006", "step-00000007"]
 
 
 def test_finding_checkpoints(tmp_path):
     train_standin(tmp_path, ["max_steps=3"])
     directory = tmp_path / "checkpoints"
-    assert checkpoints.find_checkpoint(directory, directory / "step-00000003").name == "step-00000003"
-    assert checkpoints.find_checkpoint(directory, "restart") is None
+    assert checkpoint_files.find_checkpoint(directory, directory / "step-00000003").name == "step-00000003"
+    assert checkpoint_files.find_checkpoint(directory, "restart") is None
     with pytest.raises(FileNotFoundError, match="not a checkpoint: it has no trainer_state.json"):
-        checkpoints.find_checkpoint(directory, tmp_path)
+        checkpoint_files.find_checkpoint(directory, tmp_path)
 
 
 def test_an_older_checkpoint_replaces_what_came_after_it(tmp_path):
@@ -226,12 +219,12 @@ def test_an_older_checkpoint_replaces_what_came_after_it(tmp_path):
         ["checkpoint_every=3", "keep_checkpoints=9", "max_steps=6"],
         resume=directory / "step-00000002",
     )
-    assert [path.name for path in checkpoints.list_checkpoints(directory)] == [
+    assert [path.name for path in checkpoint_files.list_checkpoints(directory)] == [
         f"step-0000000{step}" for step in (2, 3, 6)
     ]
     assert_same_weights(first, weights(tmp_path / "run"))
     train_standin(tmp_path / "run", ["max_steps=1"], resume="restart")
-    assert [path.name for path in checkpoints.list_checkpoints(directory)] == ["step-00000001"]
+    assert [path.name for path in checkpoint_files.list_checkpoints(directory)] == ["step-00000001"]
 
 
 def test_evaluation_does_not_change_the_training(tmp_path):

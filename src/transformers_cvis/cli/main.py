@@ -90,6 +90,16 @@ def add_overrides(parser: argparse.ArgumentParser, what: str, example: str) -> N
     )
 
 
+def add_fields(parser: argparse.ArgumentParser, what: str, example: str) -> None:
+    parser.add_argument(
+        "--fields",
+        nargs="?",
+        const="",
+        metavar="KEY",
+        help=f"print the fields of {what} with their defaults, or those below KEY, e.g. {example}, and stop",
+    )
+
+
 def add_command(commands, name: str, run, summary: str, description: str, example: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -381,6 +391,7 @@ def add_train(commands) -> None:
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, or name of a shipped recipe")
     parser.add_argument("--list", action="store_true", help="list the shipped recipes, say where they are, and stop")
+    add_fields(parser, "a recipe", "optimizer")
     parser.add_argument("--out", metavar="FOLDER", help="where the model and checkpoints go (default: from the recipe)")
     add_overrides(parser, "change a value of the recipe", "optimizer.learning_rate=5e-5")
     parser.add_argument(
@@ -393,9 +404,13 @@ def add_train(commands) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    from ..training import train
+    from ..training import Recipe, train
     from ..training.recipe import RECIPES_DIRECTORY
+    from ..training.settings import describe_fields
 
+    if options.fields is not None:
+        print(describe_fields(Recipe, options.fields), end="")
+        return 0
     if options.list:
         print_shipped(RECIPES_DIRECTORY)
         return 0
@@ -411,7 +426,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def print_shipped(folder: Path) -> None:
     """A line for each YAML file of a folder: its name, and what it is."""
-    from ..training.recipe import describe_shipped
+    from ..training.settings import describe_shipped
 
     descriptions = describe_shipped(folder)
     width = max(map(len, descriptions))
@@ -440,6 +455,7 @@ def add_train_continual(commands) -> None:
     )
     parser.add_argument("schedule", nargs="?", metavar="SCHEDULE", help="YAML file, or name of a shipped schedule")
     parser.add_argument("--list", action="store_true", help="list the shipped schedules, say where they are, and stop")
+    add_fields(parser, "a schedule", "classes")
     parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: from the schedule)")
     add_overrides(parser, "change a value of the schedule", "classes.split=20-2 or recipe.batch_size=8")
     parser.add_argument(
@@ -451,9 +467,13 @@ def add_train_continual(commands) -> None:
 
 
 def run_train_continual(options: argparse.Namespace) -> int:
-    from ..continual import train_continual
+    from ..continual import Schedule, train_continual
     from ..continual.schedule import SCHEDULES_DIRECTORY
+    from ..training.settings import describe_fields
 
+    if options.fields is not None:
+        print(describe_fields(Schedule, options.fields), end="")
+        return 0
     if options.list:
         print_shipped(SCHEDULES_DIRECTORY)
         return 0

@@ -8,74 +8,84 @@ By default M lives in the channels of the features. The procedure of the release
 those of samples, and apply to channels only because it collects as many samples as there are channels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.distributed as distributed
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from ..data import collate_clips
-from ..training.build import config_of_base
-from ..training.recipe import Recipe
-from .schedule import Schedule
+from ..training.callbacks import RunningTrainer, Task, TrainingCallback
 
 RELEASED_ROWS = 256
 RELEASED_COMPONENTS = 50
 
 
-def check_collection(schedule: Schedule, recipes: Sequence[Recipe]) -> None:
-    """See, before any training, that the directions which a schedule asks for can be collected and used.
+@dataclass
+class GradientProjectionSettings:
+    """HVPL's orthogonal gradient correction: prompts of later tasks keep clear of the directions of earlier tasks."""
 
-    Args:
-        recipes: the training of every task.
+    space: Literal["features", "released"] = field(
+        default="features",
+        metadata={
+            "help": "'features' takes directions of the channels of the features. 'released' repeats the computation "
+            "of the released code, whose directions are those of the first 256 frames and apply to channels only "
+            "because there are 256 of these as well. The frames differ: the released code goes through the data of a "
+            "task, in clips of 4 frames, when the next one begins; here this happens at the end of the task, with the "
+            "same model, in clips as long as the task's own, so no data of older tasks has to be kept."
+        },
+    )
+    threshold: float = field(
+        default=0.7, metadata={"help": "Share of the features' energy that the directions of a task hold, 0 to 1."}
+    )
+    num_clips: int = field(
+        default=256,
+        metadata={
+            "help": "Largest number of training clips of a task whose features are collected; 256 in the released "
+            "code. 'released' stops at 256 frames."
+        },
+    )
+    centre: bool = field(default=False, metadata={"help": "Subtract the mean feature first; 'released' always does."})
+    project_update: bool = field(
+        default=True,
+        metadata={
+            "help": "Restrict the optimiser's update as well, since Adam scales every entry by itself. false, as "
+            "released, corrects gradients only."
+        },
+    )
 
-    Raises:
-        ValueError: the released procedure, and fewer frames than it wants, or a model of another width.
-    """
-    projection = schedule.gradient_projection
-    collecting = recipes[:-1]  # nothing follows the last task
-    if projection is None or projection.space != "released" or not collecting:
-        return
-    for number, recipe in enumerate(collecting):
-        num_clips, clip_length = projection.num_clips, recipe.data.num_frames
-        if num_clips * clip_length < RELEASED_ROWS:
-            raise ValueError(
-                f"`gradient_projection`: the released procedure needs {RELEASED_ROWS} frames of every task, and "
-                f"{num_clips} clips of {clip_length}, as task {number} has them, are {num_clips * clip_length}: set "
-                f"`num_clips` to {-(-RELEASED_ROWS // clip_length)} or more."
-            )
-    num_channels = config_of_base(recipes[0], schedule.base_model).detector_config.hidden_dim
-    if num_channels != RELEASED_ROWS:
-        raise ValueError(
-            f"`gradient_projection`: the released procedure takes directions of {RELEASED_ROWS} frames for directions "
-            f"of channels, so it needs a model of as many; this one has {num_channels} "
-            "(`detector_config.hidden_dim`). Use `space: features`."
-        )
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` is a share of the energy in 0..1, got {self.threshold}.")
+        if self.num_clips < 1:
+            raise ValueError(f"`num_clips` must be at least 1, got {self.num_clips}.")
 
 
 class FeatureEnergy:
-    """Sum over features f of `f f^T`, all that growing a basis needs of them; float64, of constant size.
+    """Sum over features f of `f f^T`, from which a basis grows; float64, of constant size.
 
     Args:
-        num_channels: of the features.
+        num_channels: number of channels of the features.
         centre: subtract the mean feature.
     """
 
-    def __init__(self, num_channels: int, centre: bool = False):
+    def __init__(self, num_channels: int, centre: bool = False) -> None:
         self.centre = centre
         self.products = torch.zeros(num_channels, num_channels, dtype=torch.float64)
         self.total = torch.zeros(num_channels, dtype=torch.float64)
         self.count = torch.zeros((), dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, features: Tensor) -> None:
+    def update(self, features: torch.Tensor) -> None:
         """Add features `(..., channels)`, e.g. (queries, frames, channels).
 
         Raises:
-            ValueError: another number of channels, or a feature that is not finite.
+            ValueError: if the number of channels differs, or a feature is not finite.
         """
         if features.shape[-1] != len(self.total):
             raise ValueError(f"The features have {features.shape[-1]} channels, expected {len(self.total)}.")
@@ -86,14 +96,14 @@ class FeatureEnergy:
         self.total += rows.sum(dim=0)
         self.count += len(rows)
 
-    def matrix(self, device: torch.device | str = "cpu") -> Tensor:
-        """`(channels, channels)`, the same in all processes.
+    def matrix(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return the sum, `(channels, channels)`, the same in all processes.
 
         Args:
-            device: on which the processes exchange their sums; the GPU where they talk over NCCL.
+            device: device on which the processes exchange their sums; the GPU with NCCL.
 
         Raises:
-            ValueError: there were no features.
+            ValueError: if no features were added.
         """
         products, total, count = (tensor.to(device, copy=True) for tensor in (self.products, self.total, self.count))
         if distributed.is_available() and distributed.is_initialized():
@@ -114,22 +124,25 @@ def collect_directions(
     threshold: float = 0.7,
     num_clips: int = 256,
     centre: bool = False,
-) -> Tensor:
-    """The directions that a model, at the end of a task, adds to those it protects; the same in all processes.
+) -> torch.Tensor:
+    """Compute the directions that a model, at the end of a task, adds to those it protects.
+
+    They are the same in all processes.
 
     Args:
         model: has `prompt_features(frames)`, the features that prompts of later tasks will meet, and
             `protected_directions()`, those of earlier tasks.
-        dataset: training clips of the task; its samples 0, 1, ... are looked at.
+        dataset: training clips of the task; samples 0, 1, ... are used.
         space: "features", or "released" for the published procedure, which wants as many frames as channels.
-        threshold, centre: see [`grow_basis`], [`FeatureEnergy`].
-        num_clips: how many clips are looked at, over all processes together.
+        threshold: see [`grow_basis`].
+        num_clips: number of clips, over all processes together.
+        centre: see [`FeatureEnergy`].
 
     Returns:
         `(channels, rank)` float64 orthonormal, orthogonal to the directions before.
 
     Raises:
-        ValueError: a feature is not finite; "released" and too few frames.
+        ValueError: if a feature is not finite, or there are too few frames for "released".
     """
     state, was_training, before = PartialState(), model.training, model.protected_directions()
     model.eval()
@@ -156,7 +169,7 @@ def collect_directions(
     return broadcast_object_list(directions)[0]
 
 
-def grow_basis(energy: Tensor, threshold: float, basis: Tensor | None = None) -> Tensor:
+def grow_basis(energy: torch.Tensor, threshold: float, basis: torch.Tensor | None = None) -> torch.Tensor:
     """Add the fewest directions with which the basis holds `threshold` of a task's feature energy.
 
     Args:
@@ -168,7 +181,7 @@ def grow_basis(energy: Tensor, threshold: float, basis: Tensor | None = None) ->
         `(channels, rank)` float64 orthonormal, the columns of `basis` first, signs fixed.
 
     Raises:
-        ValueError: a threshold outside 0 to 1, or shapes that do not fit.
+        ValueError: if the threshold is outside 0 to 1, or shapes do not fit.
     """
     energy, basis = _checked(energy.double(), threshold, basis)
     total = energy.trace()
@@ -181,10 +194,12 @@ def grow_basis(energy: Tensor, threshold: float, basis: Tensor | None = None) ->
     return _extended(basis, vectors.flip(1), shares, threshold - 1e-12)
 
 
-def grow_basis_released(representation: Tensor, threshold: float, basis: Tensor | None = None) -> Tensor:
-    """The growth of the released code.
+def grow_basis_released(
+    representation: torch.Tensor, threshold: float, basis: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Grow a basis like the released code.
 
-    It differs from [`grow_basis`] in three ways: energies are fourth powers of singular values, which leaves few
+    This differs from [`grow_basis`] in three ways: energies are fourth powers of singular values, which leaves few
     directions; the first task takes those whose cumulative share is below the threshold, one fewer than reach it,
     perhaps none; and rows need not be channels.
 
@@ -197,7 +212,7 @@ def grow_basis_released(representation: Tensor, threshold: float, basis: Tensor 
         `(rows, rank)` float64 orthonormal, at most `rows` columns.
 
     Raises:
-        ValueError: a threshold outside 0 to 1, or shapes that do not fit.
+        ValueError: if the threshold is outside 0 to 1, or shapes do not fit.
     """
     representation = representation.double()
     first_task = basis is None
@@ -211,9 +226,9 @@ def grow_basis_released(representation: Tensor, threshold: float, basis: Tensor 
 
 
 def released_representation(
-    samples: Tensor, num_rows: int = RELEASED_ROWS, num_components: int = RELEASED_COMPONENTS
-) -> Tensor:
-    """What the released code passes to [`grow_basis_released`]: principal component scores of the first frames.
+    samples: torch.Tensor, num_rows: int = RELEASED_ROWS, num_components: int = RELEASED_COMPONENTS
+) -> torch.Tensor:
+    """Compute the input of [`grow_basis_released`] in the released code: principal components of the first frames.
 
     Args:
         samples: `(frames, queries * channels)`.
@@ -223,7 +238,7 @@ def released_representation(
         `(num_rows, num_components)` float64, by falling variance.
 
     Raises:
-        ValueError: there are fewer than `num_rows` frames.
+        ValueError: if there are fewer than `num_rows` frames.
     """
     if len(samples) < num_rows:
         raise ValueError(
@@ -235,30 +250,30 @@ def released_representation(
     return (vectors * values)[:, :num_components]
 
 
-def project_out(tensor: Tensor, basis: Tensor) -> Tensor:
-    """`tensor (..., channels)` without its component in the span of `basis (channels, rank)`, in its own type."""
+def project_out(tensor: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """Return `tensor (..., channels)` without its component in the span of `basis (channels, rank)`, in its type."""
     basis = basis.to(tensor.device, torch.promote_types(tensor.dtype, torch.float32))
     wide = tensor.to(basis.dtype)
     return (wide - (wide @ basis) @ basis.T).to(tensor.dtype)
 
 
 class GradientProjection:
-    """Keeps parameters from moving within the span of a basis.
+    """Keep parameters from moving within the span of a basis.
 
-    Call `project_gradients()` after the backward and before gradients are clipped (scaled gradients are fine: it is
-    linear). `attach(optimizer)` also restricts what the optimiser does: Adam divides every entry by a scale of its own,
-    which brings the component back, and so would weight decay.
+    Call [`project_gradients`] after the backward pass and before gradients are clipped (scaled gradients are fine: the
+    projection is linear), and [`project_changes`] after the step of the optimiser. The latter is needed because Adam
+    divides every entry by a scale of its own, which brings the component back, and so would weight decay.
 
     Args:
-        parameters: `(..., channels)` each.
+        parameters: parameters of shape `(..., channels)`.
         basis: `(channels, rank)`, orthonormal; rank 0 changes nothing.
         project_update: False for the released behaviour, which corrects gradients only.
 
     Raises:
-        ValueError: a parameter of another number of channels, or a basis that is not orthonormal.
+        ValueError: if a parameter has another number of channels, or the basis is not orthonormal.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], basis: Tensor, project_update: bool = True):
+    def __init__(self, parameters: Iterable[nn.Parameter], basis: torch.Tensor, project_update: bool = True) -> None:
         self.parameters = list(parameters)
         self.basis = basis.detach().double()
         self.project_update = project_update
@@ -268,37 +283,73 @@ class GradientProjection:
         rank = self.basis.shape[1]
         if not torch.allclose(self.basis.T @ self.basis, torch.eye(rank, dtype=torch.float64), atol=1e-4):
             raise ValueError("The columns of the basis are not orthonormal; take it from `grow_basis`.")
-        self._before: list[Tensor] = []
+        self._before_step: list[torch.Tensor] = []
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Remove the component of every gradient that there is."""
+        """Project every existing gradient out of the span of the basis, and remember the parameters."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.copy_(project_out(parameter.grad, self.basis))
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> "GradientProjection":
-        """Project the change of every step of `optimizer`; nothing happens with `project_update=False`."""
         if self.project_update:
-            optimizer.register_step_pre_hook(lambda *_: self._remember())
-            optimizer.register_step_post_hook(lambda *_: self._project_changes())
-        return self
-
-    def _remember(self) -> None:
-        self._before = [parameter.detach().clone() for parameter in self.parameters]
+            self._before_step = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def _project_changes(self) -> None:
-        for parameter, before in zip(self.parameters, self._before, strict=True):
+    def project_changes(self) -> None:
+        """Project the changes since [`project_gradients`] out of the span; do nothing if `project_update` is False."""
+        if not self.project_update:
+            return
+        for parameter, before in zip(self.parameters, self._before_step, strict=True):
             parameter.copy_(before + project_out(parameter - before, self.basis))
-        self._before = []
+        self._before_step = []
 
 
-def _without(rows: Tensor, basis: Tensor) -> Tensor:
+class OrthogonalGradientCorrection(TrainingCallback):
+    """Have prompts of later tasks learn clear of the directions that older classes use (HVPL's OGC).
+
+    The model keeps the directions, in `protected_directions()`, and they are saved with its tasks.
+
+    Args:
+        settings: how directions are found and used.
+    """
+
+    def __init__(self, settings: GradientProjectionSettings) -> None:
+        self.settings = settings
+        self.projection: GradientProjection | None = None
+
+    def before_task(self, task: Task) -> None:
+        basis = None if task.is_base else task.model.protected_directions()
+        self.projection = None
+        if basis is not None:
+            parameters = task.model.projected_parameters()
+            self.projection = GradientProjection(parameters, basis, self.settings.project_update)
+
+    def after_backward(self, trainer: RunningTrainer) -> None:
+        if self.projection is not None:
+            self.projection.project_gradients()
+
+    def after_step(self, trainer: RunningTrainer, step: int) -> None:
+        if self.projection is not None:
+            self.projection.project_changes()
+
+    def after_task(self, task: Task) -> None:
+        """Have the model protect the directions of the task, for the tasks that follow."""
+        if task.is_last:
+            return
+        if not task.is_trained and task.model.protected_directions() is not None:
+            return  # they came with the base
+        settings = self.settings
+        directions = collect_directions(
+            task.model, task.dataset, settings.space, settings.threshold, settings.num_clips, settings.centre
+        )
+        task.model.protect_directions(directions)
+
+
+def _without(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     return rows - (rows @ basis) @ basis.T
 
 
-def _checked(products: Tensor, threshold: float, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+def _checked(products: torch.Tensor, threshold: float, basis: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     if not 0 <= threshold <= 1:
         raise ValueError(f"The threshold is {threshold}, expected a share of the energy from 0 to 1.")
     if products.dim() != 2 or products.shape[0] != products.shape[1]:
@@ -310,17 +361,17 @@ def _checked(products: Tensor, threshold: float, basis: Tensor | None) -> tuple[
     return products, basis.double()
 
 
-def _extended(basis: Tensor, directions: Tensor, shares: Tensor, threshold: float) -> Tensor:
-    """As many `directions`, by falling share of the energy, as let the basis hold `threshold` of it."""
-    held, num_new = 1 - shares.sum(), 0
-    while held < threshold and num_new < len(basis) - basis.shape[1]:
-        held = held + shares[num_new]
+def _extended(basis: torch.Tensor, directions: torch.Tensor, shares: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Extend the basis by `directions`, ordered by falling share of the energy, until it holds `threshold` of it."""
+    share_in_basis, num_new = 1 - shares.sum(), 0
+    while share_in_basis < threshold and num_new < len(basis) - basis.shape[1]:
+        share_in_basis = share_in_basis + shares[num_new]
         num_new += 1
     return torch.cat((basis, _with_fixed_signs(directions[:, :num_new])), dim=1)
 
 
-def _with_fixed_signs(directions: Tensor) -> Tensor:
-    """Each with its largest entry positive."""
+def _with_fixed_signs(directions: torch.Tensor) -> torch.Tensor:
+    """Return the directions, each with the sign that makes its largest entry positive."""
     if not directions.shape[1]:
         return directions
     return directions * directions.gather(0, directions.abs().argmax(dim=0, keepdim=True)).sign()

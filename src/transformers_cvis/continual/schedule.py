@@ -1,4 +1,7 @@
-"""Schedules: everything that a class-incremental training depends on, as nested dataclasses read from one YAML file."""
+"""Schedules: everything that a class-incremental training depends on, as nested dataclasses read from one YAML file.
+
+`transformers-cvis train-continual --fields` prints the reference of all fields.
+"""
 
 import copy
 import dataclasses
@@ -8,39 +11,55 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..data import ClassFilter, read_annotations
 from ..evaluation.continual_report import EVALUATED_CLASSES, FORGETTING_VIDEOS
 from ..evaluation.forgetting import CLASS_COUNTS, UNDEFINED_CHOICES
-from ..training.recipe import Recipe, SourceRecipe, apply_override, convert, merge, read_yaml
-from .distillation import DistillationRecipe
+from ..modeling.auto import SYSTEMS
+from ..training.recipe import Recipe, SourceSettings
+from ..training.settings import apply_override, convert, merge, read_yaml
+from .distilling_model import DistillationSettings
+from .gradient_projection import GradientProjectionSettings
 from .methods import METHODS, Method
 
 SCHEDULES_DIRECTORY = Path(__file__).parent / "schedules"
 
 
 @dataclass
-class ClassesRecipe:
-    """Which classes are learnt when.
+class ClassesSettings:
+    """The classes of each task, and the part of the data that a task may see."""
 
-    split: "20-2" is a base of 20 classes and 2 more with every task, until there are none left. tasks: instead of it,
-        the names of the classes of each task, the base first; classes that are not named are not learnt.
-    order: of the classes that `split` cuts: "categories" by their ids in the training json, "alphabetical", or "random"
-        by the schedule's seed.
-    mode: what a task may see, where a video shows classes of several tasks. "overlap": all videos with a class of the
-        task, with the labels of that task alone. "disjoint": of these, videos without a class of a later task.
-        "sequential": these too, with the labels of all classes so far.
-    """
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Number of classes of the base, and of each task after it: 20-2 is a base of 20 classes and 2 more "
+            "with every task, until none are left. Give either `split` or `tasks`."
+        },
+    )
+    tasks: list[list[str]] | None = field(
+        default=None,
+        metadata={"help": "Class names of each task, the base first; classes that are not named are not learnt."},
+    )
+    order: Literal["categories", "alphabetical", "random"] = field(
+        default="categories",
+        metadata={
+            "help": "Order of the classes that `split` cuts: by their ids in the training json, 'alphabetical', or "
+            "'random' by the schedule's seed."
+        },
+    )
+    mode: Literal["overlap", "disjoint", "sequential"] = field(
+        default="overlap",
+        metadata={
+            "help": "Videos and labels of a task, where a video shows classes of several tasks. 'overlap': all videos "
+            "with a class of the task, with the labels of that task alone. 'disjoint': of these, the videos without a "
+            "class of a later task. 'sequential': the videos of 'disjoint', with the labels of all classes so far."
+        },
+    )
 
-    split: str | None = None
-    tasks: list[list[str]] | None = None
-    order: Literal["categories", "alphabetical", "random"] = "categories"
-    mode: Literal["overlap", "disjoint", "sequential"] = "overlap"
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.split is None) == (self.tasks is None):
             raise ValueError("give either `split`, for example 20-2, or `tasks`, lists of class names.")
         if self.split is not None and not re.fullmatch(r"[1-9]\d*-[1-9]\d*", self.split):
@@ -55,14 +74,17 @@ class ClassesRecipe:
                 raise ValueError("every task of `tasks` needs at least one class.")
 
     def assign(self, categories: Sequence[str], seed: int) -> list[list[str]]:
-        """The classes of every task.
+        """Assign the classes to the tasks.
 
         Args:
-            categories: all that the data has, by rising id.
-            seed: of the order "random".
+            categories: all class names of the data, by rising category id.
+            seed: seed of the order "random".
+
+        Returns:
+            Class names of every task, the base first.
 
         Raises:
-            ValueError: a class that the data does not have, or a split that does not come out even.
+            ValueError: if the data lacks a class, or the split does not divide the classes evenly.
         """
         if self.tasks is not None:
             unknown = [name for task in self.tasks for name in task if name not in categories]
@@ -87,52 +109,35 @@ class ClassesRecipe:
 
 
 @dataclass
-class ProjectionRecipe:
-    """Orthogonal gradient correction: later frame prompts keep clear of the directions that earlier tasks use (HVPL).
+class ReportSettings:
+    """How the numbers after every task are counted. A finished run may change all fields but `forgetting_videos`."""
 
-    space: "features" takes directions of the channels of the features. "released" repeats the computation of the
-        released code, whose directions are those of the first 256 frames and apply to channels only because there are
-        256 of these, too. The frames differ: the released code goes through the data of a task, in clips of 4 frames,
-        when the next one begins; here this happens at the end of the task, with the same model, in clips as long as the
-        task's own. So nothing of older tasks has to be kept.
-    threshold: share of the features' energy that the directions of a task hold.
-    num_clips: training clips of a task whose features are collected, at most (256 in released code); "released" stops
-        at 256 frames.
-    centre: subtract the mean feature first; "released" always does.
-    project_update: also restrict what the optimiser makes of the gradients, since Adam scales every entry by itself.
-        False, as released, corrects gradients only.
-    """
+    evaluate_classes: str = field(
+        default="all",
+        metadata={
+            "help": "Classes of the overall numbers: 'all' (CRISP: those to come count 0), those 'seen' so far (HVPL), "
+            "or those of the 'current' task."
+        },
+    )
+    forgetting_videos: str = field(
+        default="containing",
+        metadata={
+            "help": "Test videos on which a class is evaluated: those 'containing' an object of it (HVPL), or 'all'."
+        },
+    )
+    undefined: str = field(
+        default="exclude",
+        metadata={
+            "help": "Classes without a first value: 'exclude' leaves them out of HVPL's rate, 'released' counts them "
+            "like the released formula."
+        },
+    )
+    num_classes: str = field(
+        default="old",
+        metadata={"help": "Number of classes by which CRISP's rate is divided: of the 'old' classes, or of 'all'."},
+    )
 
-    space: Literal["features", "released"] = "features"
-    threshold: float = 0.7
-    num_clips: int = 256
-    centre: bool = False
-    project_update: bool = True
-
-    def __post_init__(self):
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` is a share of the energy in 0..1, got {self.threshold}.")
-        if self.num_clips < 1:
-            raise ValueError(f"`num_clips` must be at least 1, got {self.num_clips}.")
-
-
-@dataclass
-class ReportRecipe:
-    """How the numbers after every task are counted.
-
-    evaluate_classes: overall numbers over "all" classes (CRISP: those to come count 0), those "seen" so far (HVPL), or
-        those of the "current" task. forgetting_videos: a class is evaluated on the test videos "containing" it (HVPL)
-        or on "all". undefined: classes without a first value are "exclude"d from HVPL's rate, or counted as the
-        "released" formula does. num_classes: CRISP's rate is divided by the number of "old" classes or of "all". All
-        but `forgetting_videos` can be changed for a run that is finished.
-    """
-
-    evaluate_classes: str = "all"
-    forgetting_videos: str = "containing"
-    undefined: str = "exclude"
-    num_classes: str = "old"
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, choices in (
             ("evaluate_classes", EVALUATED_CLASSES),
             ("forgetting_videos", FORGETTING_VIDEOS),
@@ -146,58 +151,109 @@ class ReportRecipe:
 
 
 @dataclass
-class PushRecipe:
-    """Where every task is pushed after it was learnt: the base to `main` of `repo`, task N to the revision `task-N`."""
+class PushSettings:
+    """Where every task is pushed after it was learnt: the base to `main`, task N to the revision `task-N`."""
 
-    repo: str
-    private: bool | None = None
-    license: str = "unknown"
+    repo: str = field(metadata={"help": "Repository of the Hub, NAMESPACE/NAME or NAME; it is made if needed."})
+    private: bool | None = field(
+        default=None, metadata={"help": "Whether a new repository is private; null takes the Hub's default."}
+    )
+    license: str = field(default="unknown", metadata={"help": "License on the model cards, e.g. apache-2.0."})
 
 
 @dataclass
 class Schedule:
-    """A class-incremental training.
+    """A class-incremental training, task after task.
 
-    method: "hvpl", "crisp", or what they are compared with: "eclipse", "finetune", "mib", "comformer", "pod", and
-        "joint", which learns all classes at once.
-    train: data to learn from, one source or a list; the first has the classes, further ones need a `class_mapping`.
-    test: data to evaluate on after every task; or test_share: instead of it, this share of the videos of the first
-        source, held out class by class (see `split_ytvis`).
-    classes: the classes of every task.
-    recipe: what all tasks have in common, as in a [`Recipe`] without `system`, `seed`, `data.train`, `data.valid` and
-        `data.class_names`. base, increment: what differs in the first task and in all later ones; tasks: in single
-        ones, by number, 0 for the base. `model.init_from` is for the base alone. Released code of HVPL trains all
-        later tasks on clips of 5 frames, whatever the base had: the length that collecting directions leaves behind.
-        `increment.data.num_frames: 5` repeats that.
-    base_model: folder or Hub repository of a base that is learnt already; the first task is then only evaluated.
-    num_prompts: queries that a later task adds, at each level; "classes" is one for each of its classes, as in CRISP's
-        article. calibration_deltas: of each task, see `calibrate_class_logits`. Methods without prompts have no use for
-        them.
-    gradient_projection: HVPL's correction; null for none. distillation: fields of [`DistillationRecipe`] that differ
-        from those of a method which has it.
-    seed: of everything random, in every task.
+    `transformers-cvis train-continual --fields` prints the reference of all fields.
     """
 
-    method: str
-    train: list[SourceRecipe]
-    classes: ClassesRecipe
-    recipe: dict
-    base: dict = field(default_factory=dict)
-    increment: dict = field(default_factory=dict)
-    tasks: dict = field(default_factory=dict)
-    base_model: str | None = None
-    test: SourceRecipe | None = None
-    test_share: float | None = None
-    num_prompts: int | Literal["classes"] = 10
-    calibration_deltas: list[float] | None = None
-    gradient_projection: ProjectionRecipe | None = None
-    distillation: dict = field(default_factory=dict)
-    report: ReportRecipe = field(default_factory=ReportRecipe)
-    push: PushRecipe | None = None
-    seed: int = 0
-    output_dir: str | None = None
+    method: str = field(
+        metadata={
+            "help": "hvpl or crisp; or a method that they are compared with: eclipse, finetune, mib, comformer, pod, "
+            "and joint, which learns all classes at once; or one that was added with `register_method`."
+        }
+    )
+    train: list[SourceSettings] = field(
+        metadata={
+            "help": "Sources to learn from: one, or a list. The first has the classes, further ones need a "
+            "`class_mapping`."
+        }
+    )
+    classes: ClassesSettings = field(metadata={"help": "The classes of each task."})
+    recipe: dict = field(
+        metadata={
+            "help": "Training that all tasks have in common: the fields of a recipe (`transformers-cvis train "
+            "--fields`) without `system`, `seed`, `output_dir`, `data.train`, `data.valid` and `data.class_names`."
+        }
+    )
+    base: dict = field(
+        default_factory=dict,
+        metadata={"help": "Changes to `recipe` for the first task; the only place for `model.init_from`."},
+    )
+    increment: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Changes to `recipe` for all tasks after the base. Released code of HVPL trains them on clips of 5 "
+            "frames, whatever the base had, which is the length that collecting directions leaves set; "
+            "{data: {num_frames: 5}} repeats that."
+        },
+    )
+    tasks: dict = field(
+        default_factory=dict,
+        metadata={"help": "Changes to `recipe` for single tasks by number, 0 for the base, e.g. {2: {max_steps: 9}}."},
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub repository of a base that is learnt already; the first task is then only evaluated. "
+            "null trains the base."
+        },
+    )
+    test: SourceSettings | None = field(
+        default=None,
+        metadata={"help": "Source to evaluate on after every task. Give either `test` or `test_share`."},
+    )
+    test_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the videos of the first source to hold out class by class for the evaluation, 0 to 1; "
+            "see `split_ytvis`."
+        },
+    )
+    num_prompts: int | Literal["classes"] = field(
+        default=10,
+        metadata={
+            "help": "Queries that a later task adds, at each level; 'classes' is one for each of its classes, as in "
+            "CRISP's article. Methods without prompts ignore it."
+        },
+    )
+    calibration_deltas: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Calibration of the class logits of each task, see `calibrate_class_logits`; null takes the "
+            "model's. Methods without prompts ignore it."
+        },
+    )
+    gradient_projection: GradientProjectionSettings | None = field(
+        default=None, metadata={"help": "HVPL's orthogonal gradient correction; null goes without."}
+    )
+    distillation: dict = field(
+        default_factory=dict,
+        metadata={"help": "Changes to the losses of a method with distillation, fields of DistillationSettings."},
+    )
+    report: ReportSettings = field(
+        default_factory=ReportSettings, metadata={"help": "How the numbers after every task are counted."}
+    )
+    push: PushSettings | None = field(
+        default=None, metadata={"help": "Where every task is pushed after it was learnt; null does not push."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of everything random, the same in every task."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the run, used if `train_continual` is called without one."}
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}.")
         if (self.test is None) == (self.test_share is None):
@@ -208,7 +264,7 @@ class Schedule:
             raise ValueError(f"`gradient_projection` is HVPL's; {self.method} has no use for it.")
         if self.distillation and self.rules.distillation is None:
             raise ValueError(f"`distillation`: {self.method} has none.")
-        _ = self.distillation_recipe
+        _ = self.distillation_settings
         for number, overrides in self.tasks.items():
             if not str(number).isdecimal() or not isinstance(overrides, dict):
                 raise ValueError(
@@ -236,18 +292,19 @@ class Schedule:
 
     @property
     def rules(self) -> Method:
+        """The method, by its name."""
         return METHODS[self.method]
 
     @property
-    def distillation_recipe(self) -> DistillationRecipe | None:
-        """The losses of later tasks that look at the model before."""
+    def distillation_settings(self) -> DistillationSettings | None:
+        """Losses of later tasks that compare the model with itself before the task; None without distillation."""
         preset = self.rules.distillation
         if preset is None:
             return None
-        return convert(DistillationRecipe, {**dataclasses.asdict(preset), **self.distillation}, where="distillation")
+        return convert(DistillationSettings, {**dataclasses.asdict(preset), **self.distillation}, where="distillation")
 
     def prompts_of(self, class_names: Sequence[str]) -> int:
-        """Prompts, at each level, of a later task of these classes."""
+        """Return the number of prompts, at each level, of a later task of these classes."""
         if not self.rules.has_prompts:
             return 0
         return len(class_names) if self.num_prompts == "classes" else self.num_prompts
@@ -261,8 +318,9 @@ class Schedule:
             overrides: changes such as "seed=1" or "recipe.optimizer.learning_rate=1e-4".
 
         Raises:
-            FileNotFoundError: neither a file nor a shipped schedule. ValueError: an unknown key (the message gives the
-                nearest valid one), a missing key, or a value of the wrong type.
+            FileNotFoundError: if `source` is neither a file nor a shipped schedule.
+            ValueError: if a key is unknown (the message gives the nearest valid one) or missing, or a value is of the
+                wrong type.
         """
         values = (
             source.to_dict() if isinstance(source, Schedule) else read_yaml(source, SCHEDULES_DIRECTORY, "schedule")
@@ -280,56 +338,65 @@ class Schedule:
             raise ValueError(f"Schedule: {error}") from error
 
     def to_dict(self) -> dict:
-        """Nested dictionaries of what JSON and YAML can hold."""
+        """Return nested dictionaries that JSON and YAML can hold."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def task_recipe(self, number: int, tasks: Sequence[Sequence[str]], train: Sequence[SourceRecipe]) -> Recipe:
-        """The training of one task.
+    def task_recipe(self, number: int, tasks: Sequence[Sequence[str]], train: Sequence[SourceSettings]) -> Recipe:
+        """Build the recipe of one task.
 
         Args:
-            tasks: classes of all tasks.
-            train: the sources to learn from that have a class of this task; labels of other tasks are left out here.
+            number: number of the task, 0 for the base.
+            tasks: class names of all tasks.
+            train: sources to learn from that have a class of this task; labels of other tasks are left out here.
 
         Raises:
-            ValueError: the recipe is not complete, or has a key that is none; or the schedule says something of a task
-                that there is not.
+            ValueError: if the recipe lacks a key or has an unknown one, or `tasks` has the number of a task that does
+                not exist.
         """
-        beyond = [other for other in self.tasks if other >= len(tasks)]
-        if beyond and not self.rules.learns_all_at_once:
-            raise ValueError(f"`tasks.{beyond[0]}`: there is no such task; they are 0 to {len(tasks) - 1}.")
+        unknown = [other for other in self.tasks if other >= len(tasks)]
+        if unknown and not self.rules.learns_all_at_once:
+            raise ValueError(
+                f"`tasks.{unknown[0]}` is the number of a task that does not exist; they are 0 to {len(tasks) - 1}."
+            )
         values = merge(self.recipe, self.increment if number else self.base)
         values = merge(values, self.tasks.get(number, {}))
         values = copy.deepcopy(values)
         seen = [name for task in tasks[: number + 1] for name in task]
         data = values.setdefault("data", {})
         data["class_names"] = seen
-        data["train"] = [self._task_source(source, number, tasks) for source in train if source.use]
+        sources = [self._task_source(source, number, tasks) for source in train if source.use]
+        data["train"] = [dataclasses.asdict(source) for source in sources]
         values["system"], values["seed"] = self.rules.system, self.seed
         model = values.setdefault("model", {})
-        model["config"] = merge(self.rules.config, model.get("config") or {})
+        model["config"] = _fields_of_system(merge(self.rules.config, model.get("config") or {}), self.rules.system)
         if self.calibration_deltas is not None and self.rules.has_prompts:
             model["config"]["calibration_deltas"] = self.calibration_deltas
-        where = f"task {number} of the schedule"
         try:
             return Recipe.from_dict(values)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"task {number} of the schedule: {error}") from error
 
     def videos_of_task(
         self, number: int, tasks: Sequence[Sequence[str]], videos_of_classes: Mapping[str, set[int]]
     ) -> set[int]:
-        """Of a source, given the videos that each class is in, those that the mode lets a task see."""
+        """Return the videos of a source that the mode lets a task see.
 
-        def showing(names: Iterable[str]) -> set[int]:
+        Args:
+            number: number of the task, 0 for the base.
+            tasks: class names of all tasks.
+            videos_of_classes: ids of the videos that each class is in, see `videos_of_classes`.
+        """
+
+        def videos_with(names: Iterable[str]) -> set[int]:
             return set().union(*(videos_of_classes.get(name, ()) for name in names))
 
-        videos = showing(tasks[number])
+        videos = videos_with(tasks[number])
         if self.classes.mode == "overlap":
             return videos
-        return videos - showing(name for names in tasks[number + 1 :] for name in names)
+        return videos - videos_with(name for names in tasks[number + 1 :] for name in names)
 
-    def _task_source(self, source: SourceRecipe, number: int, tasks: Sequence[Sequence[str]]) -> SourceRecipe:
-        """A source with what the mode lets the task see of it."""
+    def _task_source(self, source: SourceSettings, number: int, tasks: Sequence[Sequence[str]]) -> SourceSettings:
+        """Restrict a source to the labels and videos that the mode lets a task see."""
         seen = [name for names in tasks[: number + 1] for name in names]
         later = [name for names in tasks[number + 1 :] for name in names]
         mode = self.classes.mode
@@ -343,11 +410,14 @@ class Schedule:
         )
 
 
-def videos_of_classes(source: SourceRecipe) -> dict[str, set[int]]:
-    """In which videos of a source an object of each class is, by rising id of its categories.
+def videos_of_classes(source: SourceSettings) -> dict[str, set[int]]:
+    """Map each class of a source to the ids of the videos that show it, ordered by category id.
+
+    Crowds do not count.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_annotations`.
+        FileNotFoundError: if the annotation file does not exist.
+        ValueError: if it is not valid, see `read_annotations`.
     """
     content = read_annotations(source.json, source.kind, source.class_mapping)
     videos = {category["id"]: set() for category in sorted(content["categories"], key=lambda category: category["id"])}
@@ -359,5 +429,15 @@ def videos_of_classes(source: SourceRecipe) -> dict[str, set[int]]:
 
 
 def shipped_schedules() -> list[str]:
-    """Names of the schedules that ship with the package."""
+    """Return the names of the schedules that ship with the package."""
     return sorted(path.stem for path in SCHEDULES_DIRECTORY.glob("*.yaml"))
+
+
+def _fields_of_system(config: dict[str, Any], system: str) -> dict[str, Any]:
+    """Return `config` without the fields that another system has and this one has not.
+
+    A schedule written for one method, such as CRISP with its text encoder, runs the others by `method=<name>` alone.
+    """
+    own = {entry.name for entry in dataclasses.fields(SYSTEMS[system])}
+    others = {entry.name for config_class in SYSTEMS.values() for entry in dataclasses.fields(config_class)}
+    return {name: value for name, value in config.items() if name in own or name not in others}

@@ -6,7 +6,7 @@ Polygons stay coordinates until the last step, so that no step costs them precis
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -219,19 +219,21 @@ def _check_short_sides(short_sides: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class RandomCropPath:
-    """Crop a window that moves on a straight line through the clip, after a resize of its own.
+    """Crop a window that moves on a straight line through the clip, after a resize of its own."""
 
-    Attributes:
-        probability: of doing it at all, per clip.
-        short_sides: the short side (pixels) is resized to one of these before the crop.
-        max_size: limit of the long side in that resize.
-        window: each side of the window is an integer uniform in [min(side, window[0]), min(side, window[1])].
-    """
-
-    probability: float = 0.5
-    short_sides: tuple[int, ...] = (400, 500, 600)
-    max_size: int = 1333
-    window: tuple[int, int] = (384, 600)
+    probability: float = field(default=0.5, metadata={"help": "Probability that a clip is cropped, 0 to 1."})
+    short_sides: tuple[int, ...] = field(
+        default=(400, 500, 600),
+        metadata={"help": "Short sides, in pixels, to one of which the clip is resized before the crop."},
+    )
+    max_size: int = field(default=1333, metadata={"help": "Limit of the long side in that resize, in pixels."})
+    window: tuple[int, int] = field(
+        default=(384, 600),
+        metadata={
+            "help": "Smallest and largest side of the window, in pixels: each side is an integer uniform in "
+            "[min(side, smallest), min(side, largest)]."
+        },
+    )
 
     def __post_init__(self):
         _check_probability("probability", self.probability)
@@ -258,18 +260,18 @@ class RandomCropPath:
 class ClipAugmentation:
     """Random crop path, then resize to a short side drawn per clip, then flip per clip. The defaults are VITA's and
     GenVIS's.
-
-    Attributes:
-        short_sides: pixels; one is drawn per clip.
-        max_size: limit of the long side, pixels.
-        flip_probability: of mirroring the clip.
-        crop: None leaves the whole frame; a mapping is taken as the fields of `RandomCropPath`.
     """
 
-    short_sides: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)
-    max_size: int = 768
-    flip_probability: float = 0.5
-    crop: RandomCropPath | None = RandomCropPath()
+    short_sides: tuple[int, ...] = field(
+        default=(288, 320, 352, 384, 416, 448, 480, 512),
+        metadata={"help": "Short sides, in pixels; a clip is resized to one of them."},
+    )
+    max_size: int = field(default=768, metadata={"help": "Limit of the long side in that resize, in pixels."})
+    flip_probability: float = field(default=0.5, metadata={"help": "Probability that a clip is mirrored, 0 to 1."})
+    crop: RandomCropPath | None = field(
+        default=RandomCropPath(),
+        metadata={"help": "Crop before the resize, a mapping of the fields below; null leaves the whole frame."},
+    )
 
     def __post_init__(self):
         if isinstance(self.crop, Mapping):
@@ -299,16 +301,18 @@ class ClipAugmentation:
 class LargeScaleJitter:
     """Flip, resize by a scale drawn widely, crop and pad to a square: the augmentation of COCO pre-training (Ghiasi et
     al., "Simple Copy-Paste", 2021, as Mask2Former uses it).
-
-    Attributes:
-        size: side of the square that every frame ends up as, pixels.
-        scale: (smallest, largest): the long side becomes `size` times a number uniform in between.
-        flip_probability: of mirroring the clip.
     """
 
-    size: int = 1024
-    scale: tuple[float, float] = (0.1, 2.0)
-    flip_probability: float = 0.5
+    size: int = field(
+        default=1024, metadata={"help": "Side of the square that every frame is cropped and padded to, in pixels."}
+    )
+    scale: tuple[float, float] = field(
+        default=(0.1, 2.0),
+        metadata={
+            "help": "Smallest and largest scale: the long side becomes `size` times a number uniform in between."
+        },
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Probability that a clip is mirrored, 0 to 1."})
 
     def __post_init__(self):
         _check_probability("flip_probability", self.flip_probability)
@@ -330,15 +334,21 @@ class LargeScaleJitter:
 
 @dataclass(frozen=True)
 class RandomRotation:
-    """Rotate the frames of a clip one way, each a little further.
+    """Rotate the frames of a clip one way, each a little further."""
 
-    Attributes:
-        max_angle: degrees; the angles are sorted numbers uniform in [-max_angle, max_angle].
-        centre: (smallest, largest) x and y of the centre, relative to width and height; one draw per clip.
-    """
-
-    max_angle: float = 15.0
-    centre: tuple[float, float] = (0.4, 0.6)
+    max_angle: float = field(
+        default=15.0,
+        metadata={
+            "help": "Largest angle, in degrees: the angles of a clip are sorted numbers uniform in "
+            "[-max_angle, max_angle]."
+        },
+    )
+    centre: tuple[float, float] = field(
+        default=(0.4, 0.6),
+        metadata={
+            "help": "Smallest and largest x and y of the centre, relative to width and height; drawn once per clip."
+        },
+    )
 
     def __post_init__(self):
         if self.max_angle < 0:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _COCO_TO_YTVIS = {
     **{name: name for name in ("person", "airplane", "train", "truck", "boat", "skateboard", "surfboard", "snowboard")},
@@ -31,17 +31,17 @@ CLASS_MAPPINGS = {
 
 @dataclass(frozen=True)
 class ClassFilter:
-    """What a task may see of a data set that holds classes of other tasks, too.
+    """The part that a task may see of a data set that also holds classes of other tasks."""
 
-    Attributes:
-        keep: labels of these classes are kept, all others dropped; the objects stay in the picture.
-        require: a video (or image) without an object of one of these classes is left out.
-        exclude: so is one with an object of one of these.
-    """
-
-    keep: tuple[str, ...]
-    require: tuple[str, ...]
-    exclude: tuple[str, ...] = ()
+    keep: tuple[str, ...] = field(
+        metadata={"help": "Classes whose labels are kept; objects of others stay in the picture, without a label."}
+    )
+    require: tuple[str, ...] = field(
+        metadata={"help": "A video or image without an object of one of these classes is left out."}
+    )
+    exclude: tuple[str, ...] = field(
+        default=(), metadata={"help": "A video or image with an object of one of these classes is left out."}
+    )
 
     def apply(self, content: dict) -> dict:
         """A json, in which categories are classes, without what the task may not see. Crowds do not count as objects.

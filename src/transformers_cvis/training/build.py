@@ -21,11 +21,12 @@ from ..data import (
 from ..modeling.auto import MODELS, SYSTEMS, load_config
 from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from ..processing import CvisVideoProcessor
-from .recipe import EvaluationRecipe, Recipe, SourceRecipe, merge, shipped_recipes
+from .recipe import EvaluationSettings, Recipe, SourceSettings, shipped_recipes
+from .settings import merge
 
 logger = logging.getLogger(__name__)
 
-CLASS_HEAD = "class_predictor"
+CLASS_PREDICTOR = "class_predictor"
 GENERATED_DATA = "moving_shapes"  # the folder in which the recipes for moving shapes look for them
 
 
@@ -139,7 +140,7 @@ def _shared_settings(source: PreTrainedConfig, config_class: type[PreTrainedConf
 
 
 def _reset_class_heads(model: PreTrainedModel, start: str, source: PreTrainedConfig, names: Sequence[str]) -> None:
-    heads = {name: module for name, module in model.named_modules() if name.split(".")[-1] == CLASS_HEAD}
+    heads = {name: module for name, module in model.named_modules() if name.split(".")[-1] == CLASS_PREDICTOR}
     for module in heads.values():
         module.reset_parameters()
     logger.warning(
@@ -155,7 +156,7 @@ def _reset_class_heads(model: PreTrainedModel, start: str, source: PreTrainedCon
 
 
 def _check_loaded(start: str, info: dict) -> None:
-    mismatched = [entry for entry in sorted(info["mismatched_keys"]) if CLASS_HEAD not in entry[0].split(".")]
+    mismatched = [entry for entry in sorted(info["mismatched_keys"]) if CLASS_PREDICTOR not in entry[0].split(".")]
     if mismatched:
         listing = "; ".join(f"{name}: checkpoint {tuple(old)}, model {tuple(new)}" for name, old, new in mismatched)
         raise ValueError(
@@ -169,7 +170,7 @@ def _abbreviated(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
-def build_processor(recipe: EvaluationRecipe) -> CvisVideoProcessor:
+def build_processor(recipe: EvaluationSettings) -> CvisVideoProcessor:
     """The video processor that goes with a model that is tested as `recipe` says."""
     return CvisVideoProcessor(size={"shortest_edge": recipe.short_side, "longest_edge": recipe.max_size})
 
@@ -204,7 +205,7 @@ def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
     return MixedClipDataset(clips, [source.ratio for source in data.used_sources], recipe.seed), names
 
 
-def _check_annotation_file(key: str, source: SourceRecipe) -> None:
+def _check_annotation_file(key: str, source: SourceSettings) -> None:
     path = Path(source.json)
     if path.is_file():
         return

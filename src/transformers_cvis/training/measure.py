@@ -6,11 +6,12 @@ from accelerate.utils import gather_object
 
 from ..data import read_annotations
 from ..evaluation import evaluate_ytvis, predict_dataset
-from .recipe import EvaluationRecipe, SourceRecipe
+from ..processing import CvisVideoProcessor
+from .recipe import EvaluationSettings, SourceSettings
 
 
 def evaluate_on_processes(
-    model: torch.nn.Module, processor, source: SourceRecipe, recipe: EvaluationRecipe
+    model: torch.nn.Module, processor: CvisVideoProcessor, source: SourceSettings, settings: EvaluationSettings
 ) -> dict[str, float]:
     """The 12 numbers of `model` on `source`; the videos are shared out over the processes of a distributed run. An
     image is evaluated as a video of one frame.
@@ -19,12 +20,12 @@ def evaluate_on_processes(
         Numbers by name in the main process, nothing in the others.
     """
     ground_truth = read_annotations(source.json, source.kind, source.class_mapping)
-    results = predict_on_processes(model, processor, ground_truth, source.images, recipe)
+    results = predict_on_processes(model, processor, ground_truth, source.images, settings)
     return evaluate_ytvis(ground_truth, results).summary if PartialState().is_main_process else {}
 
 
 def predict_on_processes(
-    model: torch.nn.Module, processor, ground_truth: dict, images: str, recipe: EvaluationRecipe
+    model: torch.nn.Module, processor: CvisVideoProcessor, ground_truth: dict, images: str, settings: EvaluationSettings
 ) -> list[dict]:
     """Tracks of all videos as `predict_dataset` gives them, in every process; the videos are shared out over them."""
     state = PartialState()
@@ -37,8 +38,8 @@ def predict_on_processes(
         processor,
         share,
         images,
-        clip_length=recipe.clip_length,
-        top_k=recipe.top_k,
+        clip_length=settings.clip_length,
+        top_k=settings.top_k,
         progress=state.is_local_main_process,
     )
     return gather_object(results)

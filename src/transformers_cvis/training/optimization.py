@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from .recipe import OptimizerRecipe, ScheduleRecipe
+from .recipe import LearningRateScheduleSettings, OptimizerSettings
 
 NORM_LAYERS = (
     nn.LayerNorm,
@@ -18,8 +18,8 @@ UNDECAYED_PARAMETERS = ("relative_position_bias_table", "position_embeddings")
 BACKBONE_MODULE = "pixel_level_module.encoder"
 
 
-def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict]:
-    """Parameter groups for AdamW as Mask2Former, VITA and GenVIS train.
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict]:
+    """Return parameter groups for AdamW as Mask2Former, VITA and GenVIS train.
 
     The backbone (below `pixel_level_module.encoder`) learns at `backbone_factor` times the rate; norm layers,
     `nn.Embedding` weights and Swin's position tables are not decayed, everything else is, biases included. Frozen
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict]:
         At most four groups: `{"params", "parameter_names", "lr", "weight_decay"}`, in a fixed order.
 
     Raises:
-        ValueError: every parameter of the model is frozen.
+        ValueError: if every parameter of the model is frozen.
     """
     groups: dict[tuple[bool, bool], dict] = {}
     seen = set()
@@ -46,8 +46,8 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict]:
                 {
                     "params": [],
                     "parameter_names": [],
-                    "lr": recipe.learning_rate * (recipe.backbone_factor if in_backbone else 1.0),
-                    "weight_decay": 0.0 if undecayed else recipe.weight_decay,
+                    "lr": settings.learning_rate * (settings.backbone_factor if in_backbone else 1.0),
+                    "weight_decay": 0.0 if undecayed else settings.weight_decay,
                 },
             )
             group["params"].append(parameter)
@@ -57,13 +57,13 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict]:
     return [groups[key] for key in sorted(groups)]
 
 
-def learning_rate_factor(recipe: ScheduleRecipe, step: int, max_steps: int) -> float:
-    """Factor on every group's learning rate for optimiser step `step` (0 is the first of `max_steps`).
+def learning_rate_factor(settings: LearningRateScheduleSettings, step: int, max_steps: int) -> float:
+    """Return the factor on every group's learning rate for optimiser step `step` (0 is the first of `max_steps`).
 
-    A function of the step alone: a resumed run has no scheduler state to restore.
+    It follows from the step alone, so a resumed run has no scheduler state to restore.
     """
-    warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
-    if recipe.kind == "multi_step":
-        return warmup * recipe.factor ** sum(step >= milestone for milestone in recipe.milestones)
-    progress = max(0, step - recipe.warmup_steps) / max(1, max_steps - recipe.warmup_steps - 1)
-    return warmup * (recipe.factor + (1 - recipe.factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    if settings.kind == "multi_step":
+        return warmup * settings.factor ** sum(step >= milestone for milestone in settings.milestones)
+    progress = max(0, step - settings.warmup_steps) / max(1, max_steps - settings.warmup_steps - 1)
+    return warmup * (settings.factor + (1 - settings.factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

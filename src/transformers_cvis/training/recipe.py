@@ -1,179 +1,254 @@
-"""Recipes: everything a training run depends on, as nested dataclasses read from one YAML file."""
+"""Recipes: everything that a training run depends on, as nested dataclasses read from one YAML file.
+
+`transformers-cvis train --fields` prints the reference of all fields.
+"""
 
 import dataclasses
-import difflib
 import json
-import re
-import types
-import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
 from ..modeling.auto import SYSTEMS
+from .settings import apply_override, convert, read_yaml
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
 
 @dataclass
-class ModelRecipe:
-    """Where the weights start.
+class ModelSettings:
+    """The model to train, and the weights that it starts from."""
 
-    init_from: folder or Hub repository of a model to start from; None trains from scratch. A Mask2Former or MinVIS
-        checkpoint gives its frame detector to any system, a VITA checkpoint starts a GenVIS model, an online SPVIS
-        checkpoint the offline stage.
-    revision: branch, tag or commit of a Hub repository.
-    config: overrides of the model configuration (nested, e.g. `detector_config: {hidden_dim: 64}`); with
-        `init_from` they are applied on top of its configuration.
-    gradient_checkpointing: recompute activations in the backward pass to save memory.
-    """
-
-    init_from: str | None = None
-    revision: str | None = None
-    config: dict = field(default_factory=dict)
-    gradient_checkpointing: bool = False
-
-
-@dataclass
-class SourceRecipe:
-    """One data set.
-
-    json: annotation file. images: folder that the file names in it start from. kind: "videos" in YouTube-VIS format,
-        or "images" in COCO format: a training clip then is copies of one image, rotated one after the other.
-    class_mapping: from category names to class names, e.g. `{person: human}`, or the name of a published mapping of
-        COCO's categories ("ytvis2019", "ytvis2021", "ytvis2022", "ovis"); categories without an entry are dropped.
-        None: categories are classes.
-    classes: fields of `transformers_cvis.data.ClassFilter`, by which a schedule hides other tasks; None hides nothing.
-    ratio: relative probability that a training sample comes from this source, when there are several. use: false
-        leaves the source out.
-    """
-
-    json: str
-    images: str
-    kind: Literal["videos", "images"] = "videos"
-    class_mapping: str | dict | None = None
-    classes: ClassFilter | None = None
-    ratio: float = 1.0
-    use: bool = True
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub repository of a model to start from; null trains from scratch. A Mask2Former or "
+            "MinVIS checkpoint gives its frame detector to any system, a VITA checkpoint starts a GenVIS model, an "
+            "online SPVIS checkpoint the offline stage."
+        },
+    )
+    revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag or commit of the Hub repository; null takes its main branch."},
+    )
+    config: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Overrides of the model configuration, nested, e.g. {detector_config: {hidden_dim: 64}}. With "
+            "`init_from` they are applied to the configuration of that model."
+        },
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Recompute activations in the backward pass, which saves memory and costs time."},
+    )
 
 
 @dataclass
-class DataRecipe:
-    """What the model sees.
+class SourceSettings:
+    """One data set."""
 
-    train: one source, or a list of them. valid: the source evaluated on, None for no evaluation.
-    num_frames: frames of one training clip. frame_range: they are drawn at most this many frames away from a
-        reference frame; None takes consecutive frames. reverse_probability: share of the clips that run backwards.
-    augmentation: fields of `transformers_cvis.data.ClipAugmentation`, whose defaults are those of VITA and GenVIS, or
-        of `LargeScaleJitter`, for pre-training on images. image_rotation: fields of
-        `transformers_cvis.data.RandomRotation`, which frames of an image get besides; None does not rotate.
-    class_names: classes in label order; None takes those of the first source in `train`, in the order of their ids.
-    num_workers: processes that prepare batches ahead; 0 prepares them in the training process.
-    """
+    json: str = field(
+        metadata={"help": "Annotation file, in YouTube-VIS format for videos, in COCO format for images."}
+    )
+    images: str = field(metadata={"help": "Folder that the file names in `json` are relative to."})
+    kind: Literal["videos", "images"] = field(
+        default="videos",
+        metadata={
+            "help": "Content of `json`: 'videos', or 'images'. A training clip of an image is copies of it, rotated "
+            "one after the other."
+        },
+    )
+    class_mapping: str | dict | None = field(
+        default=None,
+        metadata={
+            "help": "Class names by category name, e.g. {person: human}, or the name of a published mapping of COCO's "
+            "categories: ytvis2019, ytvis2021, ytvis2022 or ovis. Categories without an entry are dropped. null takes "
+            "categories as classes."
+        },
+    )
+    classes: ClassFilter | None = field(
+        default=None,
+        metadata={"help": "Classes and videos to leave out, set by schedules to hide other tasks; null hides nothing."},
+    )
+    ratio: float = field(
+        default=1.0,
+        metadata={"help": "Relative probability that a training sample comes from this source, if there are several."},
+    )
+    use: bool = field(default=True, metadata={"help": "Whether the source takes part; false leaves it out."})
 
-    train: list[SourceRecipe]
-    num_frames: int
-    frame_range: int | None
-    valid: SourceRecipe | None = None
-    reverse_probability: float = 0.0
-    augmentation: ClipAugmentation | LargeScaleJitter = field(default_factory=ClipAugmentation)
-    image_rotation: RandomRotation | None = field(default_factory=RandomRotation)
-    class_names: list[str] | None = None
-    num_workers: int = 1
+
+@dataclass
+class DataSettings:
+    """The data that the model is trained and evaluated on."""
+
+    train: list[SourceSettings] = field(metadata={"help": "Sources to train on: one, or a list of them."})
+    num_frames: int = field(metadata={"help": "Frames of one training clip."})
+    frame_range: int | None = field(
+        metadata={
+            "help": "Largest distance, in frames, of the frames of a clip from its reference frame; null takes "
+            "consecutive frames."
+        }
+    )
+    valid: SourceSettings | None = field(
+        default=None, metadata={"help": "Source to evaluate on; null does not evaluate."}
+    )
+    reverse_probability: float = field(
+        default=0.0, metadata={"help": "Share of the training clips that run backwards, 0 to 1."}
+    )
+    augmentation: ClipAugmentation | LargeScaleJitter = field(
+        default_factory=ClipAugmentation,
+        metadata={
+            "help": "Augmentation of training clips, chosen by its fields: ClipAugmentation, with the defaults of VITA "
+            "and GenVIS, or LargeScaleJitter, for pre-training on images."
+        },
+    )
+    image_rotation: RandomRotation | None = field(
+        default_factory=RandomRotation,
+        metadata={"help": "Rotation of the copies of an image, on top of `augmentation`; null does not rotate."},
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Class names in label order; null takes those of the first source in `train`, in the order of "
+            "their category ids."
+        },
+    )
+    num_workers: int = field(
+        default=1,
+        metadata={"help": "Processes that prepare batches ahead; 0 prepares them in the training process."},
+    )
 
     @property
-    def used_sources(self) -> list[SourceRecipe]:
+    def used_sources(self) -> list[SourceSettings]:
+        """Sources to train on, without those that are left out."""
         return [source for source in self.train if source.use]
 
 
 @dataclass
-class OptimizerRecipe:
-    """AdamW and the gradient clip (published defaults of Mask2Former, VITA and GenVIS).
+class OptimizerSettings:
+    """AdamW and the gradient clip. The defaults are the published ones of Mask2Former, VITA and GenVIS."""
 
-    backbone_factor: learning rate of the backbone, relative to `learning_rate`.
-    max_gradient_norm: L2 norm of all gradients together is clipped to this; None does not clip.
-    """
-
-    learning_rate: float
-    weight_decay: float = 0.05
-    backbone_factor: float = 0.1
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    epsilon: float = 1e-8
-    max_gradient_norm: float | None = 0.01
-
-
-@dataclass
-class ScheduleRecipe:
-    """Learning rate over the optimiser steps.
-
-    kind: "multi_step" multiplies by `factor` at each of `milestones` (steps); "cosine" falls from 1 to `factor` at
-        the last step. warmup_steps: the rate first grows linearly over this many steps (0: no warm-up).
-    """
-
-    kind: Literal["multi_step", "cosine"] = "multi_step"
-    milestones: list[int] = field(default_factory=list)
-    factor: float = 0.1
-    warmup_steps: int = 0
+    learning_rate: float = field(metadata={"help": "Learning rate, before the learning-rate schedule."})
+    weight_decay: float = field(
+        default=0.05,
+        metadata={"help": "Weight decay of all parameters but those of norm layers, embeddings and position tables."},
+    )
+    backbone_factor: float = field(
+        default=0.1, metadata={"help": "Learning rate of the backbone, relative to `learning_rate`."}
+    )
+    betas: list[float] = field(
+        default_factory=lambda: [0.9, 0.999], metadata={"help": "Decay rates of AdamW's two moments, each 0 to 1."}
+    )
+    epsilon: float = field(
+        default=1e-8, metadata={"help": "Term that AdamW adds to the denominator, for numerical stability."}
+    )
+    max_gradient_norm: float | None = field(
+        default=0.01,
+        metadata={"help": "L2 norm to which all gradients together are clipped; null does not clip."},
+    )
 
 
 @dataclass
-class EvaluationRecipe:
-    """How the model is tested, during training and at the end; also the saved processor's settings.
+class LearningRateScheduleSettings:
+    """Learning rate over the optimiser steps."""
 
-    short_side, max_size: frames are resized to this short side, unless the long side would exceed max_size (pixels).
-    top_k: tracks kept for each video. clip_length: frames per clip of a semi-online model; None takes the model's.
-    """
+    kind: Literal["multi_step", "cosine"] = field(
+        default="multi_step",
+        metadata={
+            "help": "'multi_step' multiplies the rate by `factor` at each of `milestones`; 'cosine' lets it fall from "
+            "1 to `factor` at the last step."
+        },
+    )
+    milestones: list[int] = field(
+        default_factory=list, metadata={"help": "Optimiser steps at which 'multi_step' lowers the rate."}
+    )
+    factor: float = field(
+        default=0.1, metadata={"help": "Factor on the rate: of each milestone, or at the end of 'cosine'."}
+    )
+    warmup_steps: int = field(
+        default=0, metadata={"help": "Optimiser steps over which the rate first grows linearly; 0 does not warm up."}
+    )
 
-    short_side: int = 360
-    max_size: int = 1333
-    top_k: int = 10
-    clip_length: int | None = None
+
+@dataclass
+class EvaluationSettings:
+    """How the model is tested, during training and at the end; also the settings of the saved processor."""
+
+    short_side: int = field(default=360, metadata={"help": "Short side that frames are resized to, in pixels."})
+    max_size: int = field(
+        default=1333, metadata={"help": "Limit of the long side in that resize, in pixels; it takes precedence."}
+    )
+    top_k: int = field(default=10, metadata={"help": "Tracks kept for each video, by score."})
+    clip_length: int | None = field(
+        default=None, metadata={"help": "Frames per clip of a semi-online model; null takes the model's own number."}
+    )
 
 
 @dataclass
 class Recipe:
-    """A training run.
+    """A training run."""
 
-    system: the `model_type` of a video model, such as "vita" (SPVIS is offline where `model.config` says `refiner`).
-    max_steps: optimiser steps.
-    batch_size: clips per optimiser step, over all processes and accumulated micro-batches together: the same recipe
-        gives the same training on one process or several.
-    gradient_accumulation_steps: micro-batches per optimiser step in each process.
-    mixed_precision: "no", "bf16", or "fp16", which needs a GPU; the same for all trainings of a process. device: "auto"
-        (GPU if there is one) or "cpu".
-    seed: of weights, data order, augmentation and sampled points. num_threads: CPU threads of torch in each process.
-    checkpoint_every, evaluate_every, log_every: in optimiser steps; 0 never (a model that is complete is always saved
-        and evaluated). keep_checkpoints: how many of the last checkpoints stay on disk.
-    trackers: Accelerate trackers by name, "jsonl" (a line per logged step in `training_log.jsonl`), or "auto":
-        "jsonl", and tensorboard if it is installed.
-    output_dir: used where `train` is called without one.
-    """
+    system: str = field(
+        metadata={"help": "Model type of a video model, e.g. vita. SPVIS is offline if `model.config` has `refiner`."}
+    )
+    data: DataSettings = field(metadata={"help": "Data to train and evaluate on."})
+    optimizer: OptimizerSettings = field(metadata={"help": "AdamW and the gradient clip."})
+    max_steps: int = field(metadata={"help": "Optimiser steps of the training."})
+    batch_size: int = field(
+        metadata={
+            "help": "Clips per optimiser step, over all processes and accumulated micro-batches together: a recipe "
+            "gives the same training on one process or several."
+        }
+    )
+    model: ModelSettings = field(
+        default_factory=ModelSettings, metadata={"help": "The model, and the weights that it starts from."}
+    )
+    learning_rate_schedule: LearningRateScheduleSettings = field(
+        default_factory=LearningRateScheduleSettings, metadata={"help": "Learning rate over the optimiser steps."}
+    )
+    evaluation: EvaluationSettings = field(
+        default_factory=EvaluationSettings,
+        metadata={"help": "How the model is tested; also the settings of the saved processor."},
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Micro-batches per optimiser step, in each process."}
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(
+        default="no",
+        metadata={
+            "help": "Precision of the forward pass: 'no' is float32, 'fp16' needs a GPU. All trainings of a process "
+            "have the same."
+        },
+    )
+    device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "'auto' takes a GPU if there is one."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and sampled points."})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of torch in each process; null leaves torch's own number."}
+    )
+    checkpoint_every: int = field(
+        default=1000,
+        metadata={"help": "Optimiser steps between checkpoints; 0 saves one at the end only."},
+    )
+    keep_checkpoints: int = field(default=2, metadata={"help": "Number of the last checkpoints to keep on disk."})
+    evaluate_every: int = field(
+        default=0, metadata={"help": "Optimiser steps between evaluations; 0 evaluates at the end only."}
+    )
+    log_every: int = field(default=20, metadata={"help": "Optimiser steps between log entries."})
+    trackers: list[str] = field(
+        default_factory=lambda: ["auto"],
+        metadata={
+            "help": "Accelerate trackers by name; 'jsonl' for a line per log entry in training_log.jsonl; 'auto' for "
+            "jsonl, and for tensorboard if it is installed."
+        },
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the run, used if `train` is called without one."}
+    )
 
-    system: str
-    data: DataRecipe
-    optimizer: OptimizerRecipe
-    max_steps: int
-    batch_size: int
-    model: ModelRecipe = field(default_factory=ModelRecipe)
-    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
-    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
-    gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    device: Literal["auto", "cpu"] = "auto"
-    seed: int = 0
-    num_threads: int | None = None
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    evaluate_every: int = 0
-    log_every: int = 20
-    trackers: list[str] = field(default_factory=lambda: ["auto"])
-    output_dir: str | None = None
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.system not in SYSTEMS:
             raise ValueError(f"`system` must be one of {', '.join(map(repr, SYSTEMS))}, got {self.system!r}.")
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
@@ -190,7 +265,7 @@ class Recipe:
             raise ValueError("every `data.train` source needs a `ratio` above 0; leave out unused sources.")
 
     @classmethod
-    def load(cls, source: "str | Path | Recipe", overrides: typing.Iterable[str] = ()) -> "Recipe":
+    def load(cls, source: "str | Path | Recipe", overrides: Iterable[str] = ()) -> "Recipe":
         """Read a recipe.
 
         Args:
@@ -198,8 +273,9 @@ class Recipe:
             overrides: changes such as "max_steps=100" or "data.train.0.json=/data/train.json"; values are YAML.
 
         Raises:
-            FileNotFoundError: neither a file nor a shipped recipe. ValueError: an unknown key (the message gives the
-                nearest valid one), a missing key, or a value of the wrong type.
+            FileNotFoundError: if `source` is neither a file nor a shipped recipe.
+            ValueError: if a key is unknown (the message gives the nearest valid one) or missing, or a value is of the
+                wrong type.
         """
         values = source.to_dict() if isinstance(source, Recipe) else read_yaml(source, RECIPES_DIRECTORY, "recipe")
         for override in overrides:
@@ -215,166 +291,10 @@ class Recipe:
             raise ValueError(f"Recipe: {error}") from error
 
     def to_dict(self) -> dict:
-        """Nested dictionaries of what JSON and YAML can hold."""
+        """Return nested dictionaries that JSON and YAML can hold."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
+    """Return the names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES_DIRECTORY.glob("*.yaml"))
-
-
-def describe_shipped(folder: Path) -> dict[str, str]:
-    """What the YAML files of a folder are, by name: the first sentence of each, without the reference at its end, and
-    of a long one the first clauses."""
-    descriptions = {}
-    for path in sorted(folder.glob("*.yaml")):
-        lines = takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
-        paragraph = " ".join(line.removeprefix("# ") for line in lines)
-        sentence = re.split(r"\.(?: |$)", paragraph)[0]
-        clauses = re.split("(?<=[,:]) ", re.sub(r" \([^()]*\)$", "", sentence))
-        while len(" ".join(clauses)) > 100 and len(clauses) > 1:
-            clauses.pop()
-        descriptions[path.stem] = " ".join(clauses).rstrip(",:")
-    return descriptions
-
-
-def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
-    """The mapping in a YAML file, or in the file of this name in the folder `shipped`; `kind` is for messages."""
-    path = Path(source)
-    if not path.is_file():
-        path = shipped / f"{source}.yaml"
-    if not path.is_file():
-        names = sorted(path.stem for path in shipped.glob("*.yaml"))
-        raise FileNotFoundError(f"No {kind} {str(source)!r}: give a YAML file or one of {', '.join(names)}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{kind.capitalize()} {path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{kind.capitalize()} {path} must be a mapping of keys to values, got {type(values).__name__}."
-        )
-    return values
-
-
-def merge(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides` on top, nested dictionaries key by key."""
-    merged = dict(values)
-    for key, override in overrides.items():
-        both = isinstance(override, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], override) if both else override
-    return merged
-
-
-def apply_override(values: dict, override: str) -> None:
-    """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created.
-
-    A single data source is a list of one, whichever way it is written: its number may be given or left out.
-    """
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise ValueError(f"Override {override!r} must look like key=value, e.g. optimizer.learning_rate=1e-4.")
-    *parents, last = key.strip().split(".")
-    node: Any = values
-    for position, parent in enumerate(parents):
-        if isinstance(node, dict) and parent == "0" and position > 0:
-            continue
-        node = _open(node, parent, override)
-        if isinstance(node, dict) and node.get(parent) is None:
-            node[parent] = {}
-        node = node[int(parent) if isinstance(node, list) else parent]
-        if not isinstance(node, (dict, list)):
-            raise ValueError(f"Override {override!r}: {parent!r} holds a value, not further keys.")
-    node = _open(node, last, override)
-    node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
-
-
-def _open(node: dict | list, key: str, override: str) -> dict | list:
-    """The node that `key` is looked up in: of a list of one its only entry, unless the key is a number."""
-    if isinstance(node, list) and len(node) == 1 and not key.isdigit():
-        return node[0]
-    if isinstance(node, list) and not (key.isdigit() and int(key) < len(node)):
-        raise ValueError(f"Override {override!r}: {key!r} must be a number from 0 to {len(node) - 1}.")
-    return node
-
-
-def convert(expected: Any, value: Any, where: str) -> Any:
-    """Turn plain YAML `value` into type `expected`; `where` is the dotted key for messages."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        choices = [argument for argument in arguments if argument is not type(None)]
-        if len(choices) > 1:
-            fitting = [choice for choice in choices if _fits(choice, value)]
-            if not fitting and not isinstance(value, dict):
-                kinds = " or ".join(map(_kind, choices))
-                raise ValueError(f"`{where}` must be of type {kinds}, got {value!r}.")
-            choices = fitting or choices
-        return convert(choices[0], value, where)
-    if dataclasses.is_dataclass(expected):
-        return _convert_dataclass(expected, value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise ValueError(f"`{where}` must be a list of the length of {expected}, got {value!r}.")
-        return tuple(convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
-    if origin is list:
-        if isinstance(value, dict) and dataclasses.is_dataclass(arguments[0]):
-            value = [value]  # a single data source needs no list
-        if not isinstance(value, list):
-            raise ValueError(f"`{where}` must be a list, got {value!r}.")
-        return [convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value)]
-    if origin is Literal:
-        if value is False and "no" in arguments:
-            value = "no"  # YAML reads a bare `no` as False
-        if value not in arguments:
-            raise ValueError(f"`{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
-        return value
-    if expected is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 5e-5 as a string
-        except ValueError:
-            pass
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ValueError(f"`{where}` must be of type {expected.__name__}, got {value!r}.")
-    return value
-
-
-def _kind(choice: type) -> str:
-    """What messages call a part of a union."""
-    is_literal = typing.get_origin(choice) is Literal
-    return " or ".join(map(repr, typing.get_args(choice))) if is_literal else choice.__name__
-
-
-def _fits(choice: type, value: Any) -> bool:
-    """Whether a value is meant for this part of a union: it is of the type, or all its keys are fields, or it is one of
-    the values."""
-    if typing.get_origin(choice) is Literal:
-        return value in typing.get_args(choice)
-    if dataclasses.is_dataclass(choice) and isinstance(value, dict):
-        return value.keys() <= {entry.name for entry in dataclasses.fields(choice)}
-    return isinstance(value, choice)
-
-
-def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value):
-        return value
-    place = f"`{where}`" if where else "the top level"
-    if not isinstance(value, dict):
-        raise ValueError(f"{place} must be a mapping of keys to values, got {value!r}.")
-    known = typing.get_type_hints(expected)
-    for key in value:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-            raise ValueError(f"unknown key {key!r} at {place}. Did you mean {nearest!r}?")
-    for entry in dataclasses.fields(expected):
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and entry.name not in value:
-            raise ValueError(f"{place} needs the key {entry.name!r}.")
-    prefix = f"{where}." if where else ""
-    arguments = {key: convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
-    try:
-        return expected(**arguments)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error

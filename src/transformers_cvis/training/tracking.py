@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from accelerate.tracking import GeneralTracker, get_available_trackers
 
@@ -17,7 +18,7 @@ class JsonLinesTracker(GeneralTracker):
     requires_logging_directory = False
     main_process_only = True
 
-    def __init__(self, path: Path, first_step: int = 0):
+    def __init__(self, path: Path, first_step: int = 0) -> None:
         super().__init__()
         self.path = path
         self.first_step = first_step
@@ -26,7 +27,7 @@ class JsonLinesTracker(GeneralTracker):
     def tracker(self) -> Path:
         return self.path
 
-    def store_init_configuration(self, values: dict):
+    def store_init_configuration(self, values: dict) -> None:
         """Called once, in the main process, before anything is logged. The configuration itself is in the summary."""
         kept = []
         if self.path.is_file():
@@ -38,7 +39,7 @@ class JsonLinesTracker(GeneralTracker):
                     break
         self.path.write_text("".join(kept), encoding="utf-8")
 
-    def log(self, values: dict, step: int | None = None, **kwargs):
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import torch
@@ -15,13 +16,16 @@ import transformers
 from accelerate.state import PartialState
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .. import __version__
 from ..data import read_annotations
 from ..hub.push import save_model
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
+from ..processing import CvisVideoProcessor
 from .build import build_dataset, build_model, build_processor, collate
-from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
+from .callbacks import TrainingCallback, with_model_callbacks
+from .checkpoint_files import TEMPORARY_SUFFIX, find_checkpoint
 from .measure import evaluate_on_processes
 from .recipe import Recipe
 from .trainer import Trainer, check_precision, runs_on_cpu
@@ -32,8 +36,9 @@ def train(
     output_dir: str | Path | None = None,
     resume: str | Path = "auto",
     overrides: Iterable[str] = (),
+    callbacks: Iterable[TrainingCallback] = (),
 ) -> dict:
-    """Train a model as a recipe says.
+    """Train a model from a recipe.
 
     Run it in one process, or in several under `accelerate launch` or `torchrun`; the recipe's batch size is the total.
 
@@ -42,16 +47,18 @@ def train(
         output_dir: receives `checkpoints/`, `training_log.jsonl` and, at the end, the model with its processor, card
             and `training_summary.json`: a folder for `from_pretrained` and `push_to_hub`. By default the recipe's.
         resume: "auto" continues from the last checkpoint in `output_dir` if there is one, with the very numbers that
-            an uninterrupted run gives; "restart" deletes them and starts afresh; or the path of a checkpoint to go on
-            from.
+            an uninterrupted run gives; "restart" deletes them and starts again from scratch; or the path of a
+            checkpoint to continue from.
         overrides: changes to the recipe, "key.key=value".
+        callbacks: code to run in every step, see [`TrainingCallback`].
 
     Returns:
         The training summary.
 
     Raises:
-        ValueError, OSError: recipe, data or checkpoints are not as they must be, or what the recipe starts from.
-        FloatingPointError: a loss is not finite; the message names the videos.
+        ValueError: if recipe, data, checkpoint, or the model that the recipe starts from, do not fit.
+        OSError: if a file or a model is missing or cannot be read or written.
+        FloatingPointError: if a loss is not finite; the message names the videos.
     """
     recipe = Recipe.load(recipe, overrides)
     check_precision(recipe)
@@ -82,12 +89,14 @@ def train(
         valid = recipe.data.valid
         read_annotations(valid.json, valid.kind, valid.class_mapping)  # what is wrong there shows before the training
 
-        def evaluate(model):
+        def evaluate(model: torch.nn.Module) -> dict[str, float]:
             return evaluate_on_processes(model, processor, valid, recipe.evaluation)
 
-    trainer = Trainer(recipe, output_dir, model, dataset, collate, evaluate, checkpoint)
+    trainer = Trainer(
+        recipe, output_dir, model, dataset, collate, evaluate, checkpoint, with_model_callbacks(model, callbacks)
+    )
     try:
-        result = trainer.run()
+        result = trainer.train()
         summary = summarise(recipe, result, trainer)
         if trainer.accelerator.is_main_process:
             save_model_folder(trainer.unwrapped_model, processor, output_dir, summary)
@@ -110,7 +119,7 @@ def _leave_processes() -> None:
 
 
 def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
-    """What `training_summary.json` holds: enough to repeat the training, and what it gave."""
+    """Return the content of `training_summary.json`: enough to repeat the training, and its results."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     processes = trainer.accelerator.num_processes
     if trainer.accelerator.device.type == "cuda":
@@ -137,12 +146,19 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     }
 
 
-def save_model_folder(model, processor, output_dir: Path, summary: dict | None, **card) -> None:
-    """Model, processor, card and, where there is one, the summary of the training. All is written to a temporary
-    folder, then the files are moved in, the summary last: it says that all are there.
+def save_model_folder(
+    model: PreTrainedModel, processor: CvisVideoProcessor, output_dir: Path, summary: dict | None, **card: Any
+) -> None:
+    """Save model, processor, card and, if there is one, the summary of the training.
+
+    All files are written to a temporary folder, then moved in, the summary last: where it is, all of them are.
 
     Args:
-        card: what else the card says, as for `save_model`.
+        model: model to save.
+        processor: its video processor.
+        output_dir: existing folder.
+        summary: see [`summarise`].
+        card: further content of the card, as for `save_model`.
     """
     temporary = output_dir / f"model{TEMPORARY_SUFFIX}"
     shutil.rmtree(temporary, ignore_errors=True)

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from . import checkpoints
+from . import checkpoint_files
+from .callbacks import TrainingCallback
 from .optimization import learning_rate_factor, parameter_groups
 from .recipe import Recipe
 from .tracking import resolve_trackers
@@ -60,7 +61,7 @@ class TrainingBatches:
     its part over the processes. Where a run is follows from the step alone.
     """
 
-    def __init__(self, recipe: Recipe, first_step: int, rank: int, num_processes: int):
+    def __init__(self, recipe: Recipe, first_step: int, rank: int, num_processes: int) -> None:
         rounds = recipe.gradient_accumulation_steps
         if recipe.batch_size % (rounds * num_processes):
             raise ValueError(
@@ -83,7 +84,7 @@ class TrainingBatches:
 
 
 class Trainer:
-    """Trains `model` as `recipe` says, with checkpoints in `output_dir/checkpoints`.
+    """Train a model from a recipe, with checkpoints in `output_dir/checkpoints`.
 
     The same recipe gives the same weights (up to rounding) on one process and on several: the batch size is the
     total, the losses are normalised over all processes, and gradients are averaged. Three things are per process by
@@ -96,13 +97,15 @@ class Trainer:
     image, as in the published training; at inference the processor marks it and nothing depends on it.
 
     Args:
-        model: returns an output with `loss` and `loss_dict` when called with a batch. One that has
-            `set_training_progress` is told before each step what share of the training is done.
+        recipe: the training.
+        output_dir: folder of the run.
+        model: returns an output with `loss` and `loss_dict` when called with a batch.
         dataset: `dataset[n]` is sample `n` of the run, for any `n >= 0`, a function of `n` and the seed alone.
         collate: list of samples -> `(batch of keyword arguments of the model, names of the samples)`.
         evaluate: model -> metrics by name; called in every process.
         checkpoint: folder to continue from; `model` must have been loaded from it.
-        projection: directions that some parameters of `model` must not move in.
+        callbacks: called in this order at each of their hooks; see [`TrainingCallback`]. `with_model_callbacks(model)`
+            has those that a model needs.
     """
 
     def __init__(
@@ -114,8 +117,8 @@ class Trainer:
         collate: Callable[[list], tuple[dict, list[str]]],
         evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
         checkpoint: Path | None = None,
-        projection: Any | None = None,
-    ):
+        callbacks: Sequence[TrainingCallback] = (),
+    ) -> None:
         check_precision(recipe)
         self.recipe = recipe
         self.output_dir = Path(output_dir)
@@ -123,10 +126,10 @@ class Trainer:
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         self.evaluate = evaluate
         self.checkpoint = checkpoint
-        self.projection = projection
+        self.callbacks = list(callbacks)
         self.first_step, self.seconds_before, self.checkpoint_state = 0, 0.0, None
         if checkpoint is not None:
-            self.checkpoint_state = json.loads((checkpoint / checkpoints.STATE_FILE).read_text(encoding="utf-8"))
+            self.checkpoint_state = json.loads((checkpoint / checkpoint_files.STATE_FILE).read_text(encoding="utf-8"))
             self.first_step, self.seconds_before = self.checkpoint_state["step"], self.checkpoint_state["seconds"]
 
         self.accelerator = Accelerator(
@@ -150,8 +153,6 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-        if projection is not None:
-            projection.attach(self.optimizer)
         self.trained_parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.model, self.prepared_optimizer = self.accelerator.prepare(model, self.optimizer)
 
@@ -172,20 +173,20 @@ class Trainer:
         self.unchecked_losses: list[tuple[int, list[str], torch.Tensor, dict]] = []
         self.unchecked_norms: list[torch.Tensor] = []
 
-    def run(self) -> dict:
+    def train(self) -> dict:
         """Train to the last step.
 
         Returns:
             `{"steps", "seconds", "metrics"}`; `metrics` are the last evaluation's, empty without one.
 
         Raises:
-            FloatingPointError: a loss or gradient is not finite; the message names the step and the videos.
+            FloatingPointError: if a loss or gradient is not finite; the message names the step and the videos.
         """
         recipe, accelerator = self.recipe, self.accelerator
         accelerator.init_trackers("transformers_cvis", config=_flatten(recipe.to_dict()))
         if accelerator.is_main_process:
-            checkpoints.remove_incomplete(self.checkpoint_dir)
-            checkpoints.remove_later(self.checkpoint_dir, self.first_step)
+            checkpoint_files.remove_incomplete(self.checkpoint_dir)
+            checkpoint_files.remove_later(self.checkpoint_dir, self.first_step)
         batches = iter(self.loader)
         if self.checkpoint is not None:
             self._load_checkpoint()
@@ -202,16 +203,18 @@ class Trainer:
         )
         metrics, evaluated = {}, False
         for step in range(self.first_step, recipe.max_steps):
-            factor = learning_rate_factor(recipe.schedule, step, recipe.max_steps)
+            factor = learning_rate_factor(recipe.learning_rate_schedule, step, recipe.max_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            if hasattr(self.unwrapped_model, "set_training_progress"):
-                self.unwrapped_model.set_training_progress(step / recipe.max_steps)
+            for callback in self.callbacks:
+                callback.before_step(self, step)
             for _ in range(recipe.gradient_accumulation_steps):
                 fetch_start = time.perf_counter()
                 inputs, names = next(batches)
                 data_seconds += time.perf_counter() - fetch_start
                 self._micro_step(step + 1, _to_device(inputs, accelerator.device), names)
+            for callback in self.callbacks:
+                callback.after_step(self, step)
             done = step + 1
             window_steps += 1
             progress.update()
@@ -248,6 +251,7 @@ class Trainer:
 
     @property
     def unwrapped_model(self) -> torch.nn.Module:
+        """The model, without the wrapper of a distributed run."""
         return self.accelerator.unwrap_model(self.model)
 
     def finish(self) -> None:
@@ -268,8 +272,8 @@ class Trainer:
             losses = {name: value.detach() for name, value in (outputs.loss_dict or {}).items()}
             self.unchecked_losses.append((step, names, outputs.loss.detach(), losses))
             if accelerator.sync_gradients:
-                if self.projection is not None:
-                    self.projection.project_gradients()
+                for callback in self.callbacks:
+                    callback.after_backward(self)
                 # Also unscales; without a limit it only measures.
                 limit = self.recipe.optimizer.max_gradient_norm
                 norm = accelerator.clip_grad_norm_(self.trained_parameters, float("inf") if limit is None else limit)
@@ -314,28 +318,28 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         """Metrics of the current weights; leaves mode and random numbers of the training as they were."""
-        states = checkpoints.capture_random_states()
+        states = checkpoint_files.capture_random_states()
         model = self.unwrapped_model.eval()
         with torch.no_grad():
             metrics = self.evaluate(model)
         self.model.train()
-        checkpoints.restore_random_states(states)
+        checkpoint_files.restore_random_states(states)
         self.accelerator.log(metrics, step=step)
         return metrics
 
     def _save_checkpoint(self, step: int) -> None:
-        path = checkpoints.checkpoint_path(self.checkpoint_dir, step)
-        directory = checkpoints.temporary_path(path)
+        path = checkpoint_files.checkpoint_path(self.checkpoint_dir, step)
+        directory = checkpoint_files.temporary_path(path)
         accelerator = self.accelerator
         if accelerator.is_main_process:
-            checkpoints.remove_incomplete(self.checkpoint_dir)
+            checkpoint_files.remove_incomplete(self.checkpoint_dir)
             directory.mkdir()
         accelerator.wait_for_everyone()
         try:
-            checkpoints.save_random_states(directory, accelerator.process_index)
+            checkpoint_files.save_random_states(directory, accelerator.process_index)
             if accelerator.is_main_process:
                 save_quietly(self.unwrapped_model, directory)
-                checkpoints.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
+                checkpoint_files.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
                 state = {
                     "step": step,
@@ -344,23 +348,23 @@ class Trainer:
                     "scaler": scaler,
                     "recipe": self.recipe.to_dict(),
                 }
-                checkpoints.write_json(directory / checkpoints.STATE_FILE, state)
+                checkpoint_files.write_json(directory / checkpoint_files.STATE_FILE, state)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                checkpoints.commit(path, keep=self.recipe.keep_checkpoints)
+                checkpoint_files.commit(path, keep=self.recipe.keep_checkpoints)
         except BaseException:
-            checkpoints.remove_incomplete(self.checkpoint_dir)
+            checkpoint_files.remove_incomplete(self.checkpoint_dir)
             raise
         accelerator.wait_for_everyone()
 
     def _load_checkpoint(self) -> None:
         """Restore optimiser, gradient scaler and random numbers; the model has come from the checkpoint already."""
-        checkpoints.load_optimizer(self.optimizer, self.checkpoint / "optimizer.safetensors")
+        checkpoint_files.load_optimizer(self.optimizer, self.checkpoint / "optimizer.safetensors")
         state, recipe = self.checkpoint_state, self.recipe.to_dict()
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if state["num_processes"] == self.accelerator.num_processes:
-            checkpoints.load_random_states(self.checkpoint, self.accelerator.process_index)
+            checkpoint_files.load_random_states(self.checkpoint, self.accelerator.process_index)
         else:
             logger.warning(
                 f"{self.checkpoint} was written by {state['num_processes']} processes, this run has "
@@ -387,8 +391,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _to_device(value, device: torch.device):
-    """Tensors in nested lists and dictionaries, moved without waiting."""
+def _to_device(value: Any, device: torch.device) -> Any:
+    """Move the tensors in nested lists and dictionaries, without waiting."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

@@ -9,7 +9,7 @@ from tests.support.helpers import tiny_task_clip_detector
 from tests.support.model_tester import video_batch, video_labels
 from tests.support.tiny_run import tiny_recipe
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, TaskClipDetectorForVideoInstanceSegmentation
-from transformers_cvis.continual.distillation import PRESETS, DistillationRecipe, DistillingModel
+from transformers_cvis.continual.distilling_model import PRESETS, DistillationSettings, DistillingModel
 from transformers_cvis.data import make_moving_shapes
 from transformers_cvis.training.build import build_dataset, build_model, collate
 from transformers_cvis.training.trainer import Trainer
@@ -20,7 +20,7 @@ SEGMENTATION = {f"loss_{kind}{layer}" for kind in ("ce", "mask", "dice") for lay
 def distilling(name: str = "comformer", **changes) -> DistillingModel:
     model = tiny_task_clip_detector()
     torch.manual_seed(1)
-    return DistillingModel.add_task(model, ["moon"], DistillationRecipe.preset(name, **changes))
+    return DistillingModel.add_task(model, ["moon"], DistillationSettings.preset(name, **changes))
 
 
 def moon_labels() -> list[dict]:
@@ -114,7 +114,7 @@ def test_pseudo_labels_reach_the_losses(monkeypatch):
     assert sum(counts[0]) > 4
     assert labelled["loss_mask"] != plain["loss_mask"]
     counts.clear()
-    model.recipe.pseudo_threshold = 1.0
+    model.settings.pseudo_threshold = 1.0
     losses_of(model)
     assert counts[0] == [2, 2]
 
@@ -164,10 +164,10 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
     recipe = tiny_recipe(data, "task_clip_detector", max_steps=2, checkpoint_every=2)
     dataset, names = build_dataset(recipe)
     base = build_model(recipe, names[:1])
-    model = DistillingModel.add_task(base, names[1:], DistillationRecipe.preset("mib"))
+    model = DistillingModel.add_task(base, names[1:], DistillationSettings.preset("mib"))
     before = copy.deepcopy(model.student.state_dict())
     trainer = Trainer(recipe, tmp_path / "out", model, dataset, collate)
-    trainer.run()
+    trainer.train()
     trainer.finish()
     (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()
     loaded = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
@@ -179,18 +179,18 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
 def test_what_does_not_fit():
     model = tiny_task_clip_detector()
     with pytest.raises(
-        ValueError, match=r"teacher's \(disk, star, ring\) and more behind them; they are disk, star, ring"
+        ValueError, match=r"teacher's \(disk, star, ring\) and more after them; they are disk, star, ring"
     ):
-        DistillingModel(model, tiny_task_clip_detector(), DistillationRecipe())
+        DistillingModel(model, tiny_task_clip_detector(), DistillationSettings())
     model.add_task(["moon"], 3)
     with pytest.raises(ValueError, match="this student has 8, the teacher 5. Add the task without prompts"):
-        DistillingModel(model, tiny_task_clip_detector(), DistillationRecipe())
+        DistillingModel(model, tiny_task_clip_detector(), DistillationSettings())
     for changes, message in (
         ({"pod_weight": -1}, "`pod_weight` must be 0 or more, got -1"),
         ({"alpha": 0}, "`alpha` is a factor on logits and must be more than 0, got 0"),
         ({"pseudo_threshold": 2}, "`pseudo_threshold` is a probability in 0..1, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            DistillationRecipe.preset("mib", **changes)
+            DistillationSettings.preset("mib", **changes)
     with pytest.raises(ValueError, match="no preset 'combo'; there are finetune, mib, comformer, pod"):
-        DistillationRecipe.preset("combo")
+        DistillationSettings.preset("combo")

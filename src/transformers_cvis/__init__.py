@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoVideoProcessor
 
+from ._version import __version__
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
 from .hub.push import push_to_hub
 from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from .data import load_ytvis, make_moving_shapes, validate_ytvis
     from .evaluation import evaluate_ytvis, predict_dataset, write_submission
     from .training import Recipe, train
-
-__version__ = "0.1.0"
 
 register_models()
 register_pipeline()
@@ -84,6 +83,7 @@ __all__ = [
     "VideoSegmentation",
     "VitaConfig",
     "VitaForVideoInstanceSegmentation",
+    "__version__",
     "default_model_path",
     "demo_ground_truth_path",
     "demo_video_path",

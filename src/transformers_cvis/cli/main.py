@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import __version__
+from .._version import __version__
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -451,8 +451,8 @@ def add_train_continual(commands) -> None:
 
 
 def run_train_continual(options: argparse.Namespace) -> int:
-    from ..continual.schedule import SCHEDULES_DIRECTORY
     from ..continual import train_continual
+    from ..continual.schedule import SCHEDULES_DIRECTORY
 
     if options.list:
         print_shipped(SCHEDULES_DIRECTORY)

@@ -16,7 +16,7 @@ from accelerate.state import PartialState
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
-from .. import __version__
+from .._version import __version__
 from ..data import read_annotations
 from ..hub.push import save_model
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation

@@ -17,7 +17,8 @@ from transformers import AutoVideoProcessor
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, segment_video, task_adapter_path
 from transformers_cvis.data import generate_video
-from transformers_cvis.processing import complete_file, contact_sheet, decode_segmentation, draw_tracks
+from transformers_cvis.files import complete_file
+from transformers_cvis.processing import contact_sheet, decode_segmentation, draw_tracks
 
 # Not among the videos that the model was trained on; picked because it finds an object of every task in it. Of later
 # tasks, which learn on top of features that four kinds of shapes have formed, it misses more: see its card.

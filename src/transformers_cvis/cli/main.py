@@ -192,7 +192,7 @@ def check_new_files(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def write_json(content, path: Path) -> None:
-    from ..processing import complete_file
+    from ..files import complete_file
 
     with complete_file(path) as file:
         file.write(json.dumps(content, ensure_ascii=False).encode())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data import collate_clips
+from ..precision import at_least_float32_dtype
 from ..training.build import config_of_base
 from ..training.recipe import Recipe
 from .schedule import Schedule
@@ -237,7 +238,7 @@ def released_representation(
 
 def project_out(tensor: Tensor, basis: Tensor) -> Tensor:
     """`tensor (..., channels)` without its component in the span of `basis (channels, rank)`, in its own type."""
-    basis = basis.to(tensor.device, torch.promote_types(tensor.dtype, torch.float32))
+    basis = basis.to(tensor.device, at_least_float32_dtype(tensor.dtype))
     wide = tensor.to(basis.dtype)
     return (wide - (wide @ basis) @ basis.T).to(tensor.dtype)
 

@@ -1,11 +1,9 @@
 """A whole class-incremental training: schedule in; after every task a model or adapter, its evaluation, a report."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -23,12 +21,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
+from ..files import set_aside, sha256, write_json
 from ..hub.push import push_to_hub, read_training_summary
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation, load_config
 from ..modeling.crisp import CrispConfig
 from ..modeling.tasks.adapters import ADAPTER_WEIGHTS_FILE, task_name
 from ..training.build import build_dataset, build_model, build_processor, collate, config_of_base
-from ..training.checkpoints import find_checkpoint, write_json
+from ..training.checkpoints import find_checkpoint
 from ..training.measure import predict_on_processes
 from ..training.recipe import Recipe, SourceRecipe
 from ..training.train import join_processes, save_model_folder, summarise
@@ -188,7 +187,7 @@ class _ContinualRun:
                 if self.schedule.push is not None:
                     _ = self.repository
                 self.output_dir.mkdir(parents=True, exist_ok=True)
-                write_json(path, self.schedule.to_dict())
+                write_json(path, self.schedule.to_dict(), indent=2)
         state.wait_for_everyone()
         _ = self.ground_truth, self.datasets
 
@@ -220,20 +219,8 @@ class _ContinualRun:
         """Within, the run in the output folder is out of the way. It is back if the block fails, else deleted."""
         parts = [*self.output_dir.glob("task-*"), self.output_dir / REPORT_FOLDER, self.split_folder]
         parts = [path for path in [*parts, self.output_dir / SCHEDULE_FILE] if path.exists()]
-        if not parts:
+        with set_aside(parts, self.output_dir):
             yield
-            return
-        aside = Path(tempfile.mkdtemp(prefix=".former-", dir=self.output_dir))
-        try:
-            for path in parts:
-                path.rename(aside / path.name)
-            yield
-        except BaseException:
-            for path in aside.iterdir():
-                path.rename(self.output_dir / path.name)
-            aside.rmdir()
-            raise
-        shutil.rmtree(aside)
 
     def _check_same_schedule(self, former: dict) -> None:
         ours, theirs = _what_tasks_depend_on(self.schedule.to_dict()), _what_tasks_depend_on(former)
@@ -323,7 +310,7 @@ class _ContinualRun:
             report = self._report([*evaluations, evaluation])
             report.save(self.output_dir / REPORT_FOLDER)
             self._save(number, model, processor, {**summary, **self._measured(evaluation)}, report)
-            write_json(folder / EVALUATION_FILE, asdict(evaluation))
+            write_json(folder / EVALUATION_FILE, asdict(evaluation), indent=2)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         state.wait_for_everyone()
         return model
@@ -389,7 +376,7 @@ class _ContinualRun:
         results = predict_on_processes(model, processor, videos, self.test_source.images, recipe.evaluation)
         if not PartialState().is_main_process:
             return None
-        write_json(self.folder(number) / RESULTS_FILE, results)
+        write_json(self.folder(number) / RESULTS_FILE, results, indent=2)
         return evaluate_after_task(
             self.ground_truth, results, self.tasks, number, self.schedule.report.forgetting_videos
         )
@@ -429,8 +416,7 @@ class _ContinualRun:
             files = HfApi().get_paths_info(self.repository, name, revision=self._revision(number))
         except RevisionNotFoundError:
             return False
-        ours = hashlib.sha256((self.folder(number) / name).read_bytes()).hexdigest()
-        return [file.lfs and file.lfs.sha256 for file in files] == [ours]
+        return [file.lfs and file.lfs.sha256 for file in files] == [sha256(self.folder(number) / name)]
 
     def _push(self, number: int, model: PreTrainedModel | None, evaluations: list[TaskEvaluation]) -> None:
         """Push a task that is finished.

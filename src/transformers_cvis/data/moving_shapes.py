@@ -6,11 +6,8 @@ belongs to a shape if its centre lies inside, and to the nearest of the shapes t
 """
 
 import colorsys
-import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from ..files import complete_folder, write_json
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LOCAL_EXTENT = 1.2  # every shape lies within [-1.2, 1.2]^2 of its own coordinates
@@ -356,19 +355,14 @@ def make_moving_shapes(
         FileNotFoundError: no picture in `background_dir`.
         ValueError: as `generate_video`.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not an empty folder; give a new folder or remove it first.")
+    output_dir = Path(output_dir).expanduser()
     lengths = (num_frames, num_frames) if isinstance(num_frames, int) else tuple(num_frames)
     if lengths[0] > lengths[1]:
         raise ValueError(f"num_frames is {lengths}; give (shortest, longest) with shortest <= longest.")
     categories = _check_arguments(lengths[0], size, categories, num_objects, object_size, typical_colours, stride)
     backgrounds = _find_images(background_dir)
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial_dir = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.partial-", dir=output_dir.parent))
-    try:
-        partial_dir.chmod(0o755)
+    with complete_folder(output_dir) as folder:
         for split, (name, num_videos) in enumerate((("train", num_train_videos), ("valid", num_valid_videos))):
             annotation_file = _AnnotationFile(categories, {"generator": "moving_shapes", "split": name, "seed": seed})
             for index in tqdm(range(num_videos), desc=f"moving shapes: {name}", disable=not progress):
@@ -386,15 +380,11 @@ def make_moving_shapes(
                     stride,
                 )
                 video_name = f"{name}_{index:05d}"
-                _write_frames(video.frames, partial_dir / "JPEGImages" / video_name)
+                _write_frames(video.frames, folder / "JPEGImages" / video_name)
                 if write_mp4:
-                    _write_mp4(video.frames, partial_dir / "videos" / f"{video_name}.mp4", fps)
+                    _write_mp4(video.frames, folder / "videos" / f"{video_name}.mp4", fps)
                 annotation_file.add(video_name, video)
-            (partial_dir / f"{name}.json").write_text(json.dumps(annotation_file.content))
-        os.replace(partial_dir, output_dir)
-    except BaseException:
-        shutil.rmtree(partial_dir, ignore_errors=True)
-        raise
+            write_json(folder / f"{name}.json", annotation_file.content)
     return output_dir
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
@@ -14,6 +13,7 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 from pycocotools import mask as mask_utils
 
+from ..files import complete_file, sha256
 from .annotation_files import read_annotations
 from .class_mapping import CLASS_MAPPINGS, ClassFilter
 
@@ -162,11 +162,7 @@ def find_image_root(json_path: str | os.PathLike) -> Path:
 def _hash_file(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"The annotation file {path} does not exist.")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256(path)
 
 
 def _check_first_frames(dataset: datasets.Dataset, kind: str, image_root: Path) -> None:
@@ -194,17 +190,14 @@ def _write_table(
         )
     label_of_category = {category["id"]: names.index(category["name"]) for category in categories}
     table_path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial_path = tempfile.mkstemp(dir=table_path.parent, prefix=".partial-", suffix=".arrow")
-    os.close(descriptor)
-    try:
-        with ArrowWriter(path=partial_path, features=_features(names, kind), writer_batch_size=100) as writer:
-            for row in _rows(content, kind, image_root, label_of_category):
-                writer.write(row)
-            writer.finalize()
-        os.replace(partial_path, table_path)
-    except BaseException:
-        os.unlink(partial_path)
-        raise
+    features = _features(names, kind)
+    with (
+        complete_file(table_path) as file,
+        ArrowWriter(stream=file, features=features, writer_batch_size=100) as writer,
+    ):
+        for row in _rows(content, kind, image_root, label_of_category):
+            writer.write(row)
+        writer.finalize(close_stream=False)
 
 
 def _features(names: list[str], kind: str) -> datasets.Features:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..processing import complete_file
+from ..files import complete_file
 from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting, only_in_videos_with_group
 from .ground_truth import GroundTruth, read_results
 from .plots import bar_chart, heat_map, line_chart

@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 
-from ..processing import complete_file
+from ..files import complete_file
 from .ground_truth import GroundTruth, check_results, mask_counts, read_results
 
 

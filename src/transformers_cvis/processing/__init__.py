@@ -1,6 +1,5 @@
 """Video in (decode, sample, resize, pad), tracks out (scores, labels, RLE masks, drawing)."""
 
-from ..files import complete_file, complete_folder
 from .drawing import contact_sheet, draw_tracks, track_colour
 from .masks import decode_segmentation, empty_segmentation, segment_masks
 from .segmentation import ClipSegmentation, VideoSegmentation, segment_stream, segment_video
@@ -18,8 +17,6 @@ __all__ = [
     "VideoFrames",
     "VideoSegmentation",
     "VideoWriter",
-    "complete_file",
-    "complete_folder",
     "contact_sheet",
     "decode_segmentation",
     "draw_tracks",

@@ -11,6 +11,8 @@ import torch
 from pycocotools import mask as mask_utils
 from torch import nn
 
+from ..precision import at_least_float32
+
 # Windows keep this many negative logits around the positive ones: one for each of the two interpolations.
 _MARGIN = 2
 
@@ -49,7 +51,7 @@ def segment_masks(
     num_queries, num_frames, height, width = masks_queries_logits.shape
     stride = _mask_stride((height, width), input_size)
     logits = masks_queries_logits.detach()
-    logits = (logits if logits.dtype == torch.float64 else logits.float()).cpu()
+    logits = at_least_float32(logits).cpu()
 
     rows_on, columns_on = (logits > 0).any(dim=3).numpy(), (logits > 0).any(dim=2).numpy()
     to_original = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..precision import at_least_float32
 from .masks import ClipMasks, covered_share, segment_masks, segmentation_boxes
 
 SCORE_RULES = ("max_times_quality", "mean_logits")
@@ -134,7 +135,7 @@ class TrackAccumulator:
     def _see(self, class_queries_logits, masks_queries_logits) -> list[list[dict | None] | None]:
         """Update scores and qualities; the clip's segmentations per query, `None` for those that cannot matter."""
         logits = class_queries_logits.detach().cpu()
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = at_least_float32(logits)
         scores = logits.softmax(dim=-1)[:, :-1]
         if self._class_scores is None:
             self._class_scores = scores

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from ..files import incomplete_path, remove_incomplete, write_json
 from . import checkpoints
 from .optimization import learning_rate_factor, parameter_groups
 from .recipe import Recipe
@@ -184,7 +185,7 @@ class Trainer:
         recipe, accelerator = self.recipe, self.accelerator
         accelerator.init_trackers("transformers_cvis", config=_flatten(recipe.to_dict()))
         if accelerator.is_main_process:
-            checkpoints.remove_incomplete(self.checkpoint_dir)
+            remove_incomplete(self.checkpoint_dir)
             checkpoints.remove_later(self.checkpoint_dir, self.first_step)
         batches = iter(self.loader)
         if self.checkpoint is not None:
@@ -325,10 +326,10 @@ class Trainer:
 
     def _save_checkpoint(self, step: int) -> None:
         path = checkpoints.checkpoint_path(self.checkpoint_dir, step)
-        directory = checkpoints.temporary_path(path)
+        directory = incomplete_path(path)
         accelerator = self.accelerator
         if accelerator.is_main_process:
-            checkpoints.remove_incomplete(self.checkpoint_dir)
+            remove_incomplete(self.checkpoint_dir)
             directory.mkdir()
         accelerator.wait_for_everyone()
         try:
@@ -344,12 +345,12 @@ class Trainer:
                     "scaler": scaler,
                     "recipe": self.recipe.to_dict(),
                 }
-                checkpoints.write_json(directory / checkpoints.STATE_FILE, state)
+                write_json(directory / checkpoints.STATE_FILE, state, indent=2)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 checkpoints.commit(path, keep=self.recipe.keep_checkpoints)
         except BaseException:
-            checkpoints.remove_incomplete(self.checkpoint_dir)
+            remove_incomplete(self.checkpoint_dir)
             raise
         accelerator.wait_for_everyone()
 

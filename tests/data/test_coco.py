@@ -89,7 +89,7 @@ def test_classes_are_mapped(load, tiny_coco, cache_dir):
     assert [len(row["annotations"]) for row in dataset] == [1, 1, 0]  # people are dropped
     merged = load(class_mapping={"car": "thing", "tennis racket": "thing"})
     assert class_names(merged) == ["thing"] and len(ClipDataset(merged, 1, 0, AS_IT_IS)) == 2
-    with pytest.raises(ValueError, match="data.json: class_mapping: 'cra' is no category .* did you mean 'car'?"):
+    with pytest.raises(ValueError, match="data.json: class_mapping: 'cra' is not a category .* Did you mean 'car'?"):
         load(class_mapping={"cra": "vehicle"})
     with pytest.raises(ValueError, match="no class mapping 'ytvis'"):  # though a table without mapping is there
         load(class_mapping="ytvis")

@@ -112,10 +112,10 @@ def test_a_stride_leaves_frames_out():
 
 def test_same_seed_same_video_in_another_process():
     code = (
-        "import hashlib, runpy, sys; video = runpy.run_path(sys.argv[1])['generate_video'](4, (40, 56), 7);"
+        "import hashlib; from transformers_cvis.data import generate_video; video = generate_video(4, (40, 56), 7);"
         "print(hashlib.sha256(video.frames.tobytes() + video.masks.tobytes()).hexdigest(), video.categories)"
     )
-    command = [sys.executable, "-c", code, moving_shapes.__file__]
+    command = [sys.executable, "-c", code]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     video = generate_video(4, (40, 56), 7)
     digest = hashlib.sha256(video.frames.tobytes() + video.masks.tobytes()).hexdigest()

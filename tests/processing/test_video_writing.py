@@ -9,10 +9,10 @@ from transformers_cvis.processing import (
     Track,
     VideoSegmentation,
     VideoWriter,
-    empty_segmentation,
     open_video,
     render_video,
 )
+from transformers_cvis.rle import empty
 
 
 def noise(num_frames, height=64, width=96):
@@ -84,7 +84,7 @@ class TestVideoWriter:
 class TestRenderVideo:
     @pytest.fixture
     def segmentation(self):
-        track = Track(0.9, 0, "dog", 3, [None, *[empty_segmentation((48, 64))] * 4], [None, *[(0, 0, 0, 0)] * 4])
+        track = Track(0.9, 0, "dog", 3, [None, *[empty((48, 64))] * 4], [None, *[(0, 0, 0, 0)] * 4])
         return VideoSegmentation([track], (48, 64), 5, 10.0)
 
     def test_video_and_contact_sheet(self, tmp_path, numbered_frames, segmentation):

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from transformers_cvis.processing import Track, decode_segmentation, empty_segmentation, tracks_to_ytvis_json
+from transformers_cvis.processing import Track, tracks_to_ytvis_json
+from transformers_cvis.rle import decode, empty
 
 RLE = {"size": [4, 6], "counts": "05S1"}
 
@@ -20,8 +21,8 @@ def test_results():
         "score": 0.5,
         "segmentations": None,
     }
-    assert result["segmentations"] == [empty_segmentation((4, 6)), RLE]
-    assert not np.any(decode_segmentation(result["segmentations"][0]))
+    assert result["segmentations"] == [empty((4, 6)), RLE]
+    assert not np.any(decode(result["segmentations"][0]))
 
 
 def test_category_names_give_the_ids():

@@ -186,7 +186,7 @@ class DistillingModel(nn.Module):
         if recipe.pseudo_labels:
             masks = mask_logits(old_predictions[-1].mask_embeddings, old_features.mask_features)
             labels = [
-                pseudo_labels(at_least_float32(logits)(clip), label, recipe.pseudo_threshold)
+                pseudo_labels(at_least_float32(logits), at_least_float32(clip), label, recipe.pseudo_threshold)
                 for logits, clip, label in zip(old_predictions[-1].class_logits, masks, labels, strict=True)
             ]
         targets = student.video_targets(labels)
@@ -232,8 +232,8 @@ class DistillingModel(nn.Module):
                 )
                 losses[f"loss_class_distillation{suffix}"] = recipe.distillation_weight * loss
             if recipe.mask_weight > 0:
-                masks = mask_logits(ours.mask_embeddings(mask_features))
-                old_masks = mask_logits(theirs.mask_embeddings(old_features.mask_features))
+                masks = mask_logits(ours.mask_embeddings, at_least_float32(mask_features))
+                old_masks = mask_logits(theirs.mask_embeddings, at_least_float32(old_features.mask_features))
                 losses[f"loss_mask_distillation{suffix}"] = recipe.mask_weight * mask_distillation_loss(
                     masks, old_masks
                 )

@@ -6,9 +6,9 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pycocotools import mask as mask_utils
 from torch.utils.data import Dataset
 
+from ..rle import decode_all
 from .augmentation import ClipAugmentation, FrameTransform, LargeScaleJitter, PseudoVideoAugmentation
 
 SMALLEST_BOX_SIDE = 1e-5  # pixels; an instance whose box gets smaller in a frame counts as absent there
@@ -285,13 +285,12 @@ class _Video:
     def _decode(self, counts: list[str], frame: int) -> np.ndarray:
         """Bool (num_masks, height, width)."""
         try:
-            decoded = mask_utils.decode([{"size": [self.height, self.width], "counts": count} for count in counts])
+            return decode_all([{"size": [self.height, self.width], "counts": count} for count in counts])
         except ValueError as error:
             of_frame = f" of frame {frame}" if self.holder == "video" else ""
             raise ValueError(
                 f"{self.name}: a mask{of_frame} cannot be decoded ({error}); `transformers-cvis validate` says which."
             ) from error
-        return decoded.transpose(2, 0, 1).astype(bool)
 
 
 def collate_clips(

@@ -17,6 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import complete_folder, write_json
+from ..processing import VideoWriter
+from ..rle import encode_or_none
+from ..ytvis_json import track_annotation
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LOCAL_EXTENT = 1.2  # every shape lies within [-1.2, 1.2]^2 of its own coordinates
@@ -404,8 +407,6 @@ class _AnnotationFile:
         self.category_ids = {name: index for index, name in enumerate(categories, 1)}
 
     def add(self, video_name: str, video: MovingShapesVideo) -> None:
-        from .annotation_files import encode_mask, track_annotation  # which generating videos does not need
-
         num_frames, height, width = video.frames.shape[:3]
         entry = {
             "id": len(self.content["videos"]) + 1,
@@ -417,7 +418,7 @@ class _AnnotationFile:
         self.content["videos"].append(entry)
         annotations = self.content["annotations"]
         for category, masks in zip(video.categories, video.masks, strict=True):
-            segmentations = [encode_mask(mask) for mask in masks]
+            segmentations = [encode_or_none(mask) for mask in masks]
             annotations.append(
                 track_annotation(len(annotations) + 1, entry, self.category_ids[category], segmentations)
             )
@@ -439,8 +440,6 @@ def _write_frames(frames: np.ndarray, folder: Path) -> None:
 
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
-    from ..processing import VideoWriter  # opens the video libraries, which only this option needs
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, fps) as writer:
         for frame in frames:

@@ -11,9 +11,10 @@ from typing import Literal
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
-from pycocotools import mask as mask_utils
 
 from ..files import complete_file, sha256
+from ..rle import from_run_lengths
+from ..ytvis_json import existing_file
 from .annotation_files import read_annotations
 from .class_mapping import CLASS_MAPPINGS, ClassFilter
 
@@ -104,8 +105,8 @@ def _load_table(
     require_annotations: bool,
     cache_dir: str | os.PathLike | None,
 ) -> datasets.Dataset:
-    json_path = Path(json_path)
-    content_hash = _hash_file(json_path)
+    json_path = existing_file(json_path)
+    content_hash = sha256(json_path)
     image_root = image_root.resolve()
     if not image_root.is_dir():
         raise FileNotFoundError(f"The image folder {image_root} does not exist; correct image_root.")
@@ -157,12 +158,6 @@ def find_image_root(json_path: str | os.PathLike) -> Path:
     raise FileNotFoundError(
         f"No folder of frames for {json_path}: looked for {', '.join(map(str, candidates))}. Give it as image_root."
     )
-
-
-def _hash_file(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"The annotation file {path} does not exist.")
-    return sha256(path)
 
 
 def _check_first_frames(dataset: datasets.Dataset, kind: str, image_root: Path) -> None:
@@ -270,5 +265,5 @@ def _mask(segmentation: dict | list | None, height: int, width: int) -> tuple[st
         return None, None
     counts = segmentation["counts"]
     if isinstance(counts, list):
-        counts = mask_utils.frPyObjects(segmentation, height, width)["counts"]
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts, None
+        counts = from_run_lengths([counts], (height, width))[0]["counts"]
+    return counts, None

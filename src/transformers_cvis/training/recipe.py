@@ -1,7 +1,6 @@
 """Recipes: everything a training run depends on, as nested dataclasses read from one YAML file."""
 
 import dataclasses
-import difflib
 import json
 import re
 import types
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
+from ..messages import check_choice, did_you_mean
 from ..modeling.auto import SYSTEMS
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
@@ -174,8 +174,7 @@ class Recipe:
     output_dir: str | None = None
 
     def __post_init__(self):
-        if self.system not in SYSTEMS:
-            raise ValueError(f"`system` must be one of {', '.join(map(repr, SYSTEMS))}, got {self.system!r}.")
+        check_choice("system", self.system, SYSTEMS)
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -328,8 +327,7 @@ def convert(expected: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value is False and "no" in arguments:
             value = "no"  # YAML reads a bare `no` as False
-        if value not in arguments:
-            raise ValueError(f"`{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+        check_choice(where, value, arguments)
         return value
     if expected is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
@@ -366,8 +364,8 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
     known = typing.get_type_hints(expected)
     for key in value:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-            raise ValueError(f"unknown key {key!r} at {place}. Did you mean {nearest!r}?")
+            hint = did_you_mean(key, known) or f" The keys are {', '.join(known)}."
+            raise ValueError(f"unknown key {key!r} at {place}.{hint}")
     for entry in dataclasses.fields(expected):
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in value:

@@ -24,7 +24,8 @@ def match_prompts(queries: Tensor, prompts: Tensor, similarity: str = "cosine") 
         `(P,)` long. Source: equation 1.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        return _similarities(at_least_float32(queries.detach())(prompts.detach()), similarity).argmax(1)
+        queries, prompts = at_least_float32(queries.detach()), at_least_float32(prompts.detach())
+        return _similarities(queries, prompts, similarity).argmax(1)
 
 
 def contrastive_loss(queries: Tensor, prompts: Tensor, matched: Tensor, similarity: str = "dot") -> Tensor:
@@ -37,7 +38,7 @@ def contrastive_loss(queries: Tensor, prompts: Tensor, matched: Tensor, similari
         similarity: "dot" or "cosine".
     """
     with torch.autocast(queries.device.type, enabled=False):
-        return F.cross_entropy(_similarities(at_least_float32(queries)(prompts), similarity), matched)
+        return F.cross_entropy(_similarities(at_least_float32(queries), at_least_float32(prompts), similarity), matched)
 
 
 def correlation_loss(queries: Tensor, target: Tensor) -> Tensor:

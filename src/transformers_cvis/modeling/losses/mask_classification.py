@@ -106,7 +106,7 @@ class MaskClassificationLoss(nn.Module):
         prediction = LayerPrediction(
             *(at_least_float32(torch.stack(part)).unsqueeze(1) for part in zip(*predictions, strict=True))
         )
-        return prediction(mask_features).unsqueeze(1)
+        return prediction, at_least_float32(mask_features).unsqueeze(1)
 
     def _costs(self, prediction, mask_features, targets):
         return matching_costs(

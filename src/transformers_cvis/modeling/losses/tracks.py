@@ -47,7 +47,7 @@ class TrackLoss(MaskClassificationLoss):
             ValueError: when a video has more objects than queries, or a matching cost is not finite.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
-            values = self._layer_losses(predictions(mask_features), targets, guide)
+            values = self._layer_losses(predictions, at_least_float32(mask_features), targets, guide)
         return name_losses({f"loss_{self.name}_{kind}": value for kind, value in values.items()})
 
     def _layer_losses(self, predictions, mask_features, targets, guide) -> dict[str, torch.Tensor]:
@@ -133,7 +133,7 @@ class VideoTrackLoss(TrackLoss):
 
     def _video(self, layer: LayerPrediction, mask_features) -> tuple[LayerPrediction, torch.Tensor]:
         """One layer with a video as a problem: its mask logits are the features, of which each query reads one."""
-        class_logits, mask_embeddings = at_least_float32(layer.class_logits)(layer.mask_embeddings)
+        class_logits, mask_embeddings = at_least_float32(layer.class_logits), at_least_float32(layer.mask_embeddings)
         masks = (mask_embeddings @ mask_features.flatten(3)).unflatten(3, mask_features.shape[3:])  # (B, T, Q, h, w)
         own = torch.eye(masks.shape[2], dtype=masks.dtype, device=masks.device).expand(1, 1, len(masks), -1, -1)
         return LayerPrediction(class_logits[None, None], own), masks

@@ -100,7 +100,7 @@ def decode(rle: dict) -> np.ndarray:
     """Return the mask of a compressed RLE, bool of shape `(height, width)`.
 
     Raises:
-        ValueError: the counts do not make up a mask of the size.
+        ValueError: the counts are of more pixels than the mask has.
     """
     return mask_utils.decode(rle).astype(bool)
 
@@ -112,7 +112,7 @@ def decode_all(rles: Sequence[dict]) -> np.ndarray:
         rles: at least one.
 
     Raises:
-        ValueError: there is none, or the counts of one do not make up a mask of the size.
+        ValueError: there is none, or the counts of one are of more pixels than the mask has.
     """
     if not rles:
         raise ValueError("There are no masks to decode; give at least one.")
@@ -159,7 +159,7 @@ def intersection_areas(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarr
 def ious(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarray:
     """Return the intersection over union of every pair, float64 of shape `(num_masks, num_others)`.
 
-    A pair of two sizes, or of two empty masks, has 0.
+    A pair of empty masks has 0, a pair of two sizes 0 or -1.
 
     Args:
         rles: compressed RLEs.

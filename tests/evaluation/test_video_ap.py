@@ -193,7 +193,7 @@ BAD_GROUND_TRUTH = {
     "empty annotations": (lambda g: g["annotations"].clear(), "has no annotations"),
     "missing video id": (
         lambda g: g["videos"][1].pop("id"),
-        r"The ground truth breaks .*videos\[1\] has no 'id'; add it",
+        r"(?s)The ground truth breaks .*videos\[1\] has no 'id'",
     ),
     "missing annotation id": (
         lambda g: g["annotations"][2].pop("id"),

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+from ..messages import check_at_least
 from ..rle import decode_all
 from .augmentation import ClipAugmentation, FrameTransform, LargeScaleJitter, PseudoVideoAugmentation
 
@@ -77,8 +78,7 @@ class ClipDataset(Dataset):
         seed: int = 0,
         reverse_probability: float = 0.0,
     ):
-        if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}; a clip needs at least 1 frame.")
+        check_at_least("num_frames", num_frames, 1)
         if frame_range is not None and frame_range < 0:
             raise ValueError(f"frame_range is {frame_range}; give a number of frames, 0 or more.")
         if not 0 <= reverse_probability <= 1:

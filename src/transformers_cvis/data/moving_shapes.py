@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import complete_folder, write_json
+from ..messages import check_at_least
 from ..processing import VideoWriter
 from ..rle import encode_or_none
 from ..ytvis_json import track_annotation
@@ -193,10 +194,8 @@ def generate_video(
 
 
 def _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours, stride) -> list[str]:
-    if stride < 1:
-        raise ValueError(f"stride is {stride}; give a number of frames, at least 1.")
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; a video needs at least 1 frame.")
+    check_at_least("stride", stride, 1)
+    check_at_least("num_frames", num_frames, 1)
     if min(size) < 16:
         raise ValueError(f"size is {tuple(size)}; give (height, width) of at least 16 pixels each.")
     if not 1 <= num_objects[0] <= num_objects[1]:

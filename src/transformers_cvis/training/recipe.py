@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
-from ..messages import check_choice, did_you_mean
+from ..messages import check_at_least, check_choice, did_you_mean
 from ..modeling.auto import SYSTEMS
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
@@ -176,8 +176,7 @@ class Recipe:
     def __post_init__(self):
         check_choice("system", self.system, SYSTEMS)
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_at_least(name, getattr(self, name), 1)
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"`batch_size` ({self.batch_size}) is the total per optimiser step and must be a multiple of "

@@ -5,7 +5,7 @@ import pytest
 
 from transformers_cvis.data import validate_ytvis
 from transformers_cvis.processing import Track, VideoSegmentation, tracks_to_ytvis_json, videos_to_ytvis_json
-from transformers_cvis.rle import decode, empty
+from transformers_cvis.rle import decode, empty, encode
 
 RLE = {"size": [4, 6], "counts": "05S1"}
 
@@ -42,7 +42,8 @@ def test_masks_of_another_size():
 
 
 def test_videos_make_a_file_of_their_own(tmp_path):
-    segmentation = VideoSegmentation([track()], size=(4, 6), num_frames=2, fps=10.0)
+    mask = encode(np.eye(4, 6, dtype=bool))
+    segmentation = VideoSegmentation([track(segmentations=(None, mask))], size=(4, 6), num_frames=2, fps=10.0)
     content = videos_to_ytvis_json([(1, "a.mp4", segmentation), (2, "b.mp4", segmentation)], {1: "dog", 0: "cat"})
     assert content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert content["videos"][1] == {
@@ -51,6 +52,6 @@ def test_videos_make_a_file_of_their_own(tmp_path):
     }
     first, second = content["annotations"]
     assert (first["id"], second["id"], second["video_id"], second["category_id"], second["score"]) == (1, 2, 2, 2, 0.5)
-    assert second["segmentations"] == [None, RLE] and second["bboxes"][0] is None
+    assert second["segmentations"] == [None, mask] and second["bboxes"] == [None, [0, 0, 4, 4]]
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert validate_ytvis(tmp_path / "results.json") == []

@@ -2,9 +2,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Read without importing the package, which needs what is only about to be installed.
+about: dict[str, str] = {}
+exec(Path("src/transformers_cvis/_version.py").read_text(encoding="utf-8"), about)
+
 setup(
     name="transformers-cvis",
-    version="0.1.0",
+    version=about["__version__"],
     description="Video instance segmentation that keeps learning, the Hugging Face way",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -17,7 +17,6 @@ Run as `python benchmarks/NAME.py [--quick] [--json FILE]`. A row is
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from transformers_cvis.processing import complete_file
+from transformers_cvis.files import write_json
 
 VERSIONED = ("torch", "torchvision", "transformers", "huggingface_hub", "kernels", "pycocotools", "numpy", "numba")
 
@@ -83,12 +82,7 @@ def main(description: str, rows: Callable[[bool], Iterable[dict]]) -> None:
         print(_line(result), flush=True)
         results.append({**result, "machine": machine, "versions": versions})
     if arguments.json is not None:
-        write_json(arguments.json, results)
-
-
-def write_json(path: Path, content: list | dict) -> None:
-    with complete_file(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
+        write_json(arguments.json, results, indent=1)
 
 
 def _seconds(function: Callable[[], object]) -> float:

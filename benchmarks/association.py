@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from _harness import main, row, write_json
+from _harness import main, row
 from tqdm.auto import tqdm
 from transformers import AutoVideoProcessor
 
@@ -49,6 +49,7 @@ from transformers_cvis import (
     train,
 )
 from transformers_cvis.evaluation import evaluate_association
+from transformers_cvis.files import write_json
 
 WORK_DIR = Path(__file__).parents[1] / "build" / "association"
 STRIDES = (1, 4, 8)

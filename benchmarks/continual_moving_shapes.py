@@ -33,13 +33,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _harness import this_machine, versions_here, write_json
+from _harness import this_machine, versions_here
 
 from transformers_cvis import make_moving_shapes
 from transformers_cvis.assets import ASSETS
 from transformers_cvis.cli import main as cli
 from transformers_cvis.data import SHAPES
 from transformers_cvis.evaluation import ContinualReport
+from transformers_cvis.files import write_json
 
 CATEGORIES = list(SHAPES)[:8]
 DATA = {"num_frames": 8, "size": (64, 96), "object_size": (0.5, 0.9), "num_objects": (1, 2), "typical_colours": 1.0}
@@ -257,7 +258,7 @@ def main() -> None:
         print(f"All trainings: {training_minutes(work_dir, seeds):.0f} minutes of one process")
         if arguments.json is not None:
             content = {name: {**row, "machine": machine, "versions": versions} for name, row in rows.items()}
-            write_json(arguments.json, content)
+            write_json(arguments.json, content, indent=1)
         if arguments.ship:
             ship(work_dir, folder_of(work_dir, "hvpl", SEEDS[0]))
 

@@ -17,7 +17,9 @@ from transformers import AutoVideoProcessor
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, segment_video, task_adapter_path
 from transformers_cvis.data import generate_video
-from transformers_cvis.processing import complete_file, contact_sheet, decode_segmentation, draw_tracks
+from transformers_cvis.files import complete_file
+from transformers_cvis.processing import contact_sheet, draw_tracks
+from transformers_cvis.rle import decode
 
 # Not among the videos that the model was trained on; picked because it finds an object of every task in it. Of later
 # tasks, which learn on top of features that four kinds of shapes have formed, it misses more: see its card.
@@ -29,7 +31,7 @@ FOUND_IOU = 0.5
 def track_masks(track, size: tuple[int, int]) -> np.ndarray:
     """Masks of a track, `(num_frames, height, width)`, off where the object is absent."""
     absent = np.zeros(size, dtype=bool)
-    return np.stack([absent if mask is None else decode_segmentation(mask) for mask in track.segmentations])
+    return np.stack([absent if mask is None else decode(mask) for mask in track.segmentations])
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:

@@ -4,7 +4,9 @@ The Hub client reads its environment when it is imported, so the server starts h
 """
 
 import os
+import resource
 import shutil
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -126,3 +128,14 @@ def cpu_threads(request) -> int:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def small_disk():
+    """No file may pass 20 kB: the nearest thing to a full disk that needs no disk."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)

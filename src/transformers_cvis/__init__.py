@@ -7,6 +7,7 @@ Importing the package registers its models with transformers' Auto classes, its 
 import importlib
 from typing import TYPE_CHECKING
 
+from ._version import __version__
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
 from .hub.push import push_to_hub
 from .modeling.auto import AutoModelForVideoInstanceSegmentation
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from .data import load_ytvis, make_moving_shapes, validate_ytvis
     from .evaluation import evaluate_ytvis, predict_dataset, write_submission
     from .training import Recipe, train
-
-__version__ = "0.1.0"
 
 register_own_systems()
 register_pipeline()
@@ -84,6 +83,7 @@ __all__ = [
     "VideoSegmentation",
     "VitaConfig",
     "VitaForVideoInstanceSegmentation",
+    "__version__",
     "default_model_path",
     "demo_ground_truth_path",
     "demo_video_path",

@@ -344,7 +344,7 @@ def test_import_of_coco(shapes, tmp_path, capsys):
     annotation["image_id"] = 2
     coco.write_text(json.dumps(content))
     assert run("import-data", "coco", coco, "--out", out, "--overwrite") == 1
-    assert "image 2, annotation 5: there is no image of this id" in error_line(capsys)
+    assert "image 2, annotation 5: image_id 2 is not in 'images'" in error_line(capsys)
     assert json.loads(out.read_text())["videos"]  # the file of before
 
 

@@ -97,15 +97,23 @@ def test_published_table_for_a_file_with_some_of_its_categories(content):
 @pytest.mark.parametrize(
     ("class_mapping", "labels", "message"),
     [
-        ("ytvis2020", None, "no class mapping 'ytvis2020'; did you mean 'ytvis202.'. There are ytvis2019, ytvis2021,"),
-        ({"dgo": "dog"}, None, "'dgo' is no category of the file; did you mean 'dog'?"),
-        ({"Dog": "dog"}, None, "'Dog' is no category of the file; did you mean 'dog'?"),
+        (
+            "ytvis2020",
+            None,
+            "'ytvis2020' is not a class mapping. Did you mean 'ytvis20..'. Give one of ytvis2019, ytvis2021,",
+        ),
+        ({"dgo": "dog"}, None, "'dgo' is not a category of the file. Did you mean 'dog'?"),
+        ({"Dog": "dog"}, None, "'Dog' is not a category of the file. Did you mean 'dog'?"),
         (
             {"dog": "hund"},
             ["Hund", "Katze"],
-            "from 'dog' to 'hund', which is no label of the model; did you mean 'Hund'",
+            "from 'dog' to 'hund', which is not a label of the model. Did you mean 'Hund'",
         ),
-        ("ovis", ["vehical", "dog"], "from 'car' to 'Vehical', which is no label of the model; did you mean 'vehical'"),
+        (
+            "ovis",
+            ["vehical", "dog"],
+            "from 'car' to 'Vehical', which is not a label of the model. Did you mean 'vehical'",
+        ),
         ({}, None, "class_mapping leaves nothing: it names no category, the file has car, truck, dog"),
     ],
 )

@@ -309,7 +309,7 @@ def test_mask_that_cannot_be_decoded_is_named(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_frames": 0}, "num_frames is 0; a clip needs at least 1 frame"),
+        ({"num_frames": 0}, "`num_frames` must be at least 1, got 0"),
         ({"frame_range": -1}, "frame_range is -1; give a number of frames, 0 or more"),
         ({"seed": -3}, "seed is -3; give a non-negative integer"),
         ({"reverse_probability": 2}, "reverse_probability is 2; give a share in 0..1"),

@@ -89,9 +89,9 @@ def test_classes_are_mapped(load, tiny_coco, cache_dir):
     assert [len(row["annotations"]) for row in dataset] == [1, 1, 0]  # people are dropped
     merged = load(class_mapping={"car": "thing", "tennis racket": "thing"})
     assert class_names(merged) == ["thing"] and len(ClipDataset(merged, 1, 0, AS_IT_IS)) == 2
-    with pytest.raises(ValueError, match="data.json: class_mapping: 'cra' is no category .* did you mean 'car'?"):
+    with pytest.raises(ValueError, match="data.json: class_mapping: 'cra' is not a category .* Did you mean 'car'?"):
         load(class_mapping={"cra": "vehicle"})
-    with pytest.raises(ValueError, match="no class mapping 'ytvis'"):  # though a table without mapping is there
+    with pytest.raises(ValueError, match="'ytvis' is not a class mapping"):  # though a table without mapping is there
         load(class_mapping="ytvis")
     with pytest.raises(ValueError, match="data.json has no annotation of a category that class_mapping keeps"):
         load(lambda content: content["annotations"].pop(), class_mapping={"car": "vehicle"})

@@ -112,10 +112,10 @@ def test_a_stride_leaves_frames_out():
 
 def test_same_seed_same_video_in_another_process():
     code = (
-        "import hashlib, runpy, sys; video = runpy.run_path(sys.argv[1])['generate_video'](4, (40, 56), 7);"
+        "import hashlib; from transformers_cvis.data import generate_video; video = generate_video(4, (40, 56), 7);"
         "print(hashlib.sha256(video.frames.tobytes() + video.masks.tobytes()).hexdigest(), video.categories)"
     )
-    command = [sys.executable, "-c", code, moving_shapes.__file__]
+    command = [sys.executable, "-c", code]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     video = generate_video(4, (40, 56), 7)
     digest = hashlib.sha256(video.frames.tobytes() + video.masks.tobytes()).hexdigest()
@@ -201,8 +201,8 @@ def test_existing_data_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_frames": 0}, "num_frames is 0; a video needs at least 1 frame"),
-        ({"stride": 0}, "stride is 0; give a number of frames, at least 1"),
+        ({"num_frames": 0}, "`num_frames` must be at least 1, got 0"),
+        ({"stride": 0}, "`stride` must be at least 1, got 0"),
         ({"size": (8, 64)}, r"size is \(8, 64\); give \(height, width\) of at least 16"),
         ({"num_objects": (0, 2)}, "1 <= fewest <= most"),
         ({"object_size": (0.5, 0.2)}, "0 < smallest <= largest"),

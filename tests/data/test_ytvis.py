@@ -91,7 +91,7 @@ def test_json_is_parsed_once_and_again_when_it_changes(tiny_file, cache_dir, mon
     assert len(reads) == 2
     load(tiny_file, cache_dir, rename, labels=["quagga", "ape"])
     assert len(reads) == 3
-    assert not list(cache_dir.rglob(".partial-*"))
+    assert not list(cache_dir.rglob("*.incomplete"))
 
 
 def test_nothing_half_written_remains(tiny_file, cache_dir, monkeypatch):

@@ -141,10 +141,10 @@ def test_bad_input_is_named(ground_truth):
         evaluate_after_task(ground_truth, BASE_RESULTS, [["cat"], []], 0)
     with pytest.raises(ValueError, match="There is no task 2: the schedule has tasks 0 to 1"):
         evaluate_after_task(ground_truth, BASE_RESULTS, TASKS, 2)
-    with pytest.raises(ValueError, match="forgetting_videos is 'some', expected one of 'containing', 'all'"):
+    with pytest.raises(ValueError, match="`forgetting_videos` must be one of 'containing', 'all', got 'some'"):
         evaluate_after_task(ground_truth, BASE_RESULTS, TASKS, 0, "some")
     evaluation = evaluate_after_task(ground_truth, BASE_RESULTS, TASKS, 0)
     with pytest.raises(ValueError, match=r"There are 2 tasks, but evaluations after the tasks \[0\]"):
         ContinualReport(TASKS, [evaluation])
-    with pytest.raises(ValueError, match="evaluate_classes is 'old', expected one of 'seen', 'all', 'current'"):
+    with pytest.raises(ValueError, match="`evaluate_classes` must be one of 'seen', 'all', 'current', got 'old'"):
         ContinualReport(TASKS[:1], [evaluation], evaluate_classes="old")

@@ -68,7 +68,7 @@ def test_bad_input_is_named():
         crisp_forgetting(VALUES, [0, 0, 1, 1, 3])
     with pytest.raises(ValueError, match="not finite; a statistic without ground truth is -1"):
         hvpl_forgetting([[np.nan, 0.1]], [0])
-    with pytest.raises(ValueError, match="undefined is 'skip', expected one of 'exclude', 'released'"):
+    with pytest.raises(ValueError, match="`undefined` must be one of 'exclude', 'released', got 'skip'"):
         hvpl_forgetting(VALUES, LEARNT_AFTER, undefined="skip")
-    with pytest.raises(ValueError, match="num_classes is 'new', expected one of 'old', 'all'"):
+    with pytest.raises(ValueError, match="`num_classes` must be one of 'old', 'all', got 'new'"):
         crisp_forgetting(VALUES, LEARNT_AFTER, num_classes="new")

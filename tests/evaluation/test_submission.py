@@ -35,11 +35,11 @@ def test_a_zip_holds_json_with_a_mask_for_every_frame(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"video_id": 4}, "video id 4"),
-        ({"category_id": 0}, "category id 0"),
+        ({"video_id": 4}, "video_id 4"),
+        ({"category_id": 0}, "category_id 0"),
         ({"segmentations": [None] * 3}, "longer than its video"),
         ({"segmentations": [{"size": [8, 6], "counts": "0"}, None]}, r"size \[8, 6\] but the video is \[6, 8\]"),
-        ({"score": None}, "score None"),
+        ({"score": None}, "the score is None"),
     ],
 )
 def test_results_that_do_not_fit_write_nothing(tmp_path, changes, message):

@@ -191,30 +191,48 @@ def change(entry, **values):
 BAD_GROUND_TRUTH = {
     "annotations that the server keeps": (lambda g: g.pop("annotations"), "has no annotations.*write_submission"),
     "empty annotations": (lambda g: g["annotations"].clear(), "has no annotations"),
-    "missing video id": (lambda g: g["videos"][1].pop("id"), r"videos\[1\] has the id None"),
-    "missing annotation id": (lambda g: g["annotations"][2].pop("id"), r"annotations\[2\] has the id None"),
-    "text as id": (lambda g: change(g["categories"][0], id="1"), r"categories\[0\] has the id '1'"),
-    "duplicate video id": (lambda g: change(g["videos"][1], id=1), "id 1 appears twice in 'videos'"),
-    "duplicate annotation id": (lambda g: change(g["annotations"][0], id=2), "id 2 appears twice in 'annotations'"),
+    "missing video id": (
+        lambda g: g["videos"][1].pop("id"),
+        r"(?s)The ground truth breaks .*videos\[1\] has no 'id'",
+    ),
+    "missing annotation id": (
+        lambda g: g["annotations"][2].pop("id"),
+        r"video 2: annotations\[2\] has no 'id'; add it",
+    ),
+    "text as id": (lambda g: change(g["categories"][0], id="1"), r"categories\[0\]: its id is '1', no integer"),
+    "duplicate video id": (lambda g: change(g["videos"][1], id=1), r"videos\[1\] uses the video id 1 again"),
+    "duplicate annotation id": (
+        lambda g: change(g["annotations"][0], id=2),
+        r"annotations\[1\] uses the annotation id 2 again",
+    ),
     "duplicate category name": (lambda g: change(g["categories"][2], name="fish"), "name 'fish' appears twice"),
-    "nameless category": (lambda g: g["categories"][2].pop("name"), "a category has no 'name'"),
-    "video without length": (lambda g: g["videos"][0].pop("length"), "video 1 has 'length' None"),
-    "unknown video": (lambda g: change(g["annotations"][0], video_id=9), "annotation 1: video id 9 is not one of"),
-    "out-of-range category": (lambda g: change(g["annotations"][0], category_id=6), r"category id 6 .*5 \(zebra\)"),
+    "nameless category": (lambda g: g["categories"][2].pop("name"), r"categories\[2\] has no 'name'; add it"),
+    "video without length": (lambda g: g["videos"][0].pop("length"), r"video 1: videos\[0\] has no 'length'"),
+    "unknown video": (
+        lambda g: change(g["annotations"][0], video_id=9),
+        "annotation 1: video_id 9 is not in 'videos'",
+    ),
+    "out-of-range category": (
+        lambda g: change(g["annotations"][0], category_id=6),
+        r"category_id 6 is not .*5 \(zebra\)",
+    ),
     "longer than its video": (
         lambda g: g["annotations"][1]["segmentations"].append(None),
-        "annotation 2 is longer than its video 1: 5 segmentations, 4 frames",
+        "video 1, annotation 2: the annotation is longer than its video: 5 segmentations for 4 frames",
     ),
     "mask of another size": (
         lambda g: change(g["annotations"][0]["segmentations"][3], size=[HEIGHT, 99]),
-        r"annotation 1, frame 3: the mask has size \[24, 99\] but the video is \[24, 32\]",
+        r"video 1, annotation 1: frame 3: the RLE has the size \[24, 99\] but the video is \[24, 32\]",
     ),
     "run lengths of another size": (
         lambda g: change(g["annotations"][0]["segmentations"][0], counts=[5, 6]),
-        "frame 0: the run lengths cover 11 pixels but 24 x 32 are 768",
+        r"annotation 1, frame 0: the RLE covers 11 pixels, its size \[24, 32\] asks for 768",
     ),
-    "no mask": (lambda g: change(g["annotations"][0], segmentations=[3] * 4), "a mask is an RLE .*, got 3"),
-    "no videos": (lambda g: g.pop("videos"), "no YouTube-VIS json"),
+    "no mask": (
+        lambda g: change(g["annotations"][0], segmentations=[3] * 4),
+        "frame 0: the segmentation is 3; give an RLE",
+    ),
+    "no videos": (lambda g: g.pop("videos"), "The top-level key 'videos' is missing or no list; add it"),
 }
 
 
@@ -229,18 +247,27 @@ def test_bad_ground_truth_is_refused(ground_truth, results, name):
 BAD_RESULTS = {
     "unknown video": (
         lambda r: change(r[1], video_id=3),
-        "Results: track 1: video id 3 is not one of the ground truth's 2",
+        "Results: track 1, video 3: video_id 3 is not in 'videos'",
     ),
-    "out-of-range category": (lambda r: change(r[0], category_id=2), r"track 0: category id 2 is not .*1 \(fish\), 5"),
+    "out-of-range category": (
+        lambda r: change(r[0], category_id=2),
+        r"track 0, .*category_id 2 is not .*1 \(fish\), 5",
+    ),
     "no category": (lambda r: r[0].pop("category_id"), "track 0 has no 'category_id'"),
-    "too few frames": (lambda r: r[2]["segmentations"].pop(), "track 2 is shorter than its video 2: 3 segmentations"),
+    "too few frames": (
+        lambda r: r[2]["segmentations"].pop(),
+        "track 2, video 2: the annotation is shorter",
+    ),
     "mask of another size": (
         lambda r: change(r[2], segmentations=[rle(0, 0, 2, 2, (WIDTH, HEIGHT))] * 4),
-        r"track 2, frame 0: the mask has size \[32, 24\] but the video is \[24, 32\].*Resize",
+        r"track 2, video 2: frame 0: the RLE has the size \[32, 24\] but the video is \[24, 32\].*swapped\); encode",
     ),
-    "masks are no list": (lambda r: change(r[0], segmentations=None), "'segmentations' is a NoneType, not a list"),
-    "no score": (lambda r: r[0].pop("score"), "track 0 has the score None"),
-    "score not a number": (lambda r: change(r[0], score=float("nan")), "score nan"),
+    "masks are no list": (
+        lambda r: change(r[0], segmentations=None),
+        "track 0, video 1: 'segmentations' is None",
+    ),
+    "no score": (lambda r: r[0].pop("score"), "track 0 has no 'score'; add it"),
+    "score not a number": (lambda r: change(r[0], score=float("nan")), "the score is nan; give a finite number"),
     "no object": (lambda r: r.append("track"), "track 3 is a str"),
 }
 
@@ -321,8 +348,8 @@ def test_results_of_other_videos_are_refused(ground_truth, results, names, messa
             "Results: video 1 has height 1, but the ground truth's video 1 has 24.* in the order",
         ),
         ([{"id": 1, "width": 1}], "Results: video 1 has width 1, but .* has 32"),
-        ([{"name": "cat"}], r"Results: videos\[0\] has the id None; give an integer"),
-        ({"id": 1}, "Results: 'videos' is not a list of objects"),
+        ([{"name": "cat"}], r"Results: videos\[0\] has no 'id'; add it"),
+        ({"id": 1}, "Results: 'videos' is a dict; make it a list"),
     ],
 )
 def test_videos_that_are_not_the_same_are_refused(ground_truth, results, videos, message):
@@ -337,7 +364,7 @@ def test_results_that_are_no_list_are_refused(ground_truth):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*absent.json"):
+    with pytest.raises(FileNotFoundError, match="The annotation file .*absent.json does not exist"):
         evaluate_ytvis(tmp_path / "absent.json", [])
     (tmp_path / "broken.json").write_text('{"videos": [')
     with pytest.raises(ValueError, match="broken.json.* is not valid json .*is the file whole"):

@@ -14,7 +14,7 @@ from transformers_cvis.modeling.crisp.losses import match_prompts
 from transformers_cvis.modeling.mask2former_vis import Mask2FormerVisConfig
 from transformers_cvis.modeling.tasks.queries import GroupedQueries
 from transformers_cvis.processing import TrackAccumulator
-from transformers_cvis.processing.masks import decode_segmentation
+from transformers_cvis.rle import decode
 
 POSITION_CODES_IN_FLOAT32 = 1e-5  # by the reference
 DECODER_CASES = ["crisp_decoder_base", "crisp_decoder_prompts"]
@@ -182,5 +182,5 @@ def test_selection_of_tracks():
         assert_matches(torch.tensor([track.query_id for track in tracks]), expected["query_index"])
         for track, expected_masks in zip(tracks, expected["masks"].numpy(), strict=True):
             for segmentation, mask in zip(track.segmentations, expected_masks, strict=True):
-                found = 0 * mask if segmentation is None else decode_segmentation(segmentation)
+                found = 0 * mask if segmentation is None else decode(segmentation)
                 assert (found == mask).all()

@@ -14,7 +14,7 @@ from transformers_cvis.modeling.hvpl.modeling_hvpl import HvplForVideoInstanceSe
 from transformers_cvis.modeling.hvpl.video_head import HvplVideoHead
 from transformers_cvis.modeling.tasks.queries import GroupedQueries, calibrate_class_logits
 from transformers_cvis.processing import TrackAccumulator
-from transformers_cvis.processing.masks import decode_segmentation
+from transformers_cvis.rle import decode
 
 POSITION_CODES_IN_FLOAT32 = 1e-5  # by the reference
 
@@ -223,7 +223,7 @@ def test_inference_of_the_whole_network():
     assert [track.label_id for track in tracks] == expected["labels"].tolist()
     for track, masks in zip(tracks, expected["masks"].numpy(), strict=True):
         for segmentation, mask in zip(track.segmentations, masks, strict=True):
-            ours = 0 * mask if segmentation is None else decode_segmentation(segmentation)
+            ours = 0 * mask if segmentation is None else decode(segmentation)
             assert (ours == mask).mean() >= 0.999
 
 

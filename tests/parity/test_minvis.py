@@ -7,7 +7,8 @@ from tests.support.video_models import network_input
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.conversion.released.mask2former import infer_minvis_config
 from transformers_cvis.modeling.minvis import MinVisForVideoInstanceSegmentation, match_frame_queries
-from transformers_cvis.processing import TrackAccumulator, decode_segmentation
+from transformers_cvis.processing import TrackAccumulator
+from transformers_cvis.rle import decode
 
 # The research code makes its sine position codes in float32.
 NETWORK_TOLERANCE = 1e-5
@@ -75,4 +76,4 @@ def test_whole_network():
 
 
 def decoded(segmentation: dict) -> torch.Tensor:
-    return torch.from_numpy(decode_segmentation(segmentation)).to(torch.uint8)
+    return torch.from_numpy(decode(segmentation)).to(torch.uint8)

@@ -15,7 +15,8 @@ from transformers_cvis.modeling.spvis.refiners import (
     TemporalRefiner,
 )
 from transformers_cvis.modeling.spvis.tracker import TrackedFrames, Tracker
-from transformers_cvis.processing import TrackAccumulator, decode_segmentation
+from transformers_cvis.processing import TrackAccumulator
+from transformers_cvis.rle import decode
 
 TOLERANCE = 1e-8
 # The research code makes sine position codes, or what it returns at inference, in float32.
@@ -220,9 +221,7 @@ def test_online_network():
     assert [track.label_id for track in tracks] == expected["labels"][order].tolist()
     for track, masks in zip(tracks, expected["masks"][order], strict=True):
         found = [
-            masks.new_zeros(masks.shape[1:])
-            if segmentation is None
-            else torch.from_numpy(decode_segmentation(segmentation))
+            masks.new_zeros(masks.shape[1:]) if segmentation is None else torch.from_numpy(decode(segmentation))
             for segmentation in track.segmentations
         ]
         assert (torch.stack(found).to(masks.dtype) == masks).double().mean() > 0.999

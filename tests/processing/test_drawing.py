@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from transformers_cvis.processing import Track, contact_sheet, draw_tracks, track_colour
-from transformers_cvis.processing.masks import segmentation_boxes
+from transformers_cvis.rle import corner_boxes
 
 
 def make_track(*masks, label="dog", score=0.9, query_id=0):
@@ -13,7 +13,7 @@ def make_track(*masks, label="dog", score=0.9, query_id=0):
     for mask in masks:
         rle = None if mask is None else mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
         segmentations.append(rle and {"size": rle["size"], "counts": rle["counts"].decode()})
-    return Track(score, 0, label, query_id, segmentations, segmentation_boxes(segmentations))
+    return Track(score, 0, label, query_id, segmentations, corner_boxes(segmentations))
 
 
 def rectangle(size, top, left, bottom, right):

@@ -3,8 +3,8 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 
-from transformers_cvis.processing import decode_segmentation, empty_segmentation, segment_masks
-from transformers_cvis.processing.masks import _run_lengths, segmentation_boxes
+from transformers_cvis.processing import segment_masks
+from transformers_cvis.rle import decode
 
 
 def interpolate(logits, size):
@@ -52,7 +52,7 @@ def test_equals_the_dense_definition(mask_size, input_size, original_size):
                 assert segmentation is None
                 continue
             assert segmentation["size"] == list(original_size)
-            assert np.array_equal(decode_segmentation(segmentation), on)
+            assert np.array_equal(decode(segmentation), on)
             reference = mask_utils.encode(np.asfortranarray(on.astype(np.uint8)))
             assert segmentation["counts"] == reference["counts"].decode()
     np.testing.assert_allclose(masks.probability_sum, probability_sum, rtol=1e-12)
@@ -65,8 +65,7 @@ def test_lower_precision_input(dtype):
     expected, _, _ = dense_masks(logits.float(), (90, 120), (200, 300))
     masks = segment_masks(logits, (90, 120), (200, 300))
     decoded = [
-        [np.zeros((200, 300), bool) if rle is None else decode_segmentation(rle) for rle in query]
-        for query in masks.segmentations
+        [np.zeros((200, 300), bool) if rle is None else decode(rle) for rle in query] for query in masks.segmentations
     ]
     assert (np.array(decoded) != expected.numpy()).mean() < 1e-5
 
@@ -75,36 +74,6 @@ def test_empty_masks_cost_no_upsampling(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "interpolate", lambda *args, **kwargs: pytest.fail("upsampled"))
     masks = segment_masks(-torch.ones(5, 4, 24, 32), (96, 128), (1080, 1920))
     assert masks.segmentations == [[None] * 4] * 5 and masks.pixel_count.sum() == 0
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_run_lengths_of_a_window(seed):
-    """Windows at every border: runs that touch the bottom go on in the next column."""
-    random = np.random.default_rng(seed)
-    height, width = random.integers(1, 7, 2)
-    mask = np.zeros((height, width), np.uint8)
-    top, bottom = np.sort(random.choice(height + 1, 2, replace=False))
-    left, right = np.sort(random.choice(width + 1, 2, replace=False))
-    mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < 0.7
-    counts = _run_lengths(mask[top:bottom, left:right].astype(bool), top, left, (height, width))
-    if not mask.any():
-        assert counts is None
-        return
-    compressed = mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    assert compressed["counts"] == mask_utils.encode(np.asfortranarray(mask))["counts"]
-
-
-def test_empty_segmentation():
-    reference = mask_utils.encode(np.zeros((5, 7), np.uint8, order="F"))
-    assert empty_segmentation((5, 7)) == {"size": [5, 7], "counts": reference["counts"].decode()}
-
-
-def test_boxes():
-    mask = np.zeros((10, 20), np.uint8, order="F")
-    mask[2:5, 7:11] = 1
-    rle = mask_utils.encode(mask)
-    assert segmentation_boxes([None, rle, None]) == [None, (7.0, 2.0, 11.0, 5.0), None]
-    assert segmentation_boxes([None]) == [None]
 
 
 def test_logits_too_small_for_the_input_size():

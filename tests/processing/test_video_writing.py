@@ -1,6 +1,4 @@
 import os
-import resource
-import signal
 
 import av
 import numpy as np
@@ -11,96 +9,10 @@ from transformers_cvis.processing import (
     Track,
     VideoSegmentation,
     VideoWriter,
-    complete_file,
-    complete_folder,
-    empty_segmentation,
     open_video,
     render_video,
 )
-
-
-@pytest.fixture
-def small_disk():
-    """No file may pass 20 kB: the nearest thing to a full disk that needs no disk."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-class TestCompleteFile:
-    def test_appears_when_complete(self, tmp_path):
-        path = tmp_path / "a.txt"
-        path.write_text("old")
-        with complete_file(path) as file:
-            file.write(b"new")
-            assert path.read_text() == "old"
-        assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
-        assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
-
-    def test_vanishes_on_an_error(self, tmp_path):
-        with pytest.raises(RuntimeError, match="stop"), complete_file(tmp_path / "a.txt") as file:
-            file.write(b"half")
-            raise RuntimeError("stop")
-        assert os.listdir(tmp_path) == []
-
-    def test_unwritable(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="Cannot write '.*nowhere/a.txt': No such file or directory"):
-            with complete_file(tmp_path / "nowhere" / "a.txt"):
-                pass
-        (tmp_path / "file").touch()
-        with pytest.raises(NotADirectoryError, match="Cannot write '.*file/a.txt'"):
-            with complete_file(tmp_path / "file" / "a.txt"):
-                pass
-        with pytest.raises(IsADirectoryError, match="Cannot write '.*': it is a folder"), complete_file(tmp_path):
-            pass
-
-    def test_full_disk(self, tmp_path, small_disk):
-        with pytest.raises(OSError, match="Cannot write '.*a.txt': File too large"):
-            with complete_file(tmp_path / "a.txt") as file:
-                file.write(bytes(50_000))
-        assert os.listdir(tmp_path) == []
-
-
-class TestCompleteFolder:
-    def test_appears_when_complete(self, tmp_path):
-        path = tmp_path / "new" / "out"
-        with complete_folder(path) as folder:
-            (folder / "a.txt").write_text("a")
-            assert not (tmp_path / "new").exists()
-        assert os.listdir(path) == ["a.txt"] and os.listdir(tmp_path) == ["new"]
-        assert path.stat().st_mode & 0o777 == 0o755
-
-    def test_takes_an_empty_folder(self, tmp_path):
-        (tmp_path / "out").mkdir()
-        with complete_folder(tmp_path / "out") as folder:
-            (folder / "a.txt").write_text("a")
-        assert os.listdir(tmp_path / "out") == ["a.txt"]
-
-    def test_vanishes_on_an_error(self, tmp_path):
-        with pytest.raises(RuntimeError, match="stop"), complete_folder(tmp_path / "new" / "out") as folder:
-            (folder / "a.txt").write_text("half")
-            raise RuntimeError("stop")
-        assert os.listdir(tmp_path) == []
-
-    def test_refusals(self, tmp_path):
-        (tmp_path / "a.txt").write_text("precious")
-        with pytest.raises(FileExistsError, match="exists and is not an empty folder"), complete_folder(tmp_path):
-            pass
-        with pytest.raises(FileExistsError, match="a.txt exists"), complete_folder(tmp_path / "a.txt"):
-            pass
-        with pytest.raises(OSError, match="Cannot write into the folder .*a.txt: Not a directory"):
-            with complete_folder(tmp_path / "a.txt" / "out"):
-                pass
-        assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "precious"
-
-
-def _umask():
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+from transformers_cvis.rle import empty
 
 
 def noise(num_frames, height=64, width=96):
@@ -172,7 +84,7 @@ class TestVideoWriter:
 class TestRenderVideo:
     @pytest.fixture
     def segmentation(self):
-        track = Track(0.9, 0, "dog", 3, [None, *[empty_segmentation((48, 64))] * 4], [None, *[(0, 0, 0, 0)] * 4])
+        track = Track(0.9, 0, "dog", 3, [None, *[empty((48, 64))] * 4], [None, *[(0, 0, 0, 0)] * 4])
         return VideoSegmentation([track], (48, 64), 5, 10.0)
 
     def test_video_and_contact_sheet(self, tmp_path, numbered_frames, segmentation):

@@ -157,7 +157,7 @@ class CommonTests:
 
     def test_typo_in_a_configuration_is_reported(self, warnings_of_transformers):
         config = self.config(num_querys=3)
-        assert "no field `num_querys`; its value is ignored. Did you mean `num_queries`?" in warnings_of_transformers()
+        assert "no field `num_querys`; its value is ignored. Did you mean 'num_queries'?" in warnings_of_transformers()
         assert not hasattr(config, "num_querys")
 
     def test_classes_follow_id2label(self):
@@ -443,7 +443,7 @@ class VideoModelTests(CommonTests):
 
     def test_typo_in_the_configuration_of_the_detector_is_reported(self, warnings_of_transformers):
         config = self.config(detector_config=tiny_detector_config(hiden_dim=5))
-        assert "no field `hiden_dim`; its value is ignored. Did you mean `hidden_dim`?" in warnings_of_transformers()
+        assert "no field `hiden_dim`; its value is ignored. Did you mean 'hidden_dim'?" in warnings_of_transformers()
         assert not hasattr(config.detector_config, "hiden_dim")
 
     def test_classes_of_the_detector_follow_id2label(self):

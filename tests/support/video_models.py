@@ -9,7 +9,7 @@ from transformers_cvis.conversion.video_configurations import infer_video_config
 from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.vita import VitaForVideoInstanceSegmentation
 from transformers_cvis.processing import TrackAccumulator
-from transformers_cvis.processing.masks import decode_segmentation
+from transformers_cvis.rle import decode
 
 MODELS = {"vita": VitaForVideoInstanceSegmentation, "genvis": GenVisForVideoInstanceSegmentation}
 
@@ -84,7 +84,7 @@ def assert_tracks(case: Case, clips: list) -> None:
             if segmentation is None:
                 assert not mask.any()
             else:
-                assert (torch.from_numpy(decode_segmentation(segmentation)) == mask).all()
+                assert (torch.from_numpy(decode(segmentation)) == mask).all()
 
 
 def assert_training_step(case: Case, model: torch.nn.Module, system: str) -> None:

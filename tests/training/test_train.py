@@ -264,7 +264,7 @@ def test_joint_training_on_videos_and_images(shapes, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_mapping": {"my ringg": "ring"}}, "'my ringg' is no category of the file; did you mean 'my ring'?"),
+        ({"class_mapping": {"my ringg": "ring"}}, "'my ringg' is not a category of the file. Did you mean 'my ring'?"),
         ({"kind": "videos"}, "It has 'images', so it is of COCO format: `kind: images` in a recipe"),
         ({"json": "absent.json"}, "absent.json does not exist"),
     ],

@@ -22,9 +22,9 @@ from ..modeling.losses import (
     pooled_distillation_loss,
     pseudo_labels,
 )
-from ..modeling.losses.mask_classification import full_precision
 from ..modeling.outputs import VideoInstanceSegmentationOutput
 from ..modeling.video_head.object_decoder import mask_logits
+from ..precision import at_least_float32
 
 
 @dataclass
@@ -214,7 +214,7 @@ class DistillingModel(nn.Module):
         if settings.pseudo_labels:
             masks = mask_logits(old_predictions[-1].mask_embeddings, old_features.mask_features)
             labels = [
-                pseudo_labels(full_precision(logits), full_precision(clip), label, settings.pseudo_threshold)
+                pseudo_labels(at_least_float32(logits), at_least_float32(clip), label, settings.pseudo_threshold)
                 for logits, clip, label in zip(old_predictions[-1].class_logits, masks, labels, strict=True)
             ]
         targets = student.video_targets(labels)
@@ -230,7 +230,7 @@ class DistillingModel(nn.Module):
                     [*maps, features.mask_features.flatten(0, 1)],
                     [*old_maps, old_features.mask_features.flatten(0, 1)],
                 )
-                pairs = ([full_precision(part) for part in parts] for parts in pairs)
+                pairs = ([at_least_float32(part) for part in parts] for parts in pairs)
                 losses["loss_pod"] = weight * pooled_distillation_loss(*pairs, settings.pod_cells)
         return VideoInstanceSegmentationOutput(loss=sum(losses.values()), loss_dict=losses)
 
@@ -260,15 +260,15 @@ class DistillingModel(nn.Module):
         pairs = list(zip(predictions, old_predictions, strict=True))
         names = [*(f"_{layer}" for layer in range(len(pairs) - 1)), ""]
         for suffix, (ours, theirs) in list(zip(names, pairs, strict=True))[0 if settings.every_layer else -1 :]:
-            ours, theirs = (LayerPrediction(*map(full_precision, layer)) for layer in (ours, theirs))
+            ours, theirs = (LayerPrediction(*map(at_least_float32, layer)) for layer in (ours, theirs))
             if settings.distillation_weight > 0:
                 loss = class_distillation_loss(
                     ours.class_logits, theirs.class_logits, settings.distillation, settings.reweight, settings.alpha
                 )
                 losses[f"loss_class_distillation{suffix}"] = settings.distillation_weight * loss
             if settings.mask_weight > 0:
-                masks = mask_logits(ours.mask_embeddings, full_precision(mask_features))
-                old_masks = mask_logits(theirs.mask_embeddings, full_precision(old_mask_features))
+                masks = mask_logits(ours.mask_embeddings, at_least_float32(mask_features))
+                old_masks = mask_logits(theirs.mask_embeddings, at_least_float32(old_mask_features))
                 losses[f"loss_mask_distillation{suffix}"] = settings.mask_weight * mask_distillation_loss(
                     masks, old_masks
                 )

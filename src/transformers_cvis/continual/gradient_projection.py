@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data import collate_clips
+from ..precision import at_least_float32_dtype
 from ..training.callbacks import RunningTrainer, Task, TrainingCallback
 
 RELEASED_ROWS = 256
@@ -252,7 +253,7 @@ def released_representation(
 
 def project_out(tensor: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     """Return `tensor (..., channels)` without its component in the span of `basis (channels, rank)`, in its type."""
-    basis = basis.to(tensor.device, torch.promote_types(tensor.dtype, torch.float32))
+    basis = basis.to(tensor.device, at_least_float32_dtype(tensor.dtype))
     wide = tensor.to(basis.dtype)
     return (wide - (wide @ basis) @ basis.T).to(tensor.dtype)
 

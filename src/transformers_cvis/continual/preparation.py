@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -15,9 +14,9 @@ from torch.utils.data import Dataset
 
 from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import GroundTruth
+from ..files import set_aside, write_json
 from ..modeling.auto import load_config
 from ..training.build import build_dataset, config_of_base
-from ..training.checkpoint_files import write_json
 from ..training.recipe import Recipe, SourceSettings
 from ..training.trainer import check_precision
 from .gradient_projection import RELEASED_ROWS
@@ -169,7 +168,7 @@ def prepare(schedule: Schedule, output_dir: Path, resume: str) -> RunPlan:
             if schedule.push is not None:
                 _ = plan.repository
             output_dir.mkdir(parents=True, exist_ok=True)
-            write_json(path, schedule.to_dict())
+            write_json(path, schedule.to_dict(), indent=2)
     state.wait_for_everyone()
     _ = plan.ground_truth, plan.datasets
     return plan
@@ -211,20 +210,8 @@ def _former_run_set_aside(plan: RunPlan) -> Iterator[None]:
     output_dir = plan.output_dir
     parts = [*output_dir.glob("task-*"), output_dir / REPORT_FOLDER, plan.split_folder, output_dir / SCHEDULE_FILE]
     parts = [path for path in parts if path.exists()]
-    if not parts:
+    with set_aside(parts, output_dir):
         yield
-        return
-    aside = Path(tempfile.mkdtemp(prefix=".former-", dir=output_dir))
-    try:
-        for path in parts:
-            path.rename(aside / path.name)
-        yield
-    except BaseException:
-        for path in aside.iterdir():
-            path.rename(output_dir / path.name)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside)
 
 
 def _check_same_schedule(plan: RunPlan, former: dict) -> None:

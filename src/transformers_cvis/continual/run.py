@@ -1,6 +1,5 @@
 """Run a class-incremental training: after every task a model or adapter, its evaluation and a report."""
 
-import hashlib
 import json
 import shutil
 import sys
@@ -18,13 +17,14 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..evaluation import ContinualReport, TaskEvaluation, evaluate_after_task
+from ..files import sha256, write_json
 from ..hub.push import push_to_hub, read_training_summary
 from ..modeling.auto import MODELS, SYSTEMS, AutoModelForVideoInstanceSegmentation
 from ..modeling.tasks.adapters import ADAPTER_WEIGHTS_FILE, task_name
 from ..processing import CvisVideoProcessor
 from ..training.build import build_model, build_processor, collate
 from ..training.callbacks import Task, TrainingCallback, with_model_callbacks
-from ..training.checkpoint_files import find_checkpoint, write_json
+from ..training.checkpoint_files import find_checkpoint
 from ..training.measure import predict_on_processes
 from ..training.train import join_processes, save_model_folder, summarise
 from ..training.trainer import Trainer, runs_on_cpu
@@ -155,7 +155,7 @@ class ContinualRun:
             report = self._report([*evaluations, evaluation])
             report.save(self.plan.output_dir / REPORT_FOLDER)
             self._save(number, model, processor, {**summary, **self._measured(evaluation)}, report)
-            write_json(folder / EVALUATION_FILE, asdict(evaluation))
+            write_json(folder / EVALUATION_FILE, asdict(evaluation), indent=2)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         state.wait_for_everyone()
         return model
@@ -223,7 +223,7 @@ class ContinualRun:
         results = predict_on_processes(model, processor, videos, self.plan.test_source.images, settings)
         if not PartialState().is_main_process:
             return None
-        write_json(self.folder(number) / RESULTS_FILE, results)
+        write_json(self.folder(number) / RESULTS_FILE, results, indent=2)
         return evaluate_after_task(ground_truth, results, self.tasks, number, self.schedule.report.forgetting_videos)
 
     def _measured(self, evaluation: TaskEvaluation) -> dict:
@@ -263,8 +263,7 @@ class ContinualRun:
             files = HfApi().get_paths_info(self.plan.repository, name, revision=self._revision(number))
         except RevisionNotFoundError:
             return False
-        ours = hashlib.sha256((self.folder(number) / name).read_bytes()).hexdigest()
-        return [file.lfs and file.lfs.sha256 for file in files] == [ours]
+        return [file.lfs and file.lfs.sha256 for file in files] == [sha256(self.folder(number) / name)]
 
     def _push(self, number: int, model: PreTrainedModel | None, evaluations: list[TaskEvaluation]) -> None:
         """Push a task that is finished.

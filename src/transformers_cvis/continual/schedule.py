@@ -18,6 +18,7 @@ import numpy as np
 from ..data import ClassFilter, read_annotations
 from ..evaluation.continual_report import EVALUATED_CLASSES, FORGETTING_VIDEOS
 from ..evaluation.forgetting import CLASS_COUNTS, UNDEFINED_CHOICES
+from ..messages import check_choice
 from ..modeling.auto import SYSTEMS
 from ..training.recipe import Recipe, SourceSettings
 from ..training.settings import apply_override, convert, merge, read_yaml
@@ -144,10 +145,7 @@ class ReportSettings:
             ("undefined", UNDEFINED_CHOICES),
             ("num_classes", CLASS_COUNTS),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}."
-                )
+            check_choice(name, getattr(self, name), choices)
 
 
 @dataclass
@@ -254,8 +252,7 @@ class Schedule:
     )
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}.")
+        check_choice("method", self.method, METHODS)
         if (self.test is None) == (self.test_share is None):
             raise ValueError("give either `test`, a data set to evaluate on, or `test_share`, for example 0.2.")
         if self.num_prompts != "classes" and self.num_prompts < 1:

@@ -11,8 +11,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Mask2FormerConfig, Mask2FormerImageProcessor, PreTrainedConfig
 
+from ..files import complete_folder
 from ..hub.push import save_model
-from ..processing import CvisVideoProcessor, complete_folder
+from ..processing import CvisVideoProcessor
 from .convert import ConversionReport, convert_state_dict, current_names
 from .gradient_basis import GRADIENT_BASIS_FILE
 from .reading import read_checkpoint

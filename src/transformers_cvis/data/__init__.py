@@ -1,5 +1,6 @@
 """Annotated videos and images in, training clips out: files, validation, clip sampling, augmentation, a generator."""
 
+from ..ytvis_json import Problem
 from .annotation_files import images_as_videos, read_annotations
 from .augmentation import (
     ClipAugmentation,
@@ -16,7 +17,7 @@ from .mask_folders import read_mask_folders
 from .moving_shapes import SHAPES, MovingShapesVideo, generate_video, make_moving_shapes
 from .preview import draw_clips
 from .splits import is_split_of, split_annotations, split_ytvis
-from .validation import Problem, validate_annotations, validate_ytvis
+from .validation import validate_annotations, validate_ytvis
 from .ytvis import class_names, find_image_root, load_coco, load_ytvis
 
 __all__ = [

@@ -1,14 +1,11 @@
 """The content of annotation files of YouTube-VIS and COCO format, in one form: an image is a video of one frame."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Literal
 
-import numpy as np
-from pycocotools import mask as mask_utils
-
+from ..ytvis_json import FORMATS, read_annotation_json, refuse, structure_problems
 from .class_mapping import ClassFilter, map_categories
-from .validation import FORMATS, read_annotation_json, structure_problems
 
 
 def read_annotations(
@@ -31,13 +28,7 @@ def read_annotations(
         ValueError: it breaks the format, or as `map_categories` and `ClassFilter.apply`; the message names the file.
     """
     content, form = read_annotation_json(json_path), FORMATS[kind]
-    problems = list(structure_problems(content, form, limit=5))
-    if problems:
-        listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(
-            f"{json_path} breaks the {form.name} format:\n{listing}\n"
-            "`transformers-cvis validate` lists all problems of a file."
-        )
+    refuse(structure_problems(content, form), str(json_path), form)
     if kind == "images":
         content = images_as_videos(content)
     try:
@@ -72,26 +63,4 @@ def images_as_videos(content: dict) -> dict:
             }
             for annotation in content.get("annotations") or []
         ],
-    }
-
-
-def encode_mask(mask: np.ndarray) -> dict | None:
-    """Bool (height, width) -> compressed RLE, None if the mask is empty."""
-    if not mask.any():
-        return None
-    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-
-
-def track_annotation(annotation_id: int, video: dict, category_id: int, segmentations: Sequence[dict | None]) -> dict:
-    """An entry of 'annotations': a track of `video`, an entry of 'videos', from its RLEs, one or None per frame."""
-    return {
-        "id": annotation_id,
-        "video_id": video["id"],
-        "category_id": category_id,
-        "iscrowd": 0,
-        **{key: video[key] for key in ("width", "height", "length")},
-        "segmentations": list(segmentations),
-        "bboxes": [rle and mask_utils.toBbox(rle).tolist() for rle in segmentations],
-        "areas": [rle and int(mask_utils.area(rle)) for rle in segmentations],
     }

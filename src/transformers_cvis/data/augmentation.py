@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_utils
+
+from .. import rle
 
 PADDING_VALUE = 128  # of each channel, as in the released COCO pre-training
 
@@ -203,8 +204,7 @@ class FrameTransform:
                 transformed.append(points.ravel().tolist())
         if not transformed:
             return np.zeros((self.height, self.width), dtype=bool)
-        rle = mask_utils.merge(mask_utils.frPyObjects(transformed, self.height, self.width))
-        return mask_utils.decode(rle).astype(bool)
+        return rle.decode(rle.from_polygons(transformed, (self.height, self.width)))
 
 
 def _check_probability(name: str, value: float) -> None:

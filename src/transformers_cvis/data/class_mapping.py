@@ -1,8 +1,9 @@
 """The classes of one data set said in the words of another, by name."""
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+
+from ..messages import did_you_mean
 
 _COCO_TO_YTVIS = {
     **{name: name for name in ("person", "airplane", "train", "truck", "boat", "skateboard", "surfboard", "snowboard")},
@@ -92,15 +93,15 @@ def map_categories(
     if isinstance(class_mapping, str):
         if class_mapping not in CLASS_MAPPINGS:
             raise ValueError(
-                f"There is no class mapping {class_mapping!r}{_nearest(class_mapping, CLASS_MAPPINGS)} There are "
-                f"{', '.join(CLASS_MAPPINGS)}; or give a mapping of names, such as {{person: human}}."
+                f"{class_mapping!r} is not a class mapping.{did_you_mean(class_mapping, CLASS_MAPPINGS)} Give one of "
+                f"{', '.join(CLASS_MAPPINGS)}, or a mapping of names, such as {{person: human}}."
             )
         mapping = CLASS_MAPPINGS[class_mapping]
     else:
         mapping = class_mapping
         for name in mapping:
             if name not in names:
-                raise ValueError(f"class_mapping: {name!r} is no category of the file{_nearest(name, names)}")
+                raise ValueError(f"class_mapping: {name!r} is not a category of the file.{_hint(name, names)}")
     mapped = {name: mapping[name] for name in names if name in mapping}
     if not mapped:
         raise ValueError(
@@ -110,8 +111,8 @@ def map_categories(
     for name, label in mapped.items():
         if labels is not None and label not in labels:
             raise ValueError(
-                f"class_mapping leads from {name!r} to {label!r}, which is no label of the model"
-                f"{_nearest(label, labels)}"
+                f"class_mapping leads from {name!r} to {label!r}, which is not a label of the model."
+                f"{_hint(label, labels)}"
             )
 
     new_ids: dict[str, int] = {}  # the id of the first category that leads to a class
@@ -132,8 +133,6 @@ def map_categories(
     }
 
 
-def _nearest(name: str, names: Collection[str]) -> str:
-    """The rest of a sentence that says that there is no `name`."""
-    lowered = {str(known).lower(): str(known) for known in names}
-    nearest = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0)
-    return f"; did you mean {lowered[nearest[0]]!r}?" if nearest else "."
+def _hint(name: str, names: Collection[str]) -> str:
+    """Return the nearest of `names` as a hint, all of them if none is near."""
+    return did_you_mean(name, names) or f" Choose from {', '.join(map(str, names))}."

@@ -6,9 +6,10 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pycocotools import mask as mask_utils
 from torch.utils.data import Dataset
 
+from ..messages import check_at_least
+from ..rle import decode_all
 from .augmentation import ClipAugmentation, FrameTransform, LargeScaleJitter, PseudoVideoAugmentation
 
 SMALLEST_BOX_SIDE = 1e-5  # pixels; an instance whose box gets smaller in a frame counts as absent there
@@ -77,8 +78,7 @@ class ClipDataset(Dataset):
         seed: int = 0,
         reverse_probability: float = 0.0,
     ):
-        if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}; a clip needs at least 1 frame.")
+        check_at_least("num_frames", num_frames, 1)
         if frame_range is not None and frame_range < 0:
             raise ValueError(f"frame_range is {frame_range}; give a number of frames, 0 or more.")
         if not 0 <= reverse_probability <= 1:
@@ -285,13 +285,12 @@ class _Video:
     def _decode(self, counts: list[str], frame: int) -> np.ndarray:
         """Bool (num_masks, height, width)."""
         try:
-            decoded = mask_utils.decode([{"size": [self.height, self.width], "counts": count} for count in counts])
+            return decode_all([{"size": [self.height, self.width], "counts": count} for count in counts])
         except ValueError as error:
             of_frame = f" of frame {frame}" if self.holder == "video" else ""
             raise ValueError(
                 f"{self.name}: a mask{of_frame} cannot be decoded ({error}); `transformers-cvis validate` says which."
             ) from error
-        return decoded.transpose(2, 0, 1).astype(bool)
 
 
 def collate_clips(

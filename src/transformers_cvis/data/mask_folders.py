@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .annotation_files import encode_mask, track_annotation
+from ..rle import encode
+from ..ytvis_json import track_annotation
 from .moving_shapes import IMAGE_SUFFIXES
 
 ID_MODES = ("P", "L", "1", "I", "I;16")  # Pillow's names of PNGs with one number per pixel
@@ -128,7 +129,7 @@ def _read_video(
         for instance_id in np.unique(ids[ids != 0]).tolist():
             first_mask.setdefault(instance_id, mask_path.name)
             track = segmentations.setdefault(instance_id, [None] * len(masks))
-            track[position] = encode_mask(ids == instance_id)
+            track[position] = encode(ids == instance_id)
     width, height = size
     video = {"id": video_id, "width": width, "height": height, "length": len(masks), "file_names": file_names}
     return video, segmentations, first_mask

@@ -6,11 +6,8 @@ belongs to a shape if its centre lies inside, and to the nearest of the shapes t
 """
 
 import colorsys
-import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from ..files import complete_folder, write_json
+from ..messages import check_at_least
+from ..processing import VideoWriter
+from ..rle import encode_or_none
+from ..ytvis_json import track_annotation
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LOCAL_EXTENT = 1.2  # every shape lies within [-1.2, 1.2]^2 of its own coordinates
@@ -191,10 +194,8 @@ def generate_video(
 
 
 def _check_arguments(num_frames, size, categories, num_objects, object_size, typical_colours, stride) -> list[str]:
-    if stride < 1:
-        raise ValueError(f"stride is {stride}; give a number of frames, at least 1.")
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; a video needs at least 1 frame.")
+    check_at_least("stride", stride, 1)
+    check_at_least("num_frames", num_frames, 1)
     if min(size) < 16:
         raise ValueError(f"size is {tuple(size)}; give (height, width) of at least 16 pixels each.")
     if not 1 <= num_objects[0] <= num_objects[1]:
@@ -356,19 +357,14 @@ def make_moving_shapes(
         FileNotFoundError: no picture in `background_dir`.
         ValueError: as `generate_video`.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not an empty folder; give a new folder or remove it first.")
+    output_dir = Path(output_dir).expanduser()
     lengths = (num_frames, num_frames) if isinstance(num_frames, int) else tuple(num_frames)
     if lengths[0] > lengths[1]:
         raise ValueError(f"num_frames is {lengths}; give (shortest, longest) with shortest <= longest.")
     categories = _check_arguments(lengths[0], size, categories, num_objects, object_size, typical_colours, stride)
     backgrounds = _find_images(background_dir)
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial_dir = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.partial-", dir=output_dir.parent))
-    try:
-        partial_dir.chmod(0o755)
+    with complete_folder(output_dir) as folder:
         for split, (name, num_videos) in enumerate((("train", num_train_videos), ("valid", num_valid_videos))):
             annotation_file = _AnnotationFile(categories, {"generator": "moving_shapes", "split": name, "seed": seed})
             for index in tqdm(range(num_videos), desc=f"moving shapes: {name}", disable=not progress):
@@ -386,15 +382,11 @@ def make_moving_shapes(
                     stride,
                 )
                 video_name = f"{name}_{index:05d}"
-                _write_frames(video.frames, partial_dir / "JPEGImages" / video_name)
+                _write_frames(video.frames, folder / "JPEGImages" / video_name)
                 if write_mp4:
-                    _write_mp4(video.frames, partial_dir / "videos" / f"{video_name}.mp4", fps)
+                    _write_mp4(video.frames, folder / "videos" / f"{video_name}.mp4", fps)
                 annotation_file.add(video_name, video)
-            (partial_dir / f"{name}.json").write_text(json.dumps(annotation_file.content))
-        os.replace(partial_dir, output_dir)
-    except BaseException:
-        shutil.rmtree(partial_dir, ignore_errors=True)
-        raise
+            write_json(folder / f"{name}.json", annotation_file.content)
     return output_dir
 
 
@@ -414,8 +406,6 @@ class _AnnotationFile:
         self.category_ids = {name: index for index, name in enumerate(categories, 1)}
 
     def add(self, video_name: str, video: MovingShapesVideo) -> None:
-        from .annotation_files import encode_mask, track_annotation  # which generating videos does not need
-
         num_frames, height, width = video.frames.shape[:3]
         entry = {
             "id": len(self.content["videos"]) + 1,
@@ -427,7 +417,7 @@ class _AnnotationFile:
         self.content["videos"].append(entry)
         annotations = self.content["annotations"]
         for category, masks in zip(video.categories, video.masks, strict=True):
-            segmentations = [encode_mask(mask) for mask in masks]
+            segmentations = [encode_or_none(mask) for mask in masks]
             annotations.append(
                 track_annotation(len(annotations) + 1, entry, self.category_ids[category], segmentations)
             )
@@ -449,8 +439,6 @@ def _write_frames(frames: np.ndarray, folder: Path) -> None:
 
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
-    from ..processing import VideoWriter  # opens the video libraries, which only this option needs
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, fps) as writer:
         for frame in frames:

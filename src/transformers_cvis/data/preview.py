@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_utils
 
+from .. import rle
 from ..processing import Track, contact_sheet, draw_tracks
-from .annotation_files import encode_mask
 
 
 def draw_clips(samples: Sequence[dict], class_names: Sequence[str], tile_width: int = 320) -> Image.Image:
@@ -33,8 +32,7 @@ def draw_clips(samples: Sequence[dict], class_names: Sequence[str], tile_width: 
 def _tracks(labels: dict, class_names: Sequence[str]) -> list[Track]:
     tracks = []
     for number, (label, masks) in enumerate(zip(labels["class_labels"].tolist(), labels["masks"].numpy(), strict=True)):
-        segmentations = [encode_mask(mask) for mask in masks]
-        boxes = [rle and mask_utils.toBbox(rle) for rle in segmentations]
-        corners = [None if box is None else (box[0], box[1], box[0] + box[2], box[1] + box[3]) for box in boxes]
-        tracks.append(Track(1.0, label, class_names[label], number, segmentations, corners))
+        segmentations = [rle.encode_or_none(mask) for mask in masks]
+        boxes = rle.corner_boxes(segmentations)
+        tracks.append(Track(1.0, label, class_names[label], number, segmentations, boxes))
     return tracks

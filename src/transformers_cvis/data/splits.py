@@ -1,6 +1,5 @@
 """A train part and a test part of an annotated data set, for benchmarks whose own test labels are hidden."""
 
-import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..processing import complete_file
+from ..files import sha256, write_json
 from .annotation_files import read_annotations
 
 PARTS = ("train", "test")
@@ -74,8 +73,7 @@ def split_ytvis(
     for name, part, path in zip(PARTS, parts, paths, strict=True):
         split = {"part": name, **origin, "video_ids": [video["id"] for video in part["videos"]]}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(path) as file:
-            file.write(json.dumps({**part, "info": {**(content.get("info") or {}), "split": split}}).encode())
+        write_json(path, {**part, "info": {**(content.get("info") or {}), "split": split}})
     return train, test
 
 
@@ -101,8 +99,12 @@ def _part_paths(output_dir: str | os.PathLike) -> list[Path]:
 
 def _origin(json_path: str | os.PathLike, test_share: float, seed: int) -> dict:
     """What a split follows from."""
-    digest = hashlib.sha256(Path(json_path).read_bytes()).hexdigest()
-    return {"source": Path(json_path).name, "source_sha256": digest, "test_share": test_share, "seed": seed}
+    return {
+        "source": Path(json_path).name,
+        "source_sha256": sha256(json_path),
+        "test_share": test_share,
+        "seed": seed,
+    }
 
 
 def _draw_test_videos(content: dict, test_share: float, rng: np.random.Generator) -> set[int]:

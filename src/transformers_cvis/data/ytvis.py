@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
@@ -12,8 +11,10 @@ from typing import Literal
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
-from pycocotools import mask as mask_utils
 
+from ..files import complete_file, sha256
+from ..rle import from_run_lengths
+from ..ytvis_json import existing_file
 from .annotation_files import read_annotations
 from .class_mapping import CLASS_MAPPINGS, ClassFilter
 
@@ -104,8 +105,8 @@ def _load_table(
     require_annotations: bool,
     cache_dir: str | os.PathLike | None,
 ) -> datasets.Dataset:
-    json_path = Path(json_path)
-    content_hash = _hash_file(json_path)
+    json_path = existing_file(json_path)
+    content_hash = sha256(json_path)
     image_root = image_root.resolve()
     if not image_root.is_dir():
         raise FileNotFoundError(f"The image folder {image_root} does not exist; correct image_root.")
@@ -159,16 +160,6 @@ def find_image_root(json_path: str | os.PathLike) -> Path:
     )
 
 
-def _hash_file(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"The annotation file {path} does not exist.")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_first_frames(dataset: datasets.Dataset, kind: str, image_root: Path) -> None:
     holder = kind.removesuffix("s")
     for holder_id, file_names in zip(dataset[f"{holder}_id"][:], dataset["file_names"][:], strict=True):
@@ -194,17 +185,14 @@ def _write_table(
         )
     label_of_category = {category["id"]: names.index(category["name"]) for category in categories}
     table_path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial_path = tempfile.mkstemp(dir=table_path.parent, prefix=".partial-", suffix=".arrow")
-    os.close(descriptor)
-    try:
-        with ArrowWriter(path=partial_path, features=_features(names, kind), writer_batch_size=100) as writer:
-            for row in _rows(content, kind, image_root, label_of_category):
-                writer.write(row)
-            writer.finalize()
-        os.replace(partial_path, table_path)
-    except BaseException:
-        os.unlink(partial_path)
-        raise
+    features = _features(names, kind)
+    with (
+        complete_file(table_path) as file,
+        ArrowWriter(stream=file, features=features, writer_batch_size=100) as writer,
+    ):
+        for row in _rows(content, kind, image_root, label_of_category):
+            writer.write(row)
+        writer.finalize(close_stream=False)
 
 
 def _features(names: list[str], kind: str) -> datasets.Features:
@@ -277,5 +265,5 @@ def _mask(segmentation: dict | list | None, height: int, width: int) -> tuple[st
         return None, None
     counts = segmentation["counts"]
     if isinstance(counts, list):
-        counts = mask_utils.frPyObjects(segmentation, height, width)["counts"]
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts, None
+        counts = from_run_lengths([counts], (height, width))[0]["counts"]
+    return counts, None

@@ -5,9 +5,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask as mask_utils
 from scipy.optimize import linear_sum_assignment
 
+from .. import rle
 from .ground_truth import GroundTruth, check_results, read_results
 from .video_ap import VideoTracks
 
@@ -96,9 +96,8 @@ def _frame_ious(objects: VideoTracks, tracks: VideoTracks, num_frames: int) -> n
     """(frames, objects, tracks)"""
     object_rows, track_rows = range(len(objects.masks)), range(len(tracks.masks))
     ious = np.zeros((num_frames, len(object_rows), len(track_rows)))
-    for frame in range(num_frames) if object_rows and track_rows else []:
-        object_masks, track_masks = objects.of_frames(object_rows, [frame]), tracks.of_frames(track_rows, [frame])
-        ious[frame] = mask_utils.iou(object_masks, track_masks, [0] * len(track_rows))
+    for frame in range(num_frames):
+        ious[frame] = rle.ious(objects.of_frames(object_rows, [frame]), tracks.of_frames(track_rows, [frame]))
     return ious
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..processing import complete_file
+from ..files import complete_file, write_json
+from ..messages import check_choice
 from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting, only_in_videos_with_group
 from .ground_truth import GroundTruth, read_results
 from .plots import bar_chart, heat_map, line_chart
@@ -59,9 +60,7 @@ def evaluate_after_task(
         ValueError: a class that the ground truth does not have or that is in two tasks, a task that does not exist, an
             unknown choice, or what [`evaluate_ytvis`] raises.
     """
-    if forgetting_videos not in FORGETTING_VIDEOS:
-        choices = ", ".join(map(repr, FORGETTING_VIDEOS))
-        raise ValueError(f"forgetting_videos is {forgetting_videos!r}, expected one of {choices}.")
+    check_choice("forgetting_videos", forgetting_videos, FORGETTING_VIDEOS)
     if not 0 <= after < len(tasks):
         raise ValueError(f"There is no task {after}: the schedule has tasks 0 to {len(tasks) - 1}.")
     ground_truth = GroundTruth.read(ground_truth)
@@ -119,9 +118,7 @@ class ContinualReport:
             raise ValueError(
                 f"There are {len(self.tasks)} tasks, but evaluations after the tasks {after}; one each is needed."
             )
-        if self.evaluate_classes not in EVALUATED_CLASSES:
-            choices = ", ".join(map(repr, EVALUATED_CLASSES))
-            raise ValueError(f"evaluate_classes is {self.evaluate_classes!r}, expected one of {choices}.")
+        check_choice("evaluate_classes", self.evaluate_classes, EVALUATED_CLASSES)
 
     @property
     def class_names(self) -> list[str]:
@@ -258,10 +255,10 @@ class ContinualReport:
                 terms, "forgetting of AP per class, percent of the first value per task"
             )
         written = []
-        for name, content in (("report.json", json.dumps(self.to_dict(), indent=1)), ("report.md", self.to_markdown())):
-            with complete_file(folder / name) as file:
-                file.write(content.encode())
-            written.append(folder / name)
+        write_json(folder / "report.json", self.to_dict(), indent=1)
+        with complete_file(folder / "report.md") as file:
+            file.write(self.to_markdown().encode())
+        written += [folder / "report.json", folder / "report.md"]
         for name, image in plots.items():
             with complete_file(folder / name) as file:
                 image.save(file, format="PNG")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..messages import check_choice
 from .ground_truth import GroundTruth
 
 HVPL_EPSILON = 1e-8
@@ -45,7 +46,7 @@ def hvpl_forgetting(values, learnt_after: Sequence[int], undefined: str = "exclu
         ValueError: shapes that do not fit, values that are not finite, nothing learnt before the last task, or an
             unknown choice.
     """
-    _check_choice("undefined", undefined, UNDEFINED_CHOICES)
+    check_choice("undefined", undefined, UNDEFINED_CHOICES)
     first, last, since = _old_rows(values, learnt_after)
     if undefined == "released":
         terms = np.maximum(first - last + HVPL_EPSILON, 0) / (first + HVPL_EPSILON) / since
@@ -68,7 +69,7 @@ def crisp_forgetting(values, learnt_after: Sequence[int], num_classes: str = "ol
     Raises:
         ValueError: as for [`hvpl_forgetting`].
     """
-    _check_choice("num_classes", num_classes, CLASS_COUNTS)
+    check_choice("num_classes", num_classes, CLASS_COUNTS)
     terms = _relative_losses(*_old_rows(values, learnt_after))
     count = len(terms) if num_classes == "old" else len(learnt_after)
     return ForgettingRate(float(np.nansum(terms) / count), terms)
@@ -122,8 +123,3 @@ def _relative_losses(first: np.ndarray, last: np.ndarray, since: np.ndarray) -> 
     lost = np.maximum(first - np.maximum(last, 0), 0)
     terms[defined] = lost[defined] / first[defined] / since[defined]
     return terms
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")

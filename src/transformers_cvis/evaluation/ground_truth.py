@@ -1,16 +1,29 @@
 """Ground truth and results in YouTube-VIS format: read, and refused early when they do not belong together."""
 
-import json
-import math
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from numbers import Real
-from pathlib import Path, PurePath
+from pathlib import PurePath
+from typing import Any
 
-from pycocotools import mask as mask_utils
+from .. import rle
+from ..ytvis_json import (
+    GROUND_TRUTH,
+    RESULTS,
+    annotation_messages,
+    annotation_problems,
+    category_problems,
+    check_top_level,
+    entry_message,
+    entry_problems,
+    holder_problems,
+    mask_structure_message,
+    read_json,
+    reference_message,
+    refuse,
+    run_lengths_message,
+    section_problems,
+)
 
 
 @dataclass
@@ -21,47 +34,38 @@ class GroundTruth:
         videos (`dict[int, dict]`): video by id, with `width`, `height` (pixels) and `length` (frames).
         categories (`dict[int, str]`): name by category id.
         annotations (`list[dict]`): tracks with one mask (or None) per frame of their video; empty for a test split.
+        name (`str`): the path of the file, for messages.
     """
 
     videos: dict[int, dict]
     categories: dict[int, str]
     annotations: list[dict]
+    name: str = "The ground truth"
 
     @classmethod
     def read(cls, source: "GroundTruth | dict | str | os.PathLike") -> "GroundTruth":
-        """Take a json that is read already, or read it from its path.
+        """Take a json that is read already, or read it from its path. Annotations are not checked yet.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it is no such json, an id is missing or used twice, or an annotation does not fit its video or
-                the categories. The message names the entry.
+            FileNotFoundError: the file does not exist.
+            ValueError: it breaks the YouTube-VIS format; the message names the entries.
         """
         if isinstance(source, cls):
             return source
-        content = _read_json(source)
-        if not isinstance(content, dict) or not {"videos", "categories"} <= content.keys():
-            raise ValueError(
-                "The ground truth is no YouTube-VIS json: it needs an object with 'videos', 'categories' and, to "
-                "evaluate, 'annotations'. (A list is the format of results.)"
-            )
-        annotations = content.get("annotations") or []
-        for section, entries in (("videos", content["videos"]), ("categories", content["categories"])):
-            _check_ids(entries, section)
-        _check_ids(annotations, "annotations")
-        names = [category.get("name") for category in content["categories"]]
-        if None in names or (repeated := _repeated(names)):
-            what = "a category has no 'name'" if None in names else f"the category name {repeated[0]!r} appears twice"
-            raise ValueError(f"Ground truth: {what}. Categories are told apart by name; give each its own.")
-        for video in content["videos"]:
-            for key in ("width", "height", "length"):
-                if not isinstance(video.get(key), int) or video[key] < 1:
-                    raise ValueError(
-                        f"Ground truth: video {video['id']} has {key!r} {video.get(key)!r}, not a number > 0."
-                    )
+        is_path = isinstance(source, (str, os.PathLike))
+        content, name = (read_json(source), str(source)) if is_path else (source, cls.name)
+        check_top_level(content, name)
+        refuse(section_problems(content, GROUND_TRUTH), name, GROUND_TRUTH)
+        for problems in (
+            category_problems(content["categories"], GROUND_TRUTH),
+            holder_problems(content["videos"], GROUND_TRUTH),
+        ):
+            refuse(problems, name, GROUND_TRUTH)
         return cls(
             videos={video["id"]: video for video in content["videos"]},
             categories={category["id"]: category["name"] for category in content["categories"]},
-            annotations=annotations,
+            annotations=content.get("annotations") or [],
+            name=name,
         )
 
     def size(self, video_id: int) -> tuple[int, int]:
@@ -69,10 +73,11 @@ class GroundTruth:
         return self.videos[video_id]["height"], self.videos[video_id]["width"]
 
     def check_annotations(self) -> None:
-        """Refuse annotations of unknown videos or categories, or longer or shorter than their video.
+        """Refuse annotations that break the format, or that there are none.
 
         Raises:
-            ValueError: names the annotation; or there are none at all.
+            ValueError: an annotation is of an unknown video or category, longer or shorter than its video, or has a
+                mask of another size; the message names it. Or there are none at all.
         """
         if not self.annotations:
             raise ValueError(
@@ -80,31 +85,8 @@ class GroundTruth:
                 "the validation and test videos comes without them: write the results with `write_submission` and "
                 "upload the zip to the data set's server, or evaluate on a split of the annotated videos."
             )
-        for annotation in self.annotations:
-            self._check_track(annotation, f"Ground truth: annotation {annotation['id']}")
-
-    def _check_track(self, track: dict, where: str) -> None:
-        for key in ("video_id", "category_id", "segmentations"):
-            if key not in track:
-                raise ValueError(f"{where} has no {key!r}.")
-        if not isinstance(track["segmentations"], list):
-            raise ValueError(f"{where}: 'segmentations' is a {type(track['segmentations']).__name__}, not a list.")
-        if track["video_id"] not in self.videos:
-            raise ValueError(
-                f"{where}: video id {track['video_id']} is not one of the ground truth's {len(self.videos)}."
-            )
-        if track["category_id"] not in self.categories:
-            raise ValueError(
-                f"{where}: category id {track['category_id']} is not in the ground truth, which has "
-                f"{', '.join(f'{number} ({name})' for number, name in sorted(self.categories.items()))}."
-            )
-        length = self.videos[track["video_id"]]["length"]
-        if len(track["segmentations"]) != length:
-            relation = "longer" if len(track["segmentations"]) > length else "shorter"
-            raise ValueError(
-                f"{where} is {relation} than its video {track['video_id']}: {len(track['segmentations'])} "
-                f"segmentations, {length} frames. Give one mask per frame, null where the object is not visible."
-            )
+        problems = annotation_problems(self.annotations, self.videos, self.categories, GROUND_TRUTH)
+        refuse(problems, self.name, GROUND_TRUTH)
 
 
 def read_results(source: list | dict | str | os.PathLike, ground_truth: GroundTruth) -> list[dict]:
@@ -117,7 +99,7 @@ def read_results(source: list | dict | str | os.PathLike, ground_truth: GroundTr
     Raises:
         FileNotFoundError, ValueError: nothing to read, or categories or videos that do not agree.
     """
-    content = _read_json(source)
+    content = read_json(source) if isinstance(source, (str, os.PathLike)) else source
     if isinstance(content, list):
         return content
     if not isinstance(content, dict) or not {"annotations", "categories"} <= content.keys():
@@ -138,7 +120,8 @@ def read_results(source: list | dict | str | os.PathLike, ground_truth: GroundTr
 
 def _check_same_videos(videos: list[dict], ground_truth: GroundTruth) -> None:
     """Refuse an id that is one video in the results and another in the ground truth."""
-    _check_ids(videos, "videos", "Results")
+    if problem := next(entry_problems(videos, "videos", RESULTS), None):
+        raise ValueError(f"Results: {problem}")
     folders = {_folder(video) for video in ground_truth.videos.values()}
     for video in videos:
         expected = ground_truth.videos.get(video["id"])
@@ -183,19 +166,20 @@ def _other_video(video_id: int, found: str, expected: str) -> ValueError:
 
 
 def check_results(results: Iterable[dict], ground_truth: GroundTruth) -> None:
-    """Refuse results that do not belong to the ground truth: ids, number of frames, scores. Masks are not decoded.
+    """Refuse results that do not belong to the ground truth: ids, scores, number of frames, sizes of masks. Masks
+    are not decoded.
 
     Raises:
         ValueError: names the first wrong track by its position.
     """
     for position, track in enumerate(results):
-        where = f"Results: track {position}"
-        if not isinstance(track, dict):
-            raise ValueError(f"{where} is a {type(track).__name__}, not an object.")
-        ground_truth._check_track(track, where)
-        score = track.get("score")
-        if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
-            raise ValueError(f"{where} has the score {score!r}; a finite number is needed.")
+        if message := entry_message(track, "annotations", RESULTS):
+            raise ValueError(f"Results: track {position} {message}")
+        message = reference_message(track, ground_truth.videos, ground_truth.categories, RESULTS)
+        if message is None:
+            message = next(annotation_messages(track, ground_truth.videos[track["video_id"]], RESULTS), None)
+        if message is not None:
+            raise ValueError(f"Results: track {position}, video {track['video_id']}: {message}")
 
 
 def mask_counts(track: dict, size: tuple[int, int], where: str) -> list[str | bytes]:
@@ -213,62 +197,20 @@ def mask_counts(track: dict, size: tuple[int, int], where: str) -> list[str | by
     return [
         counts
         if type(mask) is dict and mask.get("size") == expected and type(counts := mask.get("counts")) in (str, bytes)
-        else _compressed(mask, size, f"{where}, frame {frame}")["counts"]
+        else _counts_of_other_forms(mask, size, f"{where}, frame {frame}")
         for frame, mask in enumerate(track["segmentations"])
     ]
 
 
-@lru_cache
-def _empty_mask(size: tuple[int, int]) -> dict:
-    return mask_utils.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)
+def _counts_of_other_forms(segmentation: Any, size: tuple[int, int], where: str) -> str:
+    """Return the counts of a mask that is not a compressed RLE with a text already.
 
-
-def _compressed(segmentation: dict | list | None, size: tuple[int, int], where: str) -> dict:
-    """The uncommon forms, and what is wrong with a mask of no form."""
-    if not segmentation:
-        return _empty_mask(size)
-    if isinstance(segmentation, list):
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, *size))
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise ValueError(
-            f"{where}: a mask is an RLE {{'size', 'counts'}}, polygons or null, got {str(segmentation)[:80]}."
-        )
-    if tuple(segmentation["size"]) != size:
-        raise ValueError(
-            f"{where}: the mask has size {list(segmentation['size'])} but the video is {list(size)} (height, width). "
-            "Resize the masks to the video's own size before they are encoded."
-        )
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != size[0] * size[1]:
-            raise ValueError(
-                f"{where}: the run lengths cover {sum(segmentation['counts'])} pixels but {size[0]} x {size[1]} are "
-                f"{size[0] * size[1]}."
-            )
-        return mask_utils.frPyObjects(segmentation, *size)
-    return segmentation
-
-
-def _read_json(source):
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not valid json ({error}); is the file whole?") from error
-
-
-def _check_ids(entries: list[dict], section: str, where: str = "Ground truth") -> None:
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{where}: {section!r} is not a list of objects.")
-    for position, entry in enumerate(entries):
-        if isinstance(entry.get("id"), bool) or not isinstance(entry.get("id"), int):
-            raise ValueError(f"{where}: {section}[{position}] has the id {entry.get('id')!r}; give an integer.")
-    if repeated := _repeated([entry["id"] for entry in entries]):
-        raise ValueError(f"{where}: id {repeated[0]} appears twice in {section!r}; ids must be unique.")
-
-
-def _repeated(values: list) -> list:
-    return [value for value, count in Counter(values).items() if count > 1]
+    Raises:
+        ValueError: it is of no known form, or its run lengths are of another size.
+    """
+    message = mask_structure_message(segmentation, size, "video")
+    if message is None and isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        message = run_lengths_message(segmentation["counts"], size)
+    if message is not None:
+        raise ValueError(f"{where}: {message}")
+    return rle.compress(segmentation, size)["counts"]

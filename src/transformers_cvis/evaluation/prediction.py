@@ -6,6 +6,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..processing import segment_video, tracks_to_ytvis_json
+from ..ytvis_json import file_names_messages
 from .ground_truth import GroundTruth
 
 
@@ -65,11 +66,9 @@ def predict_dataset(
 
 
 def _frames(video: dict, image_root: Path) -> list[Path]:
-    frames = [image_root / name for name in video.get("file_names") or []]
-    if len(frames) != video["length"]:
-        raise ValueError(
-            f"Video {video['id']} names {len(frames)} files in 'file_names' but has length {video['length']}."
-        )
+    if message := next(file_names_messages(video), None):
+        raise ValueError(f"video {video['id']}: {message}")
+    frames = [image_root / name for name in video["file_names"]]
     for frame in frames:
         if not frame.is_file():
             raise FileNotFoundError(

@@ -4,7 +4,9 @@ import json
 import os
 import zipfile
 
-from ..processing import complete_file
+from .. import rle
+from ..files import complete_file
+from ..ytvis_json import track_result
 from .ground_truth import GroundTruth, check_results, mask_counts, read_results
 
 
@@ -29,18 +31,11 @@ def write_submission(
     ground_truth = GroundTruth.read(ground_truth)
     results = read_results(results, ground_truth)
     check_results(results, ground_truth)
-    rows = [
-        {
-            "video_id": track["video_id"],
-            "category_id": track["category_id"],
-            "score": track["score"],
-            "segmentations": [
-                {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-                for size in [ground_truth.size(track["video_id"])]
-                for counts in mask_counts(track, size, f"Results: track {position}")
-            ],
-        }
-        for position, track in enumerate(results)
-    ]
+    rows = []
+    for position, track in enumerate(results):
+        size = ground_truth.size(track["video_id"])
+        counts = mask_counts(track, size, f"Results: track {position}")
+        masks = [rle.compress({"size": size, "counts": runs}, size) for runs in counts]
+        rows.append(track_result(track["video_id"], track["category_id"], track["score"], masks, size))
     with complete_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("results.json", json.dumps(rows))

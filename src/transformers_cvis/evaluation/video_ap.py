@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from math import isqrt
 
 import numpy as np
-from pycocotools import mask as mask_utils
 from pycocotools.cocoeval import COCOeval
 
+from .. import rle
 from .ground_truth import GroundTruth, check_results, mask_counts, read_results
 
 AREA_RANGES = {"all": [0, 1e10], "small": [0, 128**2], "medium": [128**2, 256**2], "large": [256**2, 1e10]}
@@ -201,9 +201,7 @@ class VideoTracks:
             counts = mask_counts(track, (video["height"], video["width"]), name)
             self.masks.append([{"size": size, "counts": runs} for size, runs in zip(sizes, counts, strict=True)])
         flat = self.of_frames(range(len(self.masks)), range(video["length"]))
-        # One call takes 255 masks at most: pycocotools counts them in a byte.
-        areas = [mask_utils.area(flat[start : start + 255]) for start in range(0, len(flat), 255)]
-        self.areas = np.concatenate([np.zeros(0), *areas]).reshape(len(self.masks), video["length"])
+        self.areas = rle.areas(flat).astype(np.float64).reshape(len(self.masks), video["length"])
 
     def of_frames(self, rows: Iterable[int], frames: Sequence[int]) -> list[dict]:
         """The masks of some tracks in some frames, track by track."""
@@ -236,7 +234,7 @@ def _track_ious(found: VideoTracks, found_rows: list[int], truths: VideoTracks, 
         frames = shared_frames[start : start + frames_at_once]
         length = len(frames)
         masks = found.of_frames(found_rows, frames), truths.of_frames(truth_rows, frames)
-        ratio = mask_utils.iou(*masks, [0] * (num_truths * length))  # [found * frames, truths * frames]
+        ratio = rle.ious(*masks)  # [found * frames, truths * frames]
         ratio = ratio.reshape(num_found, length, num_truths, length).diagonal(axis1=1, axis2=3)
         areas = found_areas[:, None, frames] + truth_areas[:, frames]  # [found, truths, frames]
         intersections += np.rint(ratio * areas / (1 + ratio)).sum(axis=-1)

@@ -3,7 +3,6 @@
 import fnmatch
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from huggingface_hub import (
     ModelCardData,
 )
 from huggingface_hub.errors import HfHubHTTPError
+
+from ..files import temporary_folder, write_json
 
 TRAINING_SUMMARY_FILE = "training_summary.json"
 TASK = "video-instance-segmentation"
@@ -88,7 +89,7 @@ def push_to_hub(
         HfHubHTTPError: the Hub refuses; the revision is unchanged.
         RuntimeError: someone else wrote to the revision meanwhile; it is as the other left it.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
         save_model(
             model,
@@ -233,8 +234,7 @@ def save_model(
 
 
 def write_training_summary(training_summary: dict[str, Any], folder: str | os.PathLike) -> None:
-    text = json.dumps(training_summary, indent=2, ensure_ascii=False)
-    (Path(folder) / TRAINING_SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(Path(folder) / TRAINING_SUMMARY_FILE, training_summary, indent=2)
 
 
 def read_training_summary(folder: str | os.PathLike) -> dict[str, Any] | None:

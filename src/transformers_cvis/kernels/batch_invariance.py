@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..precision import at_least_float32
 from .linear import HAS_ONEDNN_LINEAR
 
 ROWS_OF_A_CACHE_LINE = 16  # times 4 bytes, the smallest type that attention works in
@@ -106,22 +107,18 @@ def _scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, att
 
 
 def _silu(input: Tensor, inplace: bool = False) -> Tensor:
-    wide = _at_least_float32(input)
+    wide = at_least_float32(input)
     return (wide * (0.5 + 0.5 * (0.5 * wide).tanh())).to(input.dtype)
 
 
 def _gelu(input: Tensor) -> Tensor:
-    wide = _at_least_float32(input)
+    wide = at_least_float32(input)
     return (0.5 * wide * (1 + (wide * 0.5**0.5).erf())).to(input.dtype)
 
 
 def _softplus(input: Tensor) -> Tensor:
-    wide = _at_least_float32(input)
+    wide = at_least_float32(input)
     return (wide.clamp(min=0) + wide.abs().neg().exp().log1p()).to(input.dtype)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 _BATCH_INVARIANT = {

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..precision import at_least_float32
+
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class MultiScaleDeformableAttention(nn.Module):
@@ -111,8 +113,8 @@ def _windows(
         numbers = [number for number in levels for _ in range(num_points)] * num_heads
         return torch.tensor(numbers, dtype=dtype, device=value.device)
 
-    locations = _at_least_float32(sampling_locations).reshape(batch_size, num_queries, -1, 2)  # [B, Q, H*K, 2]
-    attention = _at_least_float32(attention_weights).reshape(batch_size, num_queries, -1)  # [B, Q, H*K]
+    locations = at_least_float32(sampling_locations).reshape(batch_size, num_queries, -1, 2)  # [B, Q, H*K, 2]
+    attention = at_least_float32(attention_weights).reshape(batch_size, num_queries, -1)  # [B, Q, H*K]
     x = _Axis(locations[..., 0], widths, per_sample)
     y = _Axis(locations[..., 1], heights, per_sample)
 
@@ -220,10 +222,6 @@ def _level_starts(shapes: list[tuple[int, int]]) -> list[int]:
     for height, width in shapes:
         starts.append(starts[-1] + height * width)
     return starts
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check_shapes(value, shapes, sampling_locations, attention_weights) -> None:

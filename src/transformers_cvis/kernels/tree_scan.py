@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..precision import at_least_float32, at_least_float32_dtype
+
 
 class SpanningTrees(NamedTuple):
     """Trees that together hold every node of B grids, and the walk from their roots that visits all at once.
@@ -40,7 +42,7 @@ def grid_edge_costs(guide: Tensor) -> Tensor:
     Returns:
         `(B, E)` in float32 (float64 for such a guide): all vertical edges row by row, then all horizontal ones.
     """
-    guide = _at_least_float32(guide.detach())
+    guide = at_least_float32(guide.detach())
     vertical = F.cosine_similarity(guide[:, :-1], guide[:, 1:], dim=-1, eps=1e-8)  # [B, H-1, W]
     horizontal = F.cosine_similarity(guide[:, :, :-1], guide[:, :, 1:], dim=-1, eps=1e-8)  # [B, H, W-1]
     return torch.cat((vertical.flatten(1), horizontal.flatten(1)), dim=1).neg_().exp_()
@@ -298,11 +300,7 @@ def _gather(rows: Tensor, places: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _compute_dtype(features: Tensor, edge_weights: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(features.dtype, edge_weights.dtype), torch.float32)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return at_least_float32_dtype(features.dtype, edge_weights.dtype)
 
 
 def _check_shapes(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base of all configurations: classes, the checkpoints that a system starts from, unknown keys, behaviour switches."""
 
-import difflib
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 from transformers.utils import logging
+
+from ..messages import check_at_least, did_you_mean
 
 logger = logging.get_logger(__name__)
 
@@ -120,8 +121,7 @@ class VideoConfigMixin(CvisConfigMixin):
 
     def validate_detector_chunk_size(self):
         """Check that at least one frame passes through the detector at once."""
-        if self.detector_chunk_size < 1:
-            raise ValueError(f"`detector_chunk_size` must be at least 1 frame, got {self.detector_chunk_size}.")
+        check_at_least("detector_chunk_size", self.detector_chunk_size, 1, "frame")
 
 
 def switches(config_class: type) -> dict[str, dict[str, Any]]:
@@ -172,9 +172,7 @@ def drop_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
         delattr(config, key)
         if kwargs[key] is None:
             continue
-        nearest = difflib.get_close_matches(key, known, n=1)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        logger.warning(f"{type(config).__name__} has no field `{key}`; its value is ignored.{hint}")
+        logger.warning(f"{type(config).__name__} has no field `{key}`; its value is ignored.{did_you_mean(key, known)}")
 
 
 def _or_starts_from(model_types: tuple[str, ...]) -> str:

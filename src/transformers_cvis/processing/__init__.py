@@ -1,14 +1,13 @@
 """Video in (decode, sample, resize, pad), tracks out (scores, labels, RLE masks, drawing)."""
 
-from ..files import complete_file, complete_folder
 from .drawing import contact_sheet, draw_tracks, track_colour
-from .masks import decode_segmentation, empty_segmentation, segment_masks
+from .masks import segment_masks
 from .segmentation import ClipSegmentation, VideoSegmentation, segment_stream, segment_video
 from .tracks import Track, TrackAccumulator
 from .video_processor import CvisVideoProcessor
 from .video_reading import VideoFrames, is_list_of_videos, open_video
 from .video_writing import VideoWriter, render_video
-from .ytvis_results import tracks_to_ytvis_json
+from .ytvis_results import tracks_to_ytvis_json, videos_to_ytvis_json
 
 __all__ = [
     "ClipSegmentation",
@@ -18,12 +17,8 @@ __all__ = [
     "VideoFrames",
     "VideoSegmentation",
     "VideoWriter",
-    "complete_file",
-    "complete_folder",
     "contact_sheet",
-    "decode_segmentation",
     "draw_tracks",
-    "empty_segmentation",
     "is_list_of_videos",
     "open_video",
     "render_video",
@@ -32,4 +27,5 @@ __all__ = [
     "segment_video",
     "track_colour",
     "tracks_to_ytvis_json",
+    "videos_to_ytvis_json",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from .masks import decode_segmentation
+from ..rle import decode
 from .tracks import Track
 
 _GOLDEN_RATIO = 0.618033988749895
@@ -43,7 +43,7 @@ def draw_tracks(
             raise ValueError(
                 f"The mask of {track} is of size {tuple(segmentation['size'])}, the frame of size {frame.shape[:2]}."
             )
-        _tint(frame, decode_segmentation(segmentation), track.boxes[frame_index], track.query_id, opacity, thickness)
+        _tint(frame, decode(segmentation), track.boxes[frame_index], track.query_id, opacity, thickness)
     return _write_labels(frame, visible[::-1], frame_index) if labels and visible else frame
 
 

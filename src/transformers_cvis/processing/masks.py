@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pycocotools import mask as mask_utils
 from torch import nn
+
+from .. import rle
+from ..precision import at_least_float32
 
 # Windows keep this many negative logits around the positive ones: one for each of the two interpolations.
 _MARGIN = 2
@@ -49,7 +51,7 @@ def segment_masks(
     num_queries, num_frames, height, width = masks_queries_logits.shape
     stride = _mask_stride((height, width), input_size)
     logits = masks_queries_logits.detach()
-    logits = (logits if logits.dtype == torch.float64 else logits.float()).cpu()
+    logits = at_least_float32(logits).cpu()
 
     rows_on, columns_on = (logits > 0).any(dim=3).numpy(), (logits > 0).any(dim=2).numpy()
     to_original = None
@@ -80,49 +82,21 @@ def segment_masks(
             window, top = to_original[0](window, top, window_on.any(dim=1), axis=0)
             window, left = to_original[1](window, left, window_on.any(dim=0), axis=1)
             window_on = window > 0
-        counts = _run_lengths(window_on.numpy(), top, left, original_size)
+        counts = rle.window_run_lengths(window_on.numpy(), top, left, original_size)
         if counts is not None:
             found.append((query, frame, counts))
 
-    for (query, frame, _), rle in zip(found, _compress([item[2] for item in found], original_size), strict=True):
-        segmentations[query][frame] = rle
+    compressed = rle.from_run_lengths([counts for _, _, counts in found], original_size)
+    for (query, frame, _), segmentation in zip(found, compressed, strict=True):
+        segmentations[query][frame] = segmentation
     return ClipMasks(segmentations, probability_sum, pixel_count)
-
-
-def empty_segmentation(size: tuple[int, int]) -> dict:
-    """The compressed RLE of a mask `(height, width)` that is off everywhere."""
-    return _compress([[size[0] * size[1]]], size)[0]
-
-
-def decode_segmentation(segmentation: dict) -> np.ndarray:
-    """A compressed RLE as a bool array `(height, width)`."""
-    return mask_utils.decode(segmentation).astype(bool)
-
-
-def segmentation_boxes(segmentations: list[dict | None]) -> list[tuple[float, float, float, float] | None]:
-    """The tight boxes `(x0, y0, x1, y1)` of compressed RLEs in pixels, ends exclusive; `None` for `None`."""
-    present = [segmentation for segmentation in segmentations if segmentation is not None]
-    if not present:
-        return [None] * len(segmentations)
-    corners = iter(mask_utils.toBbox(present).tolist())
-    boxes = []
-    for segmentation in segmentations:
-        if segmentation is None:
-            boxes.append(None)
-            continue
-        x, y, width, height = next(corners)
-        boxes.append((x, y, x + width, y + height))
-    return boxes
 
 
 def covered_share(segmentations: list[dict | None], others: list[dict | None]) -> float:
     """Share of a track's pixels, over all frames, that another track of the video has too; `None` is an empty mask."""
-    shared = sum(
-        float(mask_utils.area(mask_utils.merge([one, other], intersect=True)))
-        for one, other in zip(segmentations, others, strict=True)
-        if one and other
-    )
-    return shared / max(1.0, sum(float(mask_utils.area(one)) for one in segmentations if one))
+    pairs = [(one, other) for one, other in zip(segmentations, others, strict=True) if one and other]
+    shared = rle.intersection_areas([one for one, _ in pairs], [other for _, other in pairs]).sum()
+    return float(shared) / max(1.0, float(rle.areas([one for one in segmentations if one]).sum()))
 
 
 class _LinearResize:
@@ -162,33 +136,3 @@ def _mask_stride(mask_size: tuple[int, int], input_size: tuple[int, int]) -> int
 def _positive_range(on: np.ndarray, length: int) -> tuple[int, int]:
     marked = np.flatnonzero(on)
     return max(0, int(marked[0]) - _MARGIN), min(length, int(marked[-1]) + 1 + _MARGIN)
-
-
-def _run_lengths(window: np.ndarray, top: int, left: int, size: tuple[int, int]) -> list[int] | None:
-    """COCO run lengths (column by column, off first) of a frame of `size` whose pixels are off outside the window."""
-    height, width = window.shape
-    columns = np.zeros((width, height + 2), dtype=bool)  # off above and below, so that no run leaves its column
-    columns[:, 1:-1] = window.T
-    columns = columns.ravel()
-    changes = np.flatnonzero(columns[1:] != columns[:-1])
-    if len(changes) == 0:
-        return None
-    column, row = np.divmod(changes, height + 2)
-    edges = (column + left) * size[0] + row + top
-    starts, ends = edges[::2], edges[1::2]
-    # A run that reaches the bottom of the frame goes on at the top of the next column.
-    apart = starts[1:] != ends[:-1]
-    starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
-    total = size[0] * size[1]
-    edges = np.column_stack([starts, ends]).ravel()
-    if edges[-1] != total:
-        edges = np.append(edges, total)
-    return np.diff(edges, prepend=0).tolist()
-
-
-def _compress(counts: list[list[int]], size: tuple[int, int]) -> list[dict]:
-    if not counts:
-        return []
-    height, width = size
-    segmentations = mask_utils.frPyObjects([{"size": [height, width], "counts": run} for run in counts], height, width)
-    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in segmentations]

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .masks import ClipMasks, covered_share, segment_masks, segmentation_boxes
+from .. import rle
+from ..messages import check_at_least, check_choice
+from ..precision import at_least_float32
+from .masks import ClipMasks, covered_share, segment_masks
 
 SCORE_RULES = ("max_times_quality", "mean_logits")
 DEFAULT_SCORE_RULE = SCORE_RULES[0]
@@ -88,10 +91,9 @@ class TrackAccumulator:
             raise ValueError("Give a `threshold`, `top_k` or both: otherwise every query would become a track.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` is a score in 0..1, got {threshold}.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-        if score_rule not in SCORE_RULES:
-            raise ValueError(f"`score_rule` is one of {', '.join(SCORE_RULES)}; got {score_rule!r}.")
+        if top_k is not None:
+            check_at_least("top_k", top_k, 1)
+        check_choice("score_rule", score_rule, SCORE_RULES)
         self.original_size = original_size
         self.input_size = input_size
         self.id2label = id2label
@@ -134,7 +136,7 @@ class TrackAccumulator:
     def _see(self, class_queries_logits, masks_queries_logits) -> list[list[dict | None] | None]:
         """Update scores and qualities; the clip's segmentations per query, `None` for those that cannot matter."""
         logits = class_queries_logits.detach().cpu()
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = at_least_float32(logits)
         scores = logits.softmax(dim=-1)[:, :-1]
         if self._class_scores is None:
             self._class_scores = scores
@@ -193,7 +195,7 @@ class TrackAccumulator:
                     label=self.id2label[label_id] if self.id2label is not None else str(label_id),
                     query_id=query,
                     segmentations=list(segmentations[query]),
-                    boxes=segmentation_boxes(segmentations[query]),
+                    boxes=rle.corner_boxes(segmentations[query]),
                 )
             )
         tracks.sort(key=lambda track: -track.score)

@@ -1,15 +1,21 @@
-"""Tracks in the result format of the YouTube-VIS and OVIS test servers."""
+"""Tracks that a model found as YouTube-VIS json, in its two forms.
+
+[`tracks_to_ytvis_json`] gives the results that test servers take: a list of tracks, with an empty mask in the frames
+where an object is absent. [`videos_to_ytvis_json`] gives an annotation file of its own, with videos and categories, and
+None in those frames. The evaluation reads both.
+"""
 
 from collections.abc import Mapping, Sequence
 
-from .masks import empty_segmentation
+from ..ytvis_json import track_annotation, track_result
+from .segmentation import VideoSegmentation
 from .tracks import Track
 
 
 def tracks_to_ytvis_json(
     tracks: Sequence[Track], video_id: int, size: tuple[int, int], category_ids: Mapping[str, int] | None = None
 ) -> list[dict]:
-    """Results of one video as `{"video_id", "category_id", "score", "segmentations"}`, ready for `json.dump`.
+    """Return the results of one video as `{"video_id", "category_id", "score", "segmentations"}`, ready for json.
 
     The servers want a compressed RLE for every frame, so absent frames are written as masks that are off everywhere.
 
@@ -20,9 +26,8 @@ def tracks_to_ytvis_json(
         category_ids (`Mapping[str, int]`, *optional*): the data set's id of each label; by default `label_id + 1`.
 
     Raises:
-        ValueError: a label that `category_ids` does not know, or a mask of another size.
+        ValueError: `category_ids` does not know a label, or a mask has another size.
     """
-    absent = empty_segmentation(size)
     results = []
     for track in tracks:
         if category_ids is not None and track.label not in category_ids:
@@ -33,12 +38,39 @@ def tracks_to_ytvis_json(
         for segmentation in track.segmentations:
             if segmentation is not None and tuple(segmentation["size"]) != tuple(size):
                 raise ValueError(f"{track} has masks of {tuple(segmentation['size'])} in a video of {tuple(size)}.")
-        results.append(
-            {
-                "video_id": video_id,
-                "category_id": track.label_id + 1 if category_ids is None else category_ids[track.label],
-                "score": track.score,
-                "segmentations": [absent if rle is None else rle for rle in track.segmentations],
-            }
-        )
+        category_id = track.label_id + 1 if category_ids is None else category_ids[track.label]
+        results.append(track_result(video_id, category_id, track.score, track.segmentations, size))
     return results
+
+
+def videos_to_ytvis_json(
+    segmentations: Sequence[tuple[int, str, VideoSegmentation]], id2label: Mapping[int, str]
+) -> dict:
+    """Return segmented videos as the content of one annotation file, whose annotations carry a score.
+
+    Absent frames are None, as in the data sets. A frame is named by its source and number, `my.mp4#0`.
+
+    Args:
+        segmentations: for each video its id, its source, and what was found in it.
+        id2label: the class names of the model; category ids are the label ids + 1.
+    """
+    videos, annotations = [], []
+    for video_id, source, segmentation in segmentations:
+        height, width = segmentation.size
+        video = {
+            "id": video_id,
+            "name": source,
+            "fps": segmentation.fps,
+            "height": height,
+            "width": width,
+            "length": segmentation.num_frames,
+            "file_names": [f"{source}#{frame}" for frame in range(segmentation.num_frames)],
+        }
+        videos.append(video)
+        for track in segmentation.tracks:
+            score = round(track.score, 6)
+            annotations.append(
+                track_annotation(len(annotations) + 1, video, track.label_id + 1, track.segmentations, score)
+            )
+    categories = [{"id": label_id + 1, "name": id2label[label_id]} for label_id in sorted(id2label)]
+    return {"videos": videos, "categories": categories, "annotations": annotations}

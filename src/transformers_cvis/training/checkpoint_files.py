@@ -9,20 +9,18 @@ A checkpoint is a folder `step-00001000`:
 """
 
 import json
-import os
 import random
 import re
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..files import discard_folder, finish_folder, write_json
+
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "trainer_state.json"
-TEMPORARY_SUFFIX = ".incomplete"
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -56,50 +54,18 @@ def find_checkpoint(directory: Path, resume: str | Path) -> Path | None:
     return Path(resume)
 
 
-def temporary_path(path: Path) -> Path:
-    """Where a checkpoint is written before [`commit`] renames it."""
-    return path.with_name(path.name + TEMPORARY_SUFFIX)
-
-
 def commit(path: Path, keep: int) -> None:
-    """Make the checkpoint that was written to `temporary_path(path)` visible, and delete all but the last `keep`."""
-    for file in temporary_path(path).iterdir():  # contents reach the disk before the name does
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    os.replace(temporary_path(path), path)
+    """Make the checkpoint that was written to `incomplete_path(path)` visible, and delete all but the last `keep`."""
+    finish_folder(path)
     for old in list_checkpoints(path.parent)[:-keep]:
-        discard(old)
-
-
-def discard(path: Path) -> None:
-    """Delete a checkpoint; it stops being one before its first file goes."""
-    doomed = temporary_path(path)
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(path, doomed)
-    shutil.rmtree(doomed)
-
-
-def remove_incomplete(directory: Path) -> None:
-    """Delete what an interrupted save left behind."""
-    for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-        shutil.rmtree(path, ignore_errors=True)
+        discard_folder(old)
 
 
 def remove_later(directory: Path, step: int) -> None:
     """Delete the checkpoints after `step`, from where another run now goes its own way."""
     for path in list_checkpoints(directory):
         if path.name > checkpoint_path(directory, step).name:
-            discard(path)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON to a temporary name, then rename: readers see the old file or the new one, never half of one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            discard_folder(path)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
@@ -161,7 +127,7 @@ def save_random_states(directory: Path, rank: int) -> None:
         tensors["cuda"] = states["cuda"]
     save_file(tensors, directory / f"random_states_{rank}.safetensors")
     scalars = {"python": [version, gauss_next], "numpy": [algorithm, position, has_gauss, cached_gaussian]}
-    write_json(directory / f"random_states_{rank}.json", scalars)
+    write_json(directory / f"random_states_{rank}.json", scalars, indent=2)
 
 
 def load_random_states(directory: Path, rank: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
+from ..messages import check_at_least, check_choice
 from ..modeling.auto import SYSTEMS
 from .settings import apply_override, convert, read_yaml
 
@@ -249,11 +250,9 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        if self.system not in SYSTEMS:
-            raise ValueError(f"`system` must be one of {', '.join(map(repr, SYSTEMS))}, got {self.system!r}.")
+        check_choice("system", self.system, SYSTEMS)
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_at_least(name, getattr(self, name), 1)
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"`batch_size` ({self.batch_size}) is the total per optimiser step and must be a multiple of "

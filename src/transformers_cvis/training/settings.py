@@ -4,7 +4,6 @@ Recipes and schedules are such dataclasses. A field explains itself in `metadata
 """
 
 import dataclasses
-import difflib
 import json
 import re
 import textwrap
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from ..messages import check_choice, did_you_mean
 
 
 def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
@@ -144,8 +145,7 @@ def convert(expected: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value is False and "no" in arguments:
             value = "no"  # YAML reads a bare `no` as False
-        if value not in arguments:
-            raise ValueError(f"`{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+        check_choice(where, value, arguments)
         return value
     if expected is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
@@ -185,8 +185,8 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
     known = typing.get_type_hints(expected)
     for key in value:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-            raise ValueError(f"unknown key {key!r} at {location}. Did you mean {nearest!r}?")
+            hint = did_you_mean(key, known) or f" The keys are {', '.join(known)}."
+            raise ValueError(f"unknown key {key!r} at {location}.{hint}")
     for entry in dataclasses.fields(expected):
         if _is_required(entry) and entry.name not in value:
             raise ValueError(f"{location} needs the key {entry.name!r}.")
@@ -222,8 +222,8 @@ def describe_fields(settings_class: type, only: str = "") -> str:
     entries = list(_describe(settings_class))
     kept = [text for key, text in entries if not only or f"{key}.".startswith(f"{only}.")]
     if not kept:
-        nearest = difflib.get_close_matches(only, [key for key, _ in entries], n=1, cutoff=0)[0]
-        raise ValueError(f"{settings_class.__name__} does not have the field {only!r}. Did you mean {nearest!r}?")
+        hint = did_you_mean(only, [key for key, _ in entries])
+        raise ValueError(f"{settings_class.__name__} does not have the field {only!r}.{hint}")
     return "\n".join(kept)
 
 

@@ -4,7 +4,6 @@ import atexit
 import os
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,14 +17,15 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .. import __version__
+from .._version import __version__
 from ..data import read_annotations
-from ..hub.push import save_model
+from ..files import replace_files
+from ..hub.push import TRAINING_SUMMARY_FILE, save_model
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..processing import CvisVideoProcessor
 from .build import build_dataset, build_model, build_processor, collate
 from .callbacks import TrainingCallback, with_model_callbacks
-from .checkpoint_files import TEMPORARY_SUFFIX, find_checkpoint
+from .checkpoint_files import find_checkpoint
 from .measure import evaluate_on_processes
 from .recipe import Recipe
 from .trainer import Trainer, check_precision, runs_on_cpu
@@ -160,12 +160,5 @@ def save_model_folder(
         summary: see [`summarise`].
         card: further content of the card, as for `save_model`.
     """
-    temporary = output_dir / f"model{TEMPORARY_SUFFIX}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        save_model(model, processor, temporary, name=output_dir.name, training_summary=summary, **card)
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "training_summary.json"):
-            os.replace(path, output_dir / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replace_files(output_dir, last=TRAINING_SUMMARY_FILE) as folder:
+        save_model(model, processor, folder, name=output_dir.name, training_summary=summary, **card)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from ..files import incomplete_path, remove_incomplete, write_json
 from . import checkpoint_files
 from .callbacks import TrainingCallback
 from .optimization import learning_rate_factor, parameter_groups
@@ -185,7 +186,7 @@ class Trainer:
         recipe, accelerator = self.recipe, self.accelerator
         accelerator.init_trackers("transformers_cvis", config=_flatten(recipe.to_dict()))
         if accelerator.is_main_process:
-            checkpoint_files.remove_incomplete(self.checkpoint_dir)
+            remove_incomplete(self.checkpoint_dir)
             checkpoint_files.remove_later(self.checkpoint_dir, self.first_step)
         batches = iter(self.loader)
         if self.checkpoint is not None:
@@ -329,10 +330,10 @@ class Trainer:
 
     def _save_checkpoint(self, step: int) -> None:
         path = checkpoint_files.checkpoint_path(self.checkpoint_dir, step)
-        directory = checkpoint_files.temporary_path(path)
+        directory = incomplete_path(path)
         accelerator = self.accelerator
         if accelerator.is_main_process:
-            checkpoint_files.remove_incomplete(self.checkpoint_dir)
+            remove_incomplete(self.checkpoint_dir)
             directory.mkdir()
         accelerator.wait_for_everyone()
         try:
@@ -348,12 +349,12 @@ class Trainer:
                     "scaler": scaler,
                     "recipe": self.recipe.to_dict(),
                 }
-                checkpoint_files.write_json(directory / checkpoint_files.STATE_FILE, state)
+                write_json(directory / checkpoint_files.STATE_FILE, state, indent=2)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 checkpoint_files.commit(path, keep=self.recipe.keep_checkpoints)
         except BaseException:
-            checkpoint_files.remove_incomplete(self.checkpoint_dir)
+            remove_incomplete(self.checkpoint_dir)
             raise
         accelerator.wait_for_everyone()
 

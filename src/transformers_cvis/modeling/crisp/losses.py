@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses.mask_classification import full_precision
+from ...precision import at_least_float32
 
 SMALLEST_NORM = 1e-8
 
@@ -24,7 +24,8 @@ def match_prompts(queries: Tensor, prompts: Tensor, similarity: str = "cosine") 
         `(P,)` long. Source: equation 1.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        return _similarities(full_precision(queries.detach()), full_precision(prompts.detach()), similarity).argmax(1)
+        queries, prompts = at_least_float32(queries.detach()), at_least_float32(prompts.detach())
+        return _similarities(queries, prompts, similarity).argmax(1)
 
 
 def contrastive_loss(queries: Tensor, prompts: Tensor, matched: Tensor, similarity: str = "dot") -> Tensor:
@@ -37,7 +38,7 @@ def contrastive_loss(queries: Tensor, prompts: Tensor, matched: Tensor, similari
         similarity: "dot" or "cosine".
     """
     with torch.autocast(queries.device.type, enabled=False):
-        return F.cross_entropy(_similarities(full_precision(queries), full_precision(prompts), similarity), matched)
+        return F.cross_entropy(_similarities(at_least_float32(queries), at_least_float32(prompts), similarity), matched)
 
 
 def correlation_loss(queries: Tensor, target: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def correlation_loss(queries: Tensor, target: Tensor) -> Tensor:
     Source: equation 6.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        directions = F.normalize(full_precision(queries), dim=-1)
+        directions = F.normalize(at_least_float32(queries), dim=-1)
         cosines = directions @ directions.transpose(-1, -2)
         return F.mse_loss(cosines, target.to(cosines).expand_as(cosines))
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ...kernels import pointwise_convolution
+from ...precision import at_least_float32_dtype
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -20,7 +21,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The affine map that the norm is, two tensors of shape `(channels,)`, at least float32."""
-        dtype = torch.promote_types(self.running_var.dtype, torch.float32)
+        dtype = at_least_float32_dtype(self.running_var.dtype)
         scale = self.weight.to(dtype) * torch.rsqrt(self.running_var.to(dtype) + self.eps)
         return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
 

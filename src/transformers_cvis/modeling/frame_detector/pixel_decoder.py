@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...kernels import Linear, MultiScaleDeformableAttention, PointwiseConvolution
+from ...precision import at_least_float32_dtype
 from ..layers.position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 
@@ -217,7 +218,7 @@ class PixelDecoder(nn.Module):
 
 def _pixel_centres(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Centres of a map's pixels in [0, 1], `(height * width, 2)` as x, y, row-major, at least float32."""
-    dtype = torch.promote_types(dtype, torch.float32)
+    dtype = at_least_float32_dtype(dtype)
     y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...precision import at_least_float32_dtype
 from ..losses import ClipwiseMaskClassificationLoss, VideoTargets
 from ..outputs import VideoInstanceSegmentationOutput
 from ..video_head.modeling_video import CvisVideoModel
@@ -46,7 +47,7 @@ class QueryMemory:
     def empty_like(cls, video_queries: Tensor, max_clips: int | None = None) -> "QueryMemory":
         """A memory without clips for video queries of shape (B, Q, C)."""
         batch_size, num_queries, hidden_dim = video_queries.shape
-        dtype = torch.promote_types(video_queries.dtype, torch.float32)
+        dtype = at_least_float32_dtype(video_queries.dtype)
         entries = video_queries.new_empty(2, batch_size, num_queries, 0, hidden_dim, dtype=dtype)
         return cls(_MemoryStorage(entries, used=0), 0, 0, max_clips)
 

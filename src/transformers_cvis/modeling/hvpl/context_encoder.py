@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...kernels import Linear, TreeScan, grid_edge_costs, minimum_spanning_trees
+from ...precision import at_least_float32
 
 EXPANSION = 2  # inner channels per channel
 CHANNELS_PER_STEP_RANK = 16
@@ -61,8 +62,8 @@ class TreeStateSpace(nn.Module):
         values, gate = self.in_proj(hidden_states).chunk(2, dim=-1)  # (G, H, W, D) each
         values = F.silu(self.conv2d(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         with torch.autocast(hidden_states.device.type, enabled=False):
-            normalised = self._scan(_at_least_float32(values))
-            gated = normalised * F.silu(_at_least_float32(gate))
+            normalised = self._scan(at_least_float32(values))
+            gated = normalised * F.silu(at_least_float32(gate))
             return self.out_proj(gated.to(self.out_proj.weight.dtype))
 
     def _scan(self, values: Tensor) -> Tensor:
@@ -151,10 +152,6 @@ class ContextEncoder(nn.Module):
         for layer in self.layers:
             grids = layer(grids)
         return grids.unflatten(0, hidden_states.shape[:-3])
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _layer_norm(tensor: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from ...precision import at_least_float32_dtype
+
 _MAX_CACHED_SIZES = 16
 _cache: dict[tuple, torch.Tensor] = {}
 
@@ -43,13 +45,13 @@ def sine_frame_embedding(
     Returns:
         `torch.Tensor` of shape `(num_frames, num_channels)` and of type `dtype`.
     """
-    return _encode(num_frames, num_channels, device, torch.promote_types(dtype, torch.float32)).to(dtype)
+    return _encode(num_frames, num_channels, device, at_least_float32_dtype(dtype)).to(dtype)
 
 
 def _sine_position_embedding(
     height: int, width: int, num_channels: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    compute_dtype = torch.promote_types(dtype, torch.float32)
+    compute_dtype = at_least_float32_dtype(dtype)
     num_features = num_channels // 2
     rows = _encode(height, num_features, device, compute_dtype)[:, None].expand(height, width, num_features)
     columns = _encode(width, num_features, device, compute_dtype)[None].expand(height, width, num_features)

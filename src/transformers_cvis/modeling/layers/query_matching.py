@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ...precision import at_least_float32
+
 NOT_FINITE = (
     "Queries cannot be matched: they hold NaN or infinity. Check the weights and the pixel values, or run in bfloat16 "
     "or float32 instead of float16."
@@ -98,7 +100,7 @@ def match_window_queries(
 
 def _directions(queries: Tensor) -> Tensor:
     """Queries of length 1, in float32 at least."""
-    return F.normalize(queries.to(torch.promote_types(queries.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_float32(queries), dim=-1)
 
 
 __all__ = ["match_frame_queries", "match_window_queries"]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .mask_classification import MaskClassificationLoss, full_precision, name_losses
+from ...precision import at_least_float32
+from .mask_classification import MaskClassificationLoss, name_losses
 from .matching import LayerPrediction
 from .targets import Targets, VideoTargets
 
@@ -43,9 +44,9 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
         """
         with torch.autocast(mask_features.device.type, enabled=False):
             prediction = LayerPrediction(
-                *(full_precision(torch.stack(part)).unsqueeze(1) for part in zip(*predictions, strict=True))
+                *(at_least_float32(torch.stack(part)).unsqueeze(1) for part in zip(*predictions, strict=True))
             )  # (D, 1, B, Q, .)
-            mask_features = full_precision(mask_features)
+            mask_features = at_least_float32(mask_features)
             whole = torch.ones(len(targets.ids), 1, dtype=torch.bool)
             clips = targets.select(*targets.pairs(whole), 1, mask_features.device)
             matched = self._match(prediction, mask_features, clips)

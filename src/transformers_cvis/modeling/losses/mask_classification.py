@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ...precision import at_least_float32
 from .matching import LayerPrediction, assign, matching_costs, sample_masks
 from .points import PointSampler, sample_points
 from .targets import Targets
@@ -103,9 +104,9 @@ class MaskClassificationLoss(nn.Module):
     def _problems(self, predictions, mask_features):
         """Images as problems of one layer group and one frame: `(D, 1, N, Q, .)` and `(N, 1, C, h, w)`."""
         prediction = LayerPrediction(
-            *(full_precision(torch.stack(part)).unsqueeze(1) for part in zip(*predictions, strict=True))
+            *(at_least_float32(torch.stack(part)).unsqueeze(1) for part in zip(*predictions, strict=True))
         )
-        return prediction, full_precision(mask_features).unsqueeze(1)
+        return prediction, at_least_float32(mask_features).unsqueeze(1)
 
     def _costs(self, prediction, mask_features, targets):
         return matching_costs(
@@ -254,7 +255,3 @@ def name_losses(values: dict[str, torch.Tensor], suffix: str = "") -> dict[str, 
         named[name + suffix] = last
         named.update({f"{name}_{layer}{suffix}": loss for layer, loss in enumerate(auxiliary)})
     return named
-
-
-def full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

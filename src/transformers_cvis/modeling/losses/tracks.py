@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .mask_classification import MaskClassificationLoss, full_precision, name_losses
+from ...precision import at_least_float32
+from .mask_classification import MaskClassificationLoss, name_losses
 from .matching import LayerPrediction
 from .targets import VideoTargets
 from .uvla import unified_video_label_assignment
@@ -46,7 +47,7 @@ class TrackLoss(MaskClassificationLoss):
             ValueError: when a video has more objects than queries, or a matching cost is not finite.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
-            values = self._layer_losses(predictions, full_precision(mask_features), targets, guide)
+            values = self._layer_losses(predictions, at_least_float32(mask_features), targets, guide)
         return name_losses({f"loss_{self.name}_{kind}": value for kind, value in values.items()})
 
     def _layer_losses(self, predictions, mask_features, targets, guide) -> dict[str, torch.Tensor]:
@@ -83,7 +84,7 @@ class FramewiseTrackLoss(TrackLoss):
     def _frames(self, predictions: Sequence[LayerPrediction]) -> LayerPrediction:
         """Frames as problems: `(D, 1, B * T, Q, .)`."""
         return LayerPrediction(
-            *(full_precision(torch.stack(part)).flatten(1, 2).unsqueeze(1) for part in zip(*predictions, strict=True))
+            *(at_least_float32(torch.stack(part)).flatten(1, 2).unsqueeze(1) for part in zip(*predictions, strict=True))
         )
 
     @torch.no_grad()
@@ -132,7 +133,7 @@ class VideoTrackLoss(TrackLoss):
 
     def _video(self, layer: LayerPrediction, mask_features) -> tuple[LayerPrediction, torch.Tensor]:
         """One layer with a video as a problem: its mask logits are the features, of which each query reads one."""
-        class_logits, mask_embeddings = full_precision(layer.class_logits), full_precision(layer.mask_embeddings)
+        class_logits, mask_embeddings = at_least_float32(layer.class_logits), at_least_float32(layer.mask_embeddings)
         masks = (mask_embeddings @ mask_features.flatten(3)).unflatten(3, mask_features.shape[3:])  # (B, T, Q, h, w)
         own = torch.eye(masks.shape[2], dtype=masks.dtype, device=masks.device).expand(1, 1, len(masks), -1, -1)
         return LayerPrediction(class_logits[None, None], own), masks

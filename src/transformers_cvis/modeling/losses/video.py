@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .mask_classification import MaskClassificationLoss, average_over_ranks, full_precision, name_losses
+from ...precision import at_least_float32
+from .mask_classification import MaskClassificationLoss, average_over_ranks, name_losses
 from .matching import LayerPrediction
 from .similarity import similarity_losses
 from .targets import VideoTargets
@@ -74,13 +75,13 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
             # Each clip of each video is a problem, video by video: (D, L, B * clips, Q, .) and (B * clips, W, C, h, w).
             prediction = LayerPrediction(
                 *(
-                    full_precision(
+                    at_least_float32(
                         torch.stack([torch.stack([layer[part] for layer in clip]) for clip in predictions], dim=3)
                     ).flatten(2, 3)
                     for part in range(2)
                 )
             )
-            mask_features = full_precision(mask_features).unflatten(1, (num_clips, -1)).flatten(0, 1)
+            mask_features = at_least_float32(mask_features).unflatten(1, (num_clips, -1)).flatten(0, 1)
             device = mask_features.device
             assignment = self._assign_labels(prediction, mask_features, targets, visible)
             objects, clips = targets.pairs(visible)
@@ -124,8 +125,8 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
         num_layers, num_objects, num_clips = matched.shape
         device = matched.device
         video = targets.video_index.to(device)
-        frame_similarity = full_precision(frame_similarity)
-        video_similarity = full_precision(torch.stack(list(video_similarity), dim=2))  # (L, B, clips, Q, S)
+        frame_similarity = at_least_float32(frame_similarity)
+        video_similarity = at_least_float32(torch.stack(list(video_similarity), dim=2))  # (L, B, clips, Q, S)
         layer = torch.arange(num_layers, device=device)[:, None, None]
         frame = torch.arange(targets.num_frames, device=device)
         clip = torch.arange(num_clips, device=device)

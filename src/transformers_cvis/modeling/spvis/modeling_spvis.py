@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ...precision import at_least_float32_dtype
 from ..frame_detector.modeling_frame_detector import FrameDetector
 from ..losses import FramewiseTrackLoss, LayerPrediction, VideoTargets, VideoTrackLoss
 from ..outputs import VideoInstanceSegmentationOutput
@@ -267,7 +268,7 @@ def join_class_logits(first: Tensor, second: Tensor) -> Tensor:
 
     What the classes leave of 1 is no-object's; where they exceed 1 together, they are scaled to it.
     """
-    precision = torch.promote_types(first.dtype, torch.float32)
+    precision = at_least_float32_dtype(first.dtype)
     probabilities = torch.maximum(first.to(precision).softmax(dim=-1), second.to(precision).softmax(dim=-1))
     classes = probabilities[..., :-1]
     smallest = torch.finfo(torch.float16).tiny

@@ -15,7 +15,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from ...files import replace_files, sha256, temporary_folder, write_json
 from ...hub.push import commit_folder, model_card, write_training_summary
 from ..modeling_base import LoadingRequest
 from .learning import TaskLearningMixin
@@ -463,8 +463,8 @@ class TaskAdapterMixin(TaskLearningMixin):
         folder.mkdir(parents=True, exist_ok=True)
         if place.get("path"):
             place = {"path": os.path.relpath(place["path"], folder.resolve())}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-            self._write_adapters(adapters, Path(temporary), place)
+        with replace_files(folder, last=ADAPTER_CONFIG_FILE) as temporary:
+            self._write_adapters(adapters, temporary, place)
             self.config.save_pretrained(temporary)
             if video_processor is not None:
                 video_processor.save_pretrained(temporary)
@@ -473,10 +473,8 @@ class TaskAdapterMixin(TaskLearningMixin):
             if training_summary:
                 write_training_summary(training_summary, temporary)
             self._adapter_card(name or folder.name, revision, report, license, training_summary, place).save(
-                Path(temporary) / "README.md"
+                temporary / "README.md"
             )
-            for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == ADAPTER_CONFIG_FILE):
-                os.replace(path, folder / path.name)
 
     def _write_adapters(self, adapters: list[TaskAdapter], folder: Path, place: Mapping[str, str | None]) -> None:
         tensors = {f"directions.{task}": tensor for task, tensor in self._directions.items()}
@@ -493,10 +491,9 @@ class TaskAdapterMixin(TaskLearningMixin):
                 {"name": task_name(task), "class_names": adapter.class_names, "num_prompts": adapter.num_prompts}
                 for task, adapter in enumerate(adapters, start=1)
             ],
-            "weights_sha256": hashlib.sha256(weights_path.read_bytes()).hexdigest(),
+            "weights_sha256": sha256(weights_path),
         }
-        text = json.dumps(description, indent=2, ensure_ascii=False)
-        (folder / ADAPTER_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / ADAPTER_CONFIG_FILE, description, indent=2)
 
     def _adapter_card(self, name, revision, report, license, training_summary, place):
         counts = self.config.task_class_counts
@@ -574,7 +571,7 @@ class TaskAdapterMixin(TaskLearningMixin):
         base_revision = api.repo_info(base, revision=base_revision).sha
         self._check_pushed_base(base, base_revision, token)
         revision = revision or task_name(self.num_tasks - 1)
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save_task_adapter(
                 folder,
                 video_processor,
@@ -648,7 +645,7 @@ def read_adapter(name: str | os.PathLike, hub_arguments: Mapping[str, Any]) -> A
             "on."
         )
     path = _find_file(name, ADAPTER_WEIGHTS_FILE, hub_arguments, required=True)
-    if hashlib.sha256(Path(path).read_bytes()).hexdigest() != expected:
+    if sha256(path) != expected:
         raise OSError(
             f"The weights of the task adapter {name} are corrupt or incomplete: {path} is not the file that its "
             "description belongs to. Copy it again, or pass `force_download=True` for a repository of the Hub."

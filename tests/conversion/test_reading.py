@@ -165,9 +165,7 @@ def test_torch_file_that_asks_for_more_than_tensors_is_refused(tmp_path, new_for
     path, trace = tmp_path / "model.pth", tmp_path / "trace"
     content = {"model": {"a": torch.ones(1)}, "hook": harm(f"touch {trace}")}
     torch.save(content, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(
-        ValueError, match=r"it asks for (posix.system|torch.nn.modules.linear.Linear), which"
-    ) as refusal:
+    with pytest.raises(ValueError, match=r"asks for (posix.system|torch.nn.modules.linear.Linear), which") as refusal:
         read_checkpoint(path)
     assert "weights_only" not in str(refusal.value)
     assert not trace.exists()

@@ -91,12 +91,12 @@ def convert_checkpoint(
         config, report = plan.config, plan.report
         report.ignored |= later
         _check_fit(checkpoint, released, system, report, allow_missing, has_class_names=class_names is not None)
+        short_side = short_side or _published_short_side(conversion, config)
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same file always gives the same model, newly initialised weights included
             model = conversion.model_class(config)
         model.load_state_dict(plan.weights, strict=False)
-        short_side = short_side or _published_short_side(conversion, config)
         processor = CvisVideoProcessor(size={"shortest_edge": short_side, "longest_edge": LONG_SIDE})
         save_model(model, processor, folder, name=Path(output_dir).name, license=license)
         if type(config) is Mask2FormerConfig:

@@ -23,7 +23,20 @@ CONVERSIONS: dict[str, Conversion] = {
 
 
 def register_conversion(name: str, conversion: Conversion, exist_ok: bool = False) -> None:
-    """Add a system, so that `convert_checkpoint` and `transformers-cvis convert` know its checkpoints.
+    r"""Add a system to the table, so that its checkpoints can be converted in this process.
+
+    ```python
+    register_conversion(
+        "toy",
+        Conversion(
+            rules=lambda: [Rename(r"toy_head\.(.+)", r"head.\1"), *frame_detector_rules()],
+            infer_config=infer_toy_config,
+            model_class=ToyForVideoInstanceSegmentation,
+            short_sides={"resnet": 360},
+        ),
+    )
+    convert_checkpoint("toy.pth", "toy-r50", "toy")
+    ```
 
     Args:
         name: name of the system, as `system` and `--system` take it.

@@ -8,6 +8,7 @@
 from .convert import convert_checkpoint, convert_state_dict
 from .gradient_basis import read_gradient_basis
 from .reading import ReleasedCheckpoint, read_checkpoint
+from .released.mask2former import frame_detector_rules, infer_frame_detector_config
 from .report import ConversionError, ConversionReport
 from .rules import Conversion, Ignore, Rename, packed_attention, prefixed
 from .systems import CONVERSIONS, register_conversion
@@ -22,6 +23,8 @@ __all__ = [
     "Rename",
     "convert_checkpoint",
     "convert_state_dict",
+    "frame_detector_rules",
+    "infer_frame_detector_config",
     "packed_attention",
     "prefixed",
     "read_checkpoint",

@@ -502,7 +502,7 @@ def test_convert_lists_what_does_not_fit(checkpoints, tmp_path, capsys):
     assert run(*arguments) == 1
     captured = capsys.readouterr()
     assert "Unknown, with no place in the model:\n  vita_module.pre_memory_embed_k.weight" in captured.err
-    assert "It is complete as --system genvis. With --allow-missing it converts all the same" in captured.err
+    assert "A complete match is --system genvis. Use --allow-missing" in captured.err
     assert len(json.loads(report.read_text())["unknown"]) == 8 and captured.out == "" and not out.exists()
     assert run(*arguments, "--allow-missing") == 0
     assert (out / "model.safetensors").is_file()
@@ -528,8 +528,8 @@ def test_a_converted_mask2former_segments_videos(checkpoints, video, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.pth"], "There is no checkpoint 'absent.pth'"),
-        (["{file}"], "is no checkpoint: it begins with b'hello'"),
+        (["absent.pth"], "Checkpoint 'absent.pth' not found"),
+        (["{file}"], "is not a checkpoint: it begins with b'hello'"),
         (["{genvis}", "--set", "clip_length"], "--set clip_length: must look like KEY=VALUE"),
         (["{genvis}", "--classes", "absent.txt"], "No such file or directory: absent.txt"),
         (["{genvis}", "--classes", "{broken}"], "is no YouTube-VIS json with 'categories'"),

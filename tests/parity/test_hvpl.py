@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tests.support.goldens import assert_matches, load_case
 from tests.support.helpers import tiny_detector_config
 from transformers_cvis.conversion import convert_state_dict
-from transformers_cvis.conversion.hvpl_configurations import RELEASED, infer_hvpl_config
+from transformers_cvis.conversion.released.hvpl import RELEASED_HVPL, infer_hvpl_config
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
 from transformers_cvis.modeling.hvpl.frame_detector import HvplFrameDetector
 from transformers_cvis.modeling.hvpl.modeling_hvpl import HvplForVideoInstanceSegmentation
@@ -134,7 +134,7 @@ class VideoCase:
             task_prompt_counts=[config["num_prompts"]] * (len(config["classes"]) - 1),
             deep_class_head=config["deep_class_head"],
             drop_path_rate=0.0,
-            **{**RELEASED, **settings},
+            **{**RELEASED_HVPL, **settings},
         )
         self.head = load(HvplVideoHead(self.config), converted(self.case, "vita_module.", "video_head."))
 

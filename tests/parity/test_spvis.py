@@ -6,7 +6,7 @@ import torch
 from tests.support.goldens import Case, assert_matches, load_case
 from tests.support.video_models import network_input
 from transformers_cvis.conversion import convert_state_dict
-from transformers_cvis.conversion.spvis_configurations import infer_spvis_config
+from transformers_cvis.conversion.released.spvis import infer_spvis_config
 from transformers_cvis.modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from transformers_cvis.modeling.spvis.refiners import (
     JointRefiner,
@@ -190,7 +190,7 @@ def test_online_network():
     reference = case.state_dict()
     state_dict, report = convert_state_dict(reference, "spvis")
     assert not report.unknown
-    config = infer_spvis_config(reference, "spvis")
+    config = infer_spvis_config(reference)
     assert (config.num_labels, config.tracker_layers) == (case.config["classes"], case.config["tracker_layers"])
     model = SpvisForVideoInstanceSegmentation(config).double().eval()
     model.load_state_dict(state_dict)

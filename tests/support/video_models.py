@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.goldens import Case, FixedPoints, assert_matches, load_case
-from transformers_cvis.conversion import convert_state_dict
-from transformers_cvis.conversion.video_configurations import infer_video_config
+from transformers_cvis.conversion import CONVERSIONS, convert_state_dict
 from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.vita import VitaForVideoInstanceSegmentation
 from transformers_cvis.processing import TrackAccumulator
@@ -25,7 +24,7 @@ def build(name: str, system: str, **settings) -> tuple[Case, torch.nn.Module]:
     reference = case.state_dict()
     state_dict, report = convert_state_dict(reference, system)
     assert not report.unknown
-    model = MODELS[system](infer_video_config(reference, system, **settings)).double()
+    model = MODELS[system](CONVERSIONS[system].infer_config(reference, **settings)).double()
     model.load_state_dict(state_dict)
     return case, model.eval()
 

@@ -810,7 +810,7 @@ def run_make_data(options: argparse.Namespace) -> int:
 
 
 def add_convert(commands) -> None:
-    from ..conversion import SYSTEMS
+    from ..conversion import CONVERSIONS
 
     parser = add_command(
         commands,
@@ -828,9 +828,9 @@ def add_convert(commands) -> None:
     parser.add_argument(
         "--system",
         required=True,
-        choices=list(SYSTEMS),
+        choices=list(CONVERSIONS),
         metavar="NAME",
-        help=f"what the checkpoint is of: {', '.join(SYSTEMS)}. An image checkpoint of Mask2Former becomes one of "
+        help=f"what the checkpoint is of: {', '.join(CONVERSIONS)}. An image checkpoint of Mask2Former becomes one of "
         "transformers as mask2former, and one that tracks as minvis",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the model")

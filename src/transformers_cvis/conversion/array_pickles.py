@@ -1,14 +1,16 @@
-"""Pickles of numbers in numpy arrays, such as the `.pkl` files of Detectron2's model zoo, read without running them.
+# SPDX-License-Identifier: Apache-2.0
+"""Read pickles of numpy arrays, such as the `.pkl` files of Detectron2's model zoo, without running them.
 
-A pickle is a program: it may name any callable of the installed packages and call it. Here nothing that it names is
-looked up. The few names with which numpy describes an array stand for the classes of this module, which note its shape,
-type and bytes; any other name ends the reading.
+A pickle is a program: it can name any callable of the installed packages and call it. This module looks up none of
+these names. The few names with which numpy describes an array stand for classes of this module, which record the shape,
+type and bytes of the array; any other name ends the reading.
 """
 
 import math
 import pickle
 from collections import OrderedDict
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -16,45 +18,68 @@ NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8
 
 
 class ForbiddenNameError(pickle.UnpicklingError):
-    """The pickle asks for something that no array of numbers needs.
+    """Raised if a pickle asks for something that no array of numbers needs.
 
     Attributes:
-        name: what it asks for, such as "os.system".
+        name: what the pickle asks for, such as "os.system".
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         super().__init__(f"the pickle asks for {name}")
         self.name = name
 
 
 class PickledType:
-    """Stands for `numpy.dtype`."""
+    """Stand-in for `numpy.dtype`.
 
-    def __init__(self, code: str, align: bool = False, copy: bool = False):
+    Attributes:
+        dtype (`np.dtype`): a type of numbers.
+    """
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if code not in NUMBERS:
             raise ForbiddenNameError(f"a numpy array of type {code!r}")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Set the byte order, the only part of the state that matters for numbers."""
         byte_order = state[1]
         self.dtype = self.dtype.newbyteorder(byte_order if byte_order in ("<", ">") else "=")
 
 
 class PickledArray:
-    """Stands for `numpy.ndarray`.
+    """Stand-in for `numpy.ndarray`.
 
     Attributes:
-        array (`np.ndarray`): numbers of the machine's byte order, rows first; None where the pickle gives no content.
+        array (`np.ndarray`): the numbers, in the byte order of the machine and in row-major order; None if the pickle
+            gives no content.
     """
 
     array: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, columns_first, data = state
-        self.fill(data, kind, shape, "F" if columns_first else "C")
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Set the content from numpy's version, shape, type, order and bytes."""
+        _, shape, kind, is_column_major, data = state
+        self.fill(data, kind, shape, "F" if is_column_major else "C")
 
-    def fill(self, data: bytes | bytearray | str, kind: PickledType, shape: tuple, order: str) -> "PickledArray":
-        if isinstance(data, str):  # the bytes of Python 2
+    def fill(
+        self, data: bytes | bytearray | str, kind: PickledType, shape: tuple[int, ...], order: Literal["C", "F"]
+    ) -> "PickledArray":
+        """Set the content.
+
+        Args:
+            data: bytes of the numbers; text that stands for bytes in pickles of Python 2.
+            kind: type of the numbers.
+            shape: shape of the array.
+            order: "C" for row-major, "F" for column-major bytes.
+
+        Returns:
+            The array itself.
+
+        Raises:
+            UnpicklingError: shape and type need another number of bytes.
+        """
+        if isinstance(data, str):
             data = data.encode("latin1")
         if len(data) != math.prod(shape) * kind.dtype.itemsize:
             raise pickle.UnpicklingError(f"an array of shape {shape} comes with {len(data)} bytes")
@@ -63,11 +88,14 @@ class PickledArray:
         return self
 
 
-def _new_array(subtype: type, shape: tuple, type_code: bytes) -> PickledArray:
+def _new_array(subtype: type, shape: tuple[int, ...], type_code: bytes) -> PickledArray:
+    """Stand in for numpy's function that makes an array before its state is set."""
     return PickledArray()
 
 
-def _array_of_buffer(data: bytearray, kind: PickledType, shape: tuple, order: str, axes: None = None) -> PickledArray:
+def _array_from_buffer(
+    data: bytearray, kind: PickledType, shape: tuple[int, ...], order: Literal["C", "F"], axes: None = None
+) -> PickledArray:
     return PickledArray().fill(data, kind, shape, order)
 
 
@@ -75,16 +103,16 @@ def _scalar(kind: PickledType, data: bytes) -> PickledArray:
     return PickledArray().fill(data, kind, (), "C")
 
 
-def _encoded_bytes(text: str, encoding: str) -> bytes:
-    """Stands for `codecs.encode`, with which old protocols write bytes."""
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for `codecs.encode`, with which old pickle protocols write bytes."""
     if encoding != "latin1":
         raise ForbiddenNameError(f"the codec {encoding!r}")
     return text.encode("latin1")
 
 
-STAND_INS = {
+STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encoded_bytes,
+    ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): PickledType,
     ("numpy", "ndarray"): PickledArray,
     **{
@@ -93,29 +121,45 @@ STAND_INS = {
         for module, name, stand_in in (
             ("multiarray", "_reconstruct", _new_array),
             ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _array_of_buffer),
+            ("numeric", "_frombuffer", _array_from_buffer),
         )
     },
 }
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Gives dicts, lists, tuples, text, numbers and `PickledArray`s; anything else is a `ForbiddenNameError`."""
+    """Unpickler for dicts, lists, tuples, text, numbers and arrays of numbers."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        """Return the stand-in for a name.
+
+        Raises:
+            ForbiddenNameError: the name has no stand-in.
+        """
         if (module, name) not in STAND_INS:
             raise ForbiddenNameError(f"{module}.{name}")
         return STAND_INS[module, name]
 
-    def persistent_load(self, reference):
-        raise ForbiddenNameError("an object outside of the file (a persistent id)")
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuse a reference to an object outside the file.
+
+        Raises:
+            ForbiddenNameError: always.
+        """
+        raise ForbiddenNameError("an object outside the file (a persistent id)")
 
 
 def load_array_pickle(file: BinaryIO) -> Any:
-    """What the pickle holds, with a [`PickledArray`] for every array; text of Python 2 is read as latin1.
+    """Load a pickle without running it.
+
+    Args:
+        file: binary file at the start of the pickle. Text of Python 2 is read as latin1.
+
+    Returns:
+        The content, with a `PickledArray` for every array.
 
     Raises:
-        ForbiddenNameError: it asks for anything else than arrays of numbers; nothing has run.
-        Exception: of any other kind, since the file is damaged or no pickle.
+        ForbiddenNameError: the pickle asks for anything other than arrays of numbers; nothing has run.
+        Exception: any other type, if the file is damaged or not a pickle.
     """
     return ArrayUnpickler(file, encoding="latin1").load()

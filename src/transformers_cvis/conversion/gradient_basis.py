@@ -1,7 +1,9 @@
-"""The protected directions that HVPL's training leaves beside a checkpoint."""
+# SPDX-License-Identifier: Apache-2.0
+"""Read the protected directions that the training of HVPL saves next to a checkpoint."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,34 +14,45 @@ from .reading import load_pickled
 GRADIENT_BASIS_FILE = "grad_data_frame.pkl"
 
 
-def read_gradient_basis(path: str | os.PathLike) -> torch.Tensor:
-    """The basis of orthogonal gradient correction from a `grad_data_frame.pkl` of HVPL.
+def read_gradient_basis(path: str | os.PathLike[str]) -> torch.Tensor:
+    """Read the basis of orthogonal gradient correction from a `grad_data_frame.pkl` of HVPL.
 
-    The released code keeps it for the prompts of the frame detector, as `{0: {"key": array}}`. Its directions are those
-    of samples, which apply to channels as there are as many of both (see `training.gradient_projection`).
+    The released code keeps the basis for the prompts of the frame detector, as `{0: {name: array}}`. Its directions are
+    those of samples. They apply to channels because there are as many channels as samples, see
+    `continual.gradient_projection`.
+
+    Args:
+        path: the file.
 
     Returns:
-        `(channels, rank)` float64 with orthonormal columns, what `GradientProjection` takes and `grow_basis_released`
-        continues; rank 0 where the released code protected nothing.
+        float64 tensor `(channels, rank)` with orthonormal columns, as `GradientProjection` takes it and
+        `grow_basis_released` continues it. The rank is 0 if the released code protected nothing.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, would have to run code to be read, or holds no such basis.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, cannot be read without running code, or holds no such basis.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    content = load_pickled(path)
-    levels = list(content.values()) if isinstance(content, dict) else []
-    entries = list(levels[0].values()) if len(levels) == 1 and isinstance(levels[0], dict) else []
-    array = entries[0].array if len(entries) == 1 and isinstance(entries[0], PickledArray) else None
+        raise FileNotFoundError(f"Gradient basis {str(path)!r} not found: check the path.")
+    array = _only_array(load_pickled(path))
     if array is None or array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
-            f"{path} holds no gradient basis, which is {{0: {{name: array of channels x rank}}}}; HVPL's training "
-            f"writes it as {GRADIENT_BASIS_FILE}."
+            f"{path} holds no gradient basis: expected {{0: {{name: array of channels x rank}}}}, as the training of "
+            f"HVPL writes it to {GRADIENT_BASIS_FILE}."
         )
     basis = torch.from_numpy(array).double()
     identity = torch.eye(basis.shape[1], dtype=basis.dtype)
     if not torch.allclose(basis.T @ basis, identity, atol=1e-4):
-        raise ValueError(f"The {basis.shape[1]} columns of {path} are not orthonormal: this is no basis of directions.")
+        raise ValueError(
+            f"{path} holds no gradient basis: its {basis.shape[1]} columns are not orthonormal. Use the file as the "
+            "training of HVPL wrote it."
+        )
     return basis
+
+
+def _only_array(content: Any) -> np.ndarray | None:
+    """Return the array of `{number: {name: array}}`, or None for other content."""
+    entries = list(content.values()) if isinstance(content, dict) else []
+    arrays = list(entries[0].values()) if len(entries) == 1 and isinstance(entries[0], dict) else []
+    return arrays[0].array if len(arrays) == 1 and isinstance(arrays[0], PickledArray) else None

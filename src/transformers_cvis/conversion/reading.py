@@ -1,4 +1,5 @@
-"""Checkpoint files of research code, read without running what is in them."""
+# SPDX-License-Identifier: Apache-2.0
+"""Read checkpoint files of research code without running code that they contain."""
 
 import os
 import pickle
@@ -13,34 +14,41 @@ from safetensors.torch import load_file
 
 from .array_pickles import ForbiddenNameError, PickledArray, load_array_pickle
 
-# How a file begins that `torch.save` has written: a zip archive, or before 2020 a pickle of this number.
+# First bytes of files that `torch.save` wrote: a zip archive, or before 2020 a pickle of a fixed number.
 ZIP_FILE = b"PK\x03\x04"
 TORCH_FILES = (ZIP_FILE, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
 
 @dataclass
 class ReleasedCheckpoint:
-    """What a checkpoint file holds.
+    """Hold the content of a checkpoint file.
 
     Args:
         tensors: released name -> tensor, on the CPU.
-        left_out: names of what else is in the file, such as the state of the optimizer.
+        left_out: names of other content, such as the state of the optimizer.
     """
 
     tensors: dict[str, torch.Tensor]
     left_out: list[str] = field(default_factory=list)
 
 
-def read_checkpoint(path: str | os.PathLike) -> ReleasedCheckpoint:
-    """Reads `.safetensors`, what `torch.save` wrote, and pickles of numpy arrays; the content decides, not the name.
+def read_checkpoint(path: str | os.PathLike[str]) -> ReleasedCheckpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: a `.safetensors` file, a file that `torch.save` wrote, or a pickle of numpy arrays. The content decides
+            between the last two, not the name. The state dict is the whole content, or its entry "model".
+
+    Returns:
+        The tensors, and the names of other content.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, no checkpoint, or would have to run code to be read.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, is not a checkpoint, or cannot be read without running code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
+        raise FileNotFoundError(f"Checkpoint {str(path)!r} not found: check the path.")
     if path.suffix == ".safetensors":
         try:
             return ReleasedCheckpoint(load_file(path))
@@ -49,7 +57,7 @@ def read_checkpoint(path: str | os.PathLike) -> ReleasedCheckpoint:
     content = load_pickled(path)
     state_dict = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict):
-        raise ValueError(f"{path} holds no state dict, neither by itself nor under 'model'.")
+        raise ValueError(f"{path} holds no state dict, neither as its content nor under 'model'.")
     left_out = [str(key) for key in content if key != "model"] if state_dict is not content else []
     tensors = {}
     for name, value in state_dict.items():
@@ -61,53 +69,59 @@ def read_checkpoint(path: str | os.PathLike) -> ReleasedCheckpoint:
             left_out.append(str(name))
     if not tensors:
         found = ", ".join(left_out[:5]) or "nothing"
-        raise ValueError(f"{path} holds no tensors, neither by themselves nor under 'model'; it holds {found}.")
+        raise ValueError(f"{path} holds no tensors, neither as its content nor under 'model': it holds {found}.")
     return ReleasedCheckpoint(tensors, left_out)
 
 
 def load_pickled(path: Path) -> Any:
-    """The content of a file that is a pickle, or that `torch.save` wrote, with a `PickledArray` for a numpy array.
+    """Load a file that `torch.save` wrote, or a pickle of numpy arrays.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content, with a `PickledArray` for every numpy array.
 
     Raises:
-        ValueError: as `read_checkpoint`.
+        ValueError: the file is damaged, is not a pickle, or cannot be read without running code.
     """
     with open(path, "rb") as file:
         head = file.read(64)
         if not head:
-            raise ValueError(f"{path} is empty: get the file again.")
+            raise ValueError(f"{path} is empty: download the file again.")
         file.seek(0)
         is_zip = head.startswith(ZIP_FILE)
         try:
             if head.startswith(TORCH_FILES):
                 return torch.load(path if is_zip else file, map_location="cpu", weights_only=True)
             return load_array_pickle(file)
-        except Exception as error:  # both fail on foreign bytes in every way there is
-            # After a name there is always more; where the file ends with it, it is half of one.
-            is_cut = not is_zip and not file.read(1)
-            if isinstance(error, ForbiddenNameError) and not is_cut:
+        except Exception as error:  # both loaders raise many unrelated types on invalid data
+            # A pickle never ends with a name, so a file that ends here was truncated within a name.
+            is_truncated = not is_zip and not file.read(1)
+            if isinstance(error, ForbiddenNameError) and not is_truncated:
                 raise _refused(path, error.name) from error
-            if head.startswith(TORCH_FILES) and isinstance(error, pickle.UnpicklingError) and not is_cut:
-                # Not with torch's own message: its advice, to load without `weights_only`, would run the code.
+            if head.startswith(TORCH_FILES) and isinstance(error, pickle.UnpicklingError) and not is_truncated:
+                # The message of torch advises to load without `weights_only`, which would run the code.
                 name = re.search(r"GLOBAL ([\w.]*\w)", str(error))
-                raise _refused(path, name[1] if name else "something else than tensors") from error
+                raise _refused(path, name[1] if name else "something other than tensors") from error
             if head.startswith(TORCH_FILES):
                 raise _damaged(path, "torch", error) from error
             if head.startswith(b"\x80"):
                 raise _damaged(path, "pickle", error) from error
             raise ValueError(
-                f"{path} is no checkpoint: it begins with {head[:24]!r}. A download that failed leaves a web page or a "
-                "pointer in place of the file: get it again."
+                f"{path} is not a checkpoint: it begins with {head[:24]!r}. A failed download leaves a web page or a "
+                "pointer in place of the file: download it again."
             ) from error
 
 
 def _refused(path: Path, name: str) -> ValueError:
     return ValueError(
-        f"{path} is not read: it asks for {name}, which weights do not need and which could run code. Nothing of it "
-        "has run. Where you trust the file as you would trust a program, load it with the code that wrote it, and save "
-        "the state dict alone with `torch.save`."
+        f"{path} was not read: it asks for {name}, which weights do not need and which could run code. Nothing in it "
+        "has run. If you trust the file like a program, load it with the code that wrote it, and save the state dict "
+        "alone with `torch.save`."
     )
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> ValueError:
     reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-    return ValueError(f"{path} is a {kind} file which is cut short or damaged ({reason}): get it again.")
+    return ValueError(f"{path} is a {kind} file that is truncated or damaged ({reason}): download it again.")

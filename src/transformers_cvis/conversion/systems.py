@@ -1,101 +1,66 @@
-"""The systems that the converter knows. A system joins by an entry in `SYSTEMS`."""
+# SPDX-License-Identifier: Apache-2.0
+"""The systems whose released checkpoints can be converted."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from ..messages import did_you_mean
+from .released.crisp import CRISP
+from .released.hvpl import HVPL
+from .released.mask2former import MASK2FORMER, MASK2FORMER_VIS, MINVIS
+from .released.spvis import DVIS, SPVIS
+from .released.vita_genvis import GENVIS, VITA
+from .rules import Conversion
 
-from transformers import Mask2FormerForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
-
-from ..modeling.crisp import CrispForVideoInstanceSegmentation
-from ..modeling.genvis import GenVisForVideoInstanceSegmentation
-from ..modeling.hvpl import HvplForVideoInstanceSegmentation
-from ..modeling.mask2former_vis import Mask2FormerVisForVideoInstanceSegmentation
-from ..modeling.minvis import MinVisForVideoInstanceSegmentation
-from ..modeling.spvis import SpvisForVideoInstanceSegmentation
-from ..modeling.vita import VitaForVideoInstanceSegmentation
-from .clip_configurations import infer_crisp_config, infer_mask2former_vis_config
-from .hvpl_configurations import infer_hvpl_config
-from .released.crisp import crisp_rules
-from .released.hvpl import hvpl_rules
-from .released.mask2former import infer_mask2former_config, infer_minvis_config
-from .released.spvis import dvis_rules, spvis_rules
-from .released.vita_genvis import genvis_rules, vita_rules
-from .rules import Rule, frame_detector_rules
-from .spvis_configurations import infer_spvis_config
-from .video_configurations import infer_video_config
-
-# Short side of test videos in pixels, by backbone, as published.
-FRAME_SIDES = {"resnet": 360, "swin": 480}
-VIDEO_HEAD_SIDES = {"resnet": 360, "swin": 448}
+CONVERSIONS: dict[str, Conversion] = {
+    "vita": VITA,
+    "genvis": GENVIS,
+    "hvpl": HVPL,
+    "crisp": CRISP,
+    "spvis": SPVIS,
+    "dvis": DVIS,
+    "minvis": MINVIS,
+    "mask2former-vis": MASK2FORMER_VIS,
+    "mask2former": MASK2FORMER,
+}
 
 
-@dataclass(frozen=True)
-class System:
-    """What the converter knows of a system.
+def register_conversion(name: str, conversion: Conversion, exist_ok: bool = False) -> None:
+    r"""Add a system to the table, so that its checkpoints can be converted in this process.
+
+    ```python
+    register_conversion(
+        "toy",
+        Conversion(
+            rules=lambda: [Rename(r"toy_head\.(.+)", r"head.\1"), *frame_detector_rules()],
+            infer_config=infer_toy_config,
+            model_class=ToyForVideoInstanceSegmentation,
+            short_sides={"resnet": 360},
+        ),
+    )
+    convert_checkpoint("toy.pth", "toy-r50", "toy")
+    ```
 
     Args:
-        rules: gives the table of names, of which the first matching rule counts.
-        infer_config: configuration from released names and tensors, and from fields that these do not tell as keyword
-            arguments, `id2label` among them. Raises a ValueError where the tensors are another system's.
-        model_class: what the weights become.
-        short_sides: short side of videos in pixels, by the backbone's `model_type`.
-        untold: fields that change what the model computes and that no tensor tells; the report names them.
-        remark: what else no tensor tells, a sentence for the report.
+        name: name of the system, as `system` and `--system` take it.
+        conversion: description of its checkpoints.
+        exist_ok: replace a system of the same name.
+
+    Raises:
+        ValueError: a system of this name exists, and `exist_ok` is false.
     """
-
-    rules: Callable[[], list[Rule]]
-    infer_config: Callable[..., PreTrainedConfig]
-    model_class: type[PreTrainedModel]
-    short_sides: dict[str, int]
-    untold: tuple[str, ...] = ()
-    remark: str | None = None
+    if name in CONVERSIONS and not exist_ok:
+        raise ValueError(f"A conversion for {name!r} exists already: choose another name, or pass `exist_ok=True`.")
+    CONVERSIONS[name] = conversion
 
 
-SYSTEMS = {
-    "vita": System(
-        vita_rules,
-        partial(infer_video_config, system="vita"),
-        VitaForVideoInstanceSegmentation,
-        VIDEO_HEAD_SIDES,
-        untold=("encoder_window_size",),
-    ),
-    "genvis": System(
-        genvis_rules,
-        partial(infer_video_config, system="genvis"),
-        GenVisForVideoInstanceSegmentation,
-        VIDEO_HEAD_SIDES,
-        untold=("clip_length",),
-    ),
-    "hvpl": System(
-        hvpl_rules,
-        infer_hvpl_config,
-        HvplForVideoInstanceSegmentation,
-        VIDEO_HEAD_SIDES,
-        untold=("calibration_deltas",),
-    ),
-    "crisp": System(
-        crisp_rules,
-        infer_crisp_config,
-        CrispForVideoInstanceSegmentation,
-        FRAME_SIDES,
-        untold=("calibration_deltas",),
-    ),
-    "spvis": System(
-        spvis_rules, partial(infer_spvis_config, system="spvis"), SpvisForVideoInstanceSegmentation, FRAME_SIDES
-    ),
-    "dvis": System(
-        dvis_rules, partial(infer_spvis_config, system="dvis"), SpvisForVideoInstanceSegmentation, FRAME_SIDES
-    ),
-    "minvis": System(frame_detector_rules, infer_minvis_config, MinVisForVideoInstanceSegmentation, FRAME_SIDES),
-    "mask2former-vis": System(
-        frame_detector_rules,
-        infer_mask2former_vis_config,
-        Mask2FormerVisForVideoInstanceSegmentation,
-        FRAME_SIDES,
-        remark="No tensor tells whether it was trained on videos; one that was trained on images tracks as minvis.",
-    ),
-    # In transformers' own format: for images as it is, and as frame detector or MinVIS of this package.
-    "mask2former": System(
-        frame_detector_rules, infer_mask2former_config, Mask2FormerForUniversalSegmentation, FRAME_SIDES
-    ),
-}
+def find_conversion(name: str) -> Conversion:
+    """Return the conversion of a system.
+
+    Args:
+        name: key of `CONVERSIONS`.
+
+    Raises:
+        ValueError: no system of this name is known.
+    """
+    if name not in CONVERSIONS:
+        known = ", ".join(sorted(CONVERSIONS))
+        raise ValueError(f"Unknown system {name!r}: expected one of {known}.{did_you_mean(name, CONVERSIONS)}")
+    return CONVERSIONS[name]

@@ -102,6 +102,7 @@ def test_published_table_for_a_file_with_some_of_its_categories(content):
             None,
             "'ytvis2020' is not a class mapping. Did you mean 'ytvis20..'. Give one of ytvis2019, ytvis2021,",
         ),
+        ({"xyzzy": "dog"}, None, "'xyzzy' is not a category of the file. Choose from .*dog"),
         ({"dgo": "dog"}, None, "'dgo' is not a category of the file. Did you mean 'dog'?"),
         ({"Dog": "dog"}, None, "'Dog' is not a category of the file. Did you mean 'dog'?"),
         (

@@ -39,6 +39,7 @@ def test_one_source_needs_no_list():
     ("changes", "message"),
     [
         ({"batchsize": 4}, "unknown key 'batchsize' at the top level. Did you mean 'batch_size'"),
+        ({"xyzzy": 4}, "unknown key 'xyzzy' at the top level. The keys are system, .*, max_steps"),
         (
             {"optimizer": {"learning_rat": 1.0}},
             "unknown key 'learning_rat' at `optimizer`. Did you mean 'learning_rate'",

@@ -28,7 +28,7 @@ ALLOWED_IMPORTS = {
     "training": MIDDLE | LOWEST,
     "pipelines": MIDDLE | LOWEST,
     "conversion": MIDDLE | LOWEST,
-    "evaluation": {"processing"} | GROUND,
+    "evaluation": {"processing", "hub"} | GROUND,
     "data": {"processing"} | GROUND,
     "modeling": {"kernels", "hub"} | GROUND,
     "processing": GROUND,

@@ -52,7 +52,7 @@ def test_what_a_schedule_leaves(finished):
         model = AutoModelForVideoInstanceSegmentation.from_pretrained(folder)
         assert list(model.config.id2label.values()) == names
         assert model.config.calibration_deltas == [0.4, 0.5]
-        assert model.active_task_adapters() == [f"task-{task}" for task in range(1, number + 1)]
+        assert model.active_task_adapters == [f"task-{task}" for task in range(1, number + 1)]
         results = json.loads((folder / "results.json").read_text())
         assert {track["video_id"] for track in results} == {1, 2, 3}
         assert not (folder / "checkpoints").exists()

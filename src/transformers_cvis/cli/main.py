@@ -451,8 +451,8 @@ def add_train_continual(commands) -> None:
 
 
 def run_train_continual(options: argparse.Namespace) -> int:
-    from ..continual.schedule import SCHEDULES_DIRECTORY
     from ..continual import train_continual
+    from ..continual.schedule import SCHEDULES_DIRECTORY
 
     if options.list:
         print_shipped(SCHEDULES_DIRECTORY)
@@ -579,9 +579,10 @@ def run_push(options: argparse.Namespace) -> int:
     from transformers import AutoVideoProcessor
 
     from ..evaluation import ContinualReport
-    from ..hub.push import push_to_hub, read_training_summary
+    from ..hub.card import read_training_summary
+    from ..hub.push import push_to_hub
     from ..modeling.auto import AutoModelForVideoInstanceSegmentation
-    from ..modeling.tasks.adapters import ADAPTER_CONFIG_FILE
+    from ..modeling.tasks.adapter_files import ADAPTER_CONFIG_FILE
 
     if not (Path(options.folder) / "config.json").is_file():
         raise CommandError(f"{options.folder} holds no saved model: there is no config.json in it.")

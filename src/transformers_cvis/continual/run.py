@@ -23,10 +23,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
-from ..hub.push import push_to_hub, read_training_summary
+from ..hub.card import CardInfo, read_training_summary
+from ..hub.push import push_to_hub
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation, load_config
 from ..modeling.crisp import CrispConfig
-from ..modeling.tasks.adapters import ADAPTER_WEIGHTS_FILE, task_name
+from ..modeling.tasks.adapter_files import ADAPTER_WEIGHTS_FILE, task_name
 from ..training.build import build_dataset, build_model, build_processor, collate, config_of_base
 from ..training.checkpoints import find_checkpoint, write_json
 from ..training.measure import predict_on_processes
@@ -416,11 +417,11 @@ class _ContinualRun:
         )
 
     def _save(self, number: int, model, processor, summary: dict, report: ContinualReport) -> None:
-        folder, card = self.folder(number), {"report": report, "license": self._license}
+        folder, card = self.folder(number), CardInfo(self._license, training_summary=summary, report=report)
         if self._is_adapter(number):
-            model.save_task_adapter(folder, processor, base=self.folder(0), training_summary=summary, **card)
+            model.save_task_adapter(folder, processor, base=self.folder(0), card=card)
         else:
-            save_model_folder(model, processor, folder, summary, **card)
+            save_model_folder(model, processor, folder, card)
 
     def _is_pushed(self, number: int) -> bool:
         """Whether the repository holds the weights of a task that is finished."""

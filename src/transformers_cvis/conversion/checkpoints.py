@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Mask2FormerConfig, Mask2FormerImageProcessor, PreTrainedConfig
 
+from ..hub.card import CardInfo
 from ..hub.push import save_model
 from ..processing import CvisVideoProcessor, complete_folder
 from .convert import ConversionReport, convert_state_dict, current_names
@@ -97,7 +98,7 @@ def convert_checkpoint(
         model.load_state_dict(weights, strict=False)
         side = short_side or SYSTEMS[system].short_sides[_backbone(config).model_type]
         processor = CvisVideoProcessor(size={"shortest_edge": side, "longest_edge": LONG_SIDE})
-        save_model(model, processor, folder, name=Path(output_dir).name, license=license)
+        save_model(model, processor, folder, CardInfo(license=license), name=Path(output_dir).name)
         if type(config) is Mask2FormerConfig:
             size = {"shortest_edge": IMAGE_SHORT_SIDE, "longest_edge": LONG_SIDE}
             Mask2FormerImageProcessor(size=size, ignore_index=255).save_pretrained(folder)

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from ..hub.owned_files import REPORT_FILE
 from ..processing import complete_file
 from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting, only_in_videos_with_group
 from .ground_truth import GroundTruth, read_results
@@ -176,8 +178,8 @@ class ContinualReport:
 
     @classmethod
     def from_dict(cls, content: dict) -> "ContinualReport":
-        """The reverse of `to_dict`."""
-        fields = {name: value for name, value in content.items() if name != "forgetting"}
+        """Build the report that `to_dict` or a `report.json` describes."""
+        fields = {name: value for name, value in content.items() if name not in ("forgetting", "files")}
         fields["evaluations"] = [TaskEvaluation(**evaluation) for evaluation in content["evaluations"]]
         return cls(**fields)
 
@@ -229,10 +231,36 @@ class ContinualReport:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike) -> list[Path]:
-        """Write `report.json`, `report.md` and the plots `ap_matrix.png`, `steps.png` and, from two tasks on,
-        `forgetting.png` into a folder, which is made where needed; returns their paths."""
+        """Write `report.md`, the plots and `report.json` into a folder.
+
+        The plots are `ap_matrix.png`, `steps.png` and, from two tasks on, `forgetting.png`. `report.json` is written
+        last; its key "files" names all files of the report, so that a later push to the same revision of the Hub can
+        delete those that it does not write again.
+
+        Args:
+            folder: receives the files; made if needed.
+
+        Returns:
+            Paths of the files.
+
+        Raises:
+            OSError: a file cannot be written; the message names it.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        plots = self._plots()
+        names = ["report.md", *plots, REPORT_FILE]
+        with complete_file(folder / "report.md") as file:
+            file.write(self.to_markdown().encode())
+        for name, image in plots.items():
+            with complete_file(folder / name) as file:
+                image.save(file, format="PNG")
+        with complete_file(folder / REPORT_FILE) as file:
+            file.write(json.dumps({**self.to_dict(), "files": sorted(names)}, indent=1).encode())
+        return [folder / name for name in names]
+
+    def _plots(self) -> dict[str, Image.Image]:
+        """Draw the plots of the report, by file name."""
         steps = [str(step) for step in range(len(self.tasks))]
         learnt = np.triu(np.ones((len(steps), len(steps)), dtype=bool))
         plots = {
@@ -257,16 +285,7 @@ class ContinualReport:
             plots["forgetting.png"] = bar_chart(
                 terms, "forgetting of AP per class, percent of the first value per task"
             )
-        written = []
-        for name, content in (("report.json", json.dumps(self.to_dict(), indent=1)), ("report.md", self.to_markdown())):
-            with complete_file(folder / name) as file:
-                file.write(content.encode())
-            written.append(folder / name)
-        for name, image in plots.items():
-            with complete_file(folder / name) as file:
-                image.save(file, format="PNG")
-            written.append(folder / name)
-        return written
+        return plots
 
 
 def _class_ids(ground_truth: GroundTruth, tasks: Sequence[Sequence[str]]) -> dict[str, int]:

@@ -15,16 +15,22 @@ import transformers
 from accelerate.state import PartialState
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .. import __version__
 from ..data import read_annotations
+from ..hub.card import TRAINING_SUMMARY_FILE, CardInfo, name_of_folder
 from ..hub.push import save_model
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
+from ..processing import CvisVideoProcessor
 from .build import build_dataset, build_model, build_processor, collate
 from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
 from .measure import evaluate_on_processes
 from .recipe import Recipe
 from .trainer import Trainer, check_precision, runs_on_cpu
+
+COMMAND = "transformers-cvis"
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def train(
@@ -90,7 +96,7 @@ def train(
         result = trainer.run()
         summary = summarise(recipe, result, trainer)
         if trainer.accelerator.is_main_process:
-            save_model_folder(trainer.unwrapped_model, processor, output_dir, summary)
+            save_model_folder(trainer.unwrapped_model, processor, output_dir, CardInfo(training_summary=summary))
         trainer.accelerator.wait_for_everyone()
     finally:
         trainer.finish()
@@ -111,7 +117,6 @@ def _leave_processes() -> None:
 
 def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     """What `training_summary.json` holds: enough to repeat the training, and what it gave."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     processes = trainer.accelerator.num_processes
     if trainer.accelerator.device.type == "cuda":
         hardware = f"{processes} x {torch.cuda.get_device_name()}"
@@ -121,7 +126,7 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
         **result,
         "dataset": recipe.data.valid.json if recipe.data.valid else None,
         "seed": recipe.seed,
-        "command": command,
+        "command": command_line(),
         "hardware": hardware,
         "num_processes": processes,
         "num_parameters": sum(parameter.numel() for parameter in trainer.unwrapped_model.parameters()),
@@ -137,19 +142,33 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     }
 
 
-def save_model_folder(model, processor, output_dir: Path, summary: dict | None, **card) -> None:
-    """Model, processor, card and, where there is one, the summary of the training. All is written to a temporary
-    folder, then the files are moved in, the summary last: it says that all are there.
+def command_line() -> str:
+    """Return the command that started this process, as one types it in a shell.
+
+    The command line of the package is `transformers-cvis`, however it was started; another program is its file's name.
+    """
+    program = Path(sys.argv[0])
+    ours = program.stem.replace("_", "-") in (COMMAND, f"{COMMAND}-cli") or PACKAGE in program.resolve().parents
+    return shlex.join([COMMAND if ours else program.name, *sys.argv[1:]])
+
+
+def save_model_folder(model: PreTrainedModel, processor: CvisVideoProcessor, output_dir: Path, card: CardInfo) -> None:
+    """Write model, processor, card and, if there is one, the summary of the training into a folder.
+
+    All is written to a temporary folder, then the files are moved, the summary last: where it is, all are there.
 
     Args:
-        card: what else the card says, as for `save_model`.
+        model: the model to save.
+        processor: its video processor.
+        output_dir: receives the files; files of the same name are replaced.
+        card: what the card tells beyond the model.
     """
     temporary = output_dir / f"model{TEMPORARY_SUFFIX}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_model(model, processor, temporary, name=output_dir.name, training_summary=summary, **card)
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "training_summary.json"):
+        save_model(model, processor, temporary, card, name=name_of_folder(output_dir))
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == TRAINING_SUMMARY_FILE):
             os.replace(path, output_dir / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

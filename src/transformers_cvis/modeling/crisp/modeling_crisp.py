@@ -95,9 +95,6 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
         if self.config.uses_class_names:
             del self.class_tokens[-1]
 
-    def _task_parts(self, task: int) -> list[str]:
-        return [*super()._task_parts(task), f"class_tokens.{task}"]
-
     def _freeze(self) -> None:
         super()._freeze()
         trained = self.num_tasks - 1 if self._uses_components else None
@@ -159,7 +156,7 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
     def semantic_prompts(self, task: int) -> Tensor:
         """Prompts of the classes of a task, (classes, C), made of their names and their learnable tokens."""
         return self.text_encoder().encode(
-            self._classes_of(task), self.class_tokens[task].weight, self.config.hidden_dim
+            self.classes_of_task(task), self.class_tokens[task].weight, self.config.hidden_dim
         )
 
     def card_note(self) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -166,7 +166,7 @@ class ContinualReport:
         return crisp_forgetting(self.class_matrix(all_videos=True), self.learnt_after, self.num_classes)
 
     def to_dict(self) -> dict:
-        """Plain json: options, evaluations, and the forgetting rates (None where there are none)."""
+        """Return plain json: options, evaluations, forgetting rates (None where there are none), names of the files."""
         rates = None
         if len(self.tasks) > 1:
             rates = {
@@ -174,7 +174,7 @@ class ContinualReport:
                 "hvpl_tasks": {name: _or_none(self.task_forgetting(name).value) for name in STATISTICS},
                 "crisp": self.crisp_forgetting().value,
             }
-        return {**asdict(self), "forgetting": rates}
+        return {**asdict(self), "forgetting": rates, "files": sorted(self.files)}
 
     @classmethod
     def from_dict(cls, content: dict) -> "ContinualReport":
@@ -230,12 +230,17 @@ class ContinualReport:
         ]
         return "\n".join(lines) + "\n"
 
-    def save(self, folder: str | os.PathLike) -> list[Path]:
-        """Write `report.md`, the plots and `report.json` into a folder.
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that `save` writes; there is a plot of forgetting from two tasks on."""
+        plots = [name for name in _PLOTS if name != FORGETTING_PLOT or len(self.tasks) > 1]
+        return ["report.md", *plots, REPORT_FILE]
 
-        The plots are `ap_matrix.png`, `steps.png` and, from two tasks on, `forgetting.png`. `report.json` is written
-        last; its key "files" names all files of the report, so that a later push to the same revision of the Hub can
-        delete those that it does not write again.
+    def save(self, folder: str | os.PathLike) -> list[Path]:
+        """Write the files of the report into a folder.
+
+        `report.json` is written last. Its key "files" names all files, so that a later push to the same revision of the
+        Hub can delete those that it does not write again.
 
         Args:
             folder: receives the files; made if needed.
@@ -248,44 +253,45 @@ class ContinualReport:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        plots = self._plots()
-        names = ["report.md", *plots, REPORT_FILE]
-        with complete_file(folder / "report.md") as file:
-            file.write(self.to_markdown().encode())
-        for name, image in plots.items():
+        for name in self.files:
             with complete_file(folder / name) as file:
-                image.save(file, format="PNG")
-        with complete_file(folder / REPORT_FILE) as file:
-            file.write(json.dumps({**self.to_dict(), "files": sorted(names)}, indent=1).encode())
-        return [folder / name for name in names]
+                if name in _PLOTS:
+                    _PLOTS[name](self).save(file, format="PNG")
+                elif name == REPORT_FILE:
+                    file.write(json.dumps(self.to_dict(), indent=1).encode())
+                else:
+                    file.write(self.to_markdown().encode())
+        return [folder / name for name in self.files]
 
-    def _plots(self) -> dict[str, Image.Image]:
-        """Draw the plots of the report, by file name."""
-        steps = [str(step) for step in range(len(self.tasks))]
-        learnt = np.triu(np.ones((len(steps), len(steps)), dtype=bool))
-        plots = {
-            "ap_matrix.png": heat_map(
-                np.where(learnt, self.task_matrix() * 100, np.nan).T,
-                "AP in percent",
-                "after task",
-                "on task",
-                steps,
-                steps,
-            ),
-            "steps.png": line_chart(
-                {"mAP": np.array(self.overall("AP")) * 100, "AR1": np.array(self.overall("AR1")) * 100},
-                f"percent, over {self.evaluate_classes} classes",
-                "after task",
-                steps,
-            ),
-        }
-        if len(self.tasks) > 1:
-            old = [name for names in self.tasks[:-1] for name in names]
-            terms = dict(zip(old, self.class_forgetting().terms * 100, strict=True))
-            plots["forgetting.png"] = bar_chart(
-                terms, "forgetting of AP per class, percent of the first value per task"
-            )
-        return plots
+
+def _draw_matrix(report: ContinualReport) -> Image.Image:
+    """Draw the AP of every task after every task."""
+    steps = [str(step) for step in range(len(report.tasks))]
+    learnt = np.triu(np.ones((len(steps), len(steps)), dtype=bool))
+    values = np.where(learnt, report.task_matrix() * 100, np.nan).T
+    return heat_map(values, "AP in percent", "after task", "on task", steps, steps)
+
+
+def _draw_steps(report: ContinualReport) -> Image.Image:
+    """Draw AP and AR1 over the evaluated classes after every task."""
+    series = {"mAP": np.array(report.overall("AP")) * 100, "AR1": np.array(report.overall("AR1")) * 100}
+    steps = [str(step) for step in range(len(report.tasks))]
+    return line_chart(series, f"percent, over {report.evaluate_classes} classes", "after task", steps)
+
+
+def _draw_forgetting(report: ContinualReport) -> Image.Image:
+    """Draw how much of its AP every class of an older task has lost."""
+    old = [name for names in report.tasks[:-1] for name in names]
+    terms = dict(zip(old, report.class_forgetting().terms * 100, strict=True))
+    return bar_chart(terms, "forgetting of AP per class, percent of the first value per task")
+
+
+FORGETTING_PLOT = "forgetting.png"
+_PLOTS: dict[str, Callable[[ContinualReport], Image.Image]] = {
+    "ap_matrix.png": _draw_matrix,
+    "steps.png": _draw_steps,
+    FORGETTING_PLOT: _draw_forgetting,
+}
 
 
 def _class_ids(ground_truth: GroundTruth, tasks: Sequence[Sequence[str]]) -> dict[str, int]:

@@ -24,6 +24,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -41,6 +42,7 @@ from transformers_cvis.cli import main as cli
 from transformers_cvis.data import SHAPES
 from transformers_cvis.evaluation import ContinualReport
 from transformers_cvis.files import write_json
+from transformers_cvis.hub.card import name_of_folder
 
 CATEGORIES = list(SHAPES)[:8]
 DATA = {"num_frames": 8, "size": (64, 96), "object_size": (0.5, 0.9), "num_objects": (1, 2), "typical_colours": 1.0}
@@ -149,6 +151,7 @@ def execute(work_dir: Path, setting: Setting, name: str, seed: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
+    sys.argv = ["transformers-cvis", *command]  # of this process alone; training summaries quote it
     if cli.main(command) != 0:
         raise RuntimeError(f"{name}, seed {seed}, failed:\n{log.read_text()[-2000:]}")
 
@@ -206,10 +209,11 @@ def ship(work_dir: Path, run: Path) -> None:
         shutil.copytree(source, folder, ignore=left_out, copy_function=shutil.copyfile)
         summary = folder / "training_summary.json"
         summary.write_text(summary.read_text().replace(f"{work_dir}/", ""))
-        card = folder / "README.md"  # the model is not on the Hub: it is loaded by its path
+        card = folder / "README.md"  # the model is not on the Hub: it is loaded by its path, and named after its folder
         text = card.read_text().replace(f"{work_dir}/", "").replace("license: unknown", "license: apache-2.0")
         text = text.replace("| Licence | unknown |", "| Licence | apache-2.0 |")
-        card.write_text(text.replace(f'"{source.name}"', f"transformers_cvis.task_adapter_path({number})"))
+        text = text.replace(f'"{name_of_folder(source)}"', f"transformers_cvis.task_adapter_path({number})")
+        card.write_text(re.sub(rf"^(# |- name: ){run.name}\b", rf"\g<1>{target.name}", text, flags=re.MULTILINE))
 
 
 def line(name: str, row: dict) -> str:

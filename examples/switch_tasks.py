@@ -53,7 +53,7 @@ def main() -> None:
 
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(folder).eval()
     processor = AutoVideoProcessor.from_pretrained(folder)
-    num_tasks = len(model.loaded_task_adapters()) + 1
+    num_tasks = len(model.loaded_task_adapters) + 1
     categories = [model.config.id2label[index] for index in range(model.config.num_labels)]
     video = generate_video(categories=categories, **VIDEO)
     size = VIDEO["size"]

@@ -18,6 +18,7 @@ from transformers import AutoVideoProcessor
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, make_moving_shapes, segment_video, train
 from transformers_cvis.assets import ASSETS
+from transformers_cvis.hub.card import CardInfo
 from transformers_cvis.hub.push import save_model
 from transformers_cvis.processing import render_video
 
@@ -73,9 +74,8 @@ def train_model(arguments: argparse.Namespace, model_folder: Path) -> None:
             AutoModelForVideoInstanceSegmentation.from_pretrained(genvis_folder),
             AutoVideoProcessor.from_pretrained(genvis_folder),
             folder,
+            CardInfo(license="apache-2.0", training_summary=summary),
             name=MODEL_NAME,
-            license="apache-2.0",
-            training_summary=summary,
         )
         card = Path(folder) / "README.md"  # this model is not on the Hub: it is loaded by its path
         card.write_text(card.read_text().replace(f'"{MODEL_NAME}"', "transformers_cvis.default_model_path()"))

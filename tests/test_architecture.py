@@ -29,7 +29,7 @@ ALLOWED_IMPORTS = {
     "training": MIDDLE | LOWEST,
     "pipelines": MIDDLE | LOWEST,
     "conversion": MIDDLE | LOWEST,
-    "evaluation": {"processing"} | GROUND,
+    "evaluation": {"processing", "hub"} | GROUND,
     "data": {"processing"} | GROUND,
     "modeling": {"kernels", "hub"} | GROUND,
     "processing": GROUND,
@@ -102,7 +102,7 @@ FILE_PRIMITIVES = {
 }
 FILE_PRIMITIVES_ELSEWHERE = {
     ("data.ytvis", "hashlib.sha256"): "the key of a cached table, which is not a file",
-    ("modeling.tasks.adapters", "hashlib.sha256"): "hashes tensors, not files",
+    ("modeling.tasks.adapter_files", "hashlib.sha256"): "hashes tensors, not files",
 }
 # pycocotools computes with masks in `rle.py`; the evaluator adds nothing but its COCOeval.
 PYCOCOTOOLS = {"rle": {"pycocotools.mask"}, "evaluation.video_ap": {"pycocotools.cocoeval.COCOeval"}}

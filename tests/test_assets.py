@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, demo_video_path, task_adapter_path
-from transformers_cvis.assets import demo_ground_truth_path
+from transformers_cvis.assets import ASSETS, demo_ground_truth_path
 from transformers_cvis.cli import main as cli
 from transformers_cvis.evaluation import evaluate_ytvis
+from transformers_cvis.hub.owned_files import read_files_of_report
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "switch_tasks.py"
 
@@ -27,7 +28,7 @@ def test_the_embedded_model_finds_the_objects_of_the_demo_video(tmp_path):
 def test_each_task_that_ships_loads_by_its_folder(number):
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(task_adapter_path(number))
     assert model.config.num_labels == 4 + 2 * number
-    assert model.active_task_adapters() == [f"task-{task}" for task in range(1, number + 1)]
+    assert model.active_task_adapters == [f"task-{task}" for task in range(1, number + 1)]
 
 
 def test_a_task_that_does_not_ship_is_named():
@@ -43,13 +44,28 @@ def test_the_card_of_each_task_says_what_was_measured(number):
     report = json.loads((folder / "report.json").read_text())
     assert len(report["evaluations"]) == number + 1
     for name in ("AP", "AP50", "AR1"):
-        assert measured[name] == pytest.approx(report["evaluations"][-1]["overall"]["all"][name], abs=1e-4)
+        assert measured[name] == pytest.approx(100 * report["evaluations"][-1]["overall"]["all"][name], abs=0.005)
     assert (folder / "report.md").read_text().strip() in card.text
     assert f"On data/valid.json, over all 8 classes, {4 + 2 * number} of them learnt." in card.text
     assert f"from_pretrained(transformers_cvis.task_adapter_path({number}))" in card.text
+    title = f"hvpl-moving-shapes after task-{number}" if number else "hvpl-moving-shapes"
+    assert card.data.model_name == title and f"# {title}\n" in card.content
+    assert "\ntransformers-cvis train-continual hvpl_moving_shapes " in card.text
     if number:
         assert "added to the base, ../task-0: " in card.text
         assert (folder / "../task-0/model.safetensors").is_file()
+
+
+def test_cards_do_not_name_a_package_index():
+    cards = list(ASSETS.rglob("README.md"))
+    assert len(cards) == 4 and not [path for path in cards if "pip install" in path.read_text()]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_reports_list_their_files(number):
+    folder = task_adapter_path(number)
+    files = read_files_of_report(folder / "report.json")
+    assert {*files} == {"report.json", "report.md"} | {path.name for path in folder.glob("*.png")}
 
 
 def test_base_and_adapters_are_small():

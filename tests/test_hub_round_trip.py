@@ -10,7 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoVideoProcessor, pipeline
 
 from tests.support.helpers import tiny_genvis
-from transformers_cvis import AutoModelForVideoInstanceSegmentation, CvisVideoProcessor, push_to_hub, segment_video
+from transformers_cvis import (
+    AutoModelForVideoInstanceSegmentation,
+    CvisVideoProcessor,
+    GenVisForVideoInstanceSegmentation,
+    push_to_hub,
+    segment_video,
+)
 
 REPO = "tester/genvis"
 EDGES = {"main": 48, "task-1": 64}
@@ -78,12 +84,15 @@ def test_missing_repository_and_revision_are_named(pushed):
         pipeline("video-instance-segmentation", model=REPO, revision="task-9")
 
 
-def test_corrupt_weights_of_a_model_are_named(tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_corrupt_weights_are_an_error_which_says_what_to_do(tmp_path, damage):
     tiny_genvis().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(OSError, match="are corrupt or incomplete"):
-        AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path)
+    content = weights.read_bytes()
+    weights.write_bytes({"truncated": content[:-40], "garbage": b"\xff" * 200, "empty": b""}[damage])
+    for model_class in (AutoModelForVideoInstanceSegmentation, GenVisForVideoInstanceSegmentation):
+        with pytest.raises(OSError, match="weights of .* are corrupt or incomplete .*force_download"):
+            model_class.from_pretrained(tmp_path)
 
 
 def test_a_checkpoint_with_other_classes_is_refused_with_both_sizes(tmp_path):

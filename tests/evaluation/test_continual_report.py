@@ -9,6 +9,7 @@ from pycocotools import mask as mask_utils
 
 from transformers_cvis.evaluation.continual_report import ContinualReport, evaluate_after_task
 from transformers_cvis.evaluation.video_ap import evaluate_ytvis
+from transformers_cvis.hub.owned_files import read_files_of_report
 
 SIZE = (32, 48)
 TASKS = [["cat", "dog"], ["cow"]]
@@ -113,6 +114,9 @@ def test_files(ground_truth, tmp_path):
         "report.md",
         "steps.png",
     ]
+    content = json.loads((tmp_path / "new" / "report" / "report.json").read_text())
+    assert content["files"] == sorted(path.name for path in written)  # for a push to know them
+    assert ContinualReport.read(tmp_path / "new" / "report" / "report.json") == filled
     text = (tmp_path / "new" / "report" / "report.md").read_text()
     assert (
         "| HVPL, classes | 50.00 |" in text
@@ -130,6 +134,7 @@ def test_a_base_alone_has_a_report_without_forgetting(ground_truth, tmp_path):
     alone = ContinualReport(TASKS[:1], [evaluation])
     assert alone.to_dict()["forgetting"] is None and "forgetting" not in alone.to_markdown()
     assert "forgetting.png" not in [path.name for path in alone.save(tmp_path)]
+    assert "forgetting.png" not in read_files_of_report(tmp_path / "report.json")
 
 
 def test_bad_input_is_named(ground_truth):

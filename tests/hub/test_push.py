@@ -1,59 +1,18 @@
 """Push and pull with the real `huggingface_hub` client against the loopback Hub."""
 
 import json
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
-from transformers_cvis.hub.push import HubMixin, model_card, push_to_hub, read_training_summary
+from tests.support.tiny_hub_model import SUMMARY, TinyModel, TinyProcessor, assert_same_weights, tiny_model
+from transformers_cvis.hub.push import push_to_hub
 
-SUMMARY = {
-    "metrics": {"AP": 0.51239, "AP50": 0.75, "AP_large": -1.0},
-    "dataset": "64 held-out videos of moving shapes",
-    "command": "transformers-cvis train genvis_moving_shapes",
-    "seed": 7,
-    "steps": 400,
-    "seconds": 1800,
-    "hardware": "2 cores",
-}
-
-
-class TinyConfig(PreTrainedConfig):
-    model_type = "tiny_hub_test"
-    width: int = 4
-
-
-class TinyModel(HubMixin, PreTrainedModel):
-    config_class = TinyConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.layer = nn.Linear(config.width, config.width)
-        self.other = nn.Linear(config.width, config.width)
-        self.post_init()
-
-
-class TinyProcessor:
-    def save_pretrained(self, folder):
-        with open(f"{folder}/video_preprocessor_config.json", "w", encoding="utf-8") as file:
-            json.dump({"size": 32}, file)
-
-
-def tiny_model(seed: int = 0) -> TinyModel:
-    torch.manual_seed(seed)
-    return TinyModel(TinyConfig(id2label={0: "disk", 1: "star"}))
-
-
-def assert_same_weights(first, second):
-    weights, others = first.state_dict(), second.state_dict()
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+ROOT = Path(__file__).parents[2]
 
 
 def hub_repo(hub):
@@ -149,67 +108,66 @@ def test_missing_repository_and_revision_are_named(loopback_hub):
         TinyModel.from_pretrained("tester/tiny", revision="task-9")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_corrupt_weights_are_an_error_which_says_what_to_do(tmp_path, damage):
-    tiny_model().save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes({"truncated": content[:-40], "garbage": b"\xff" * 200, "empty": b""}[damage])
-    with pytest.raises(OSError, match="weights of .* are corrupt or incomplete .*force_download"):
-        TinyModel.from_pretrained(tmp_path)
-
-
-def test_the_card_says_what_a_reader_needs(loopback_hub):
-    summary = {"training_summary": SUMMARY, "license": "apache-2.0", "base_model": "tester/base"}
-    push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1", **summary)
-    card = ModelCard.load(hf_hub_download("tester/tiny", "README.md", revision="task-1"))
-
-    assert card.data.license == "apache-2.0" and card.data.base_model == "tester/base"
-    assert "video-instance-segmentation" in card.data.tags
-    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert results == {"AP": 0.5124, "AP50": 0.75}
-    for text in (
-        "import transformers_cvis\nfrom transformers import pipeline",
-        'model="tester/tiny", revision="task-1"',
-        "2: disk, star",
-        "| AP | 0.5124 |",
-        "On 64 held-out videos of moving shapes.",
-        "Seed 7. 400 steps. 30 minutes on 2 cores.",
-        "transformers-cvis train genvis_moving_shapes",
-        "| Licence | apache-2.0 |",
-        "Install `transformers_cvis` from its repository",
-    ):
-        assert text in card.text, text
-    assert "pip install" not in card.text  # the package is on no index
-    code = card.text.split("```python\n")[1:]
-    for block in code:
-        compile(block.split("```")[0], "card", "exec")
-
-    folder = os.path.dirname(hf_hub_download("tester/tiny", "training_summary.json", revision="task-1"))
-    assert read_training_summary(folder) == SUMMARY
-
-
 class Report:
+    """A report whose plot may be called what it likes; `lists_files` is False for one that does not declare any."""
+
+    def __init__(self, plot: str, lists_files: bool = True):
+        self.plot, self.lists_files = plot, lists_files
+
     def to_markdown(self):
         return "| after task | AP |\n"
 
     def save(self, folder):
-        (Path(folder) / "report.json").write_text("{}")
+        (Path(folder) / self.plot).write_bytes(b"a plot")
+        content = {"files": ["report.json", self.plot]} if self.lists_files else []
+        (Path(folder) / "report.json").write_text(json.dumps(content))
+
+
+def push_report(report) -> None:
+    push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1", report=report)
 
 
 def test_a_report_of_all_tasks_goes_with_a_whole_model(loopback_hub):
-    push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1", report=Report())
-    assert "report.json" in hub_repo(loopback_hub).files("task-1")
+    push_report(Report("plot.png"))
+    assert {"report.json", "plot.png"} <= set(hub_repo(loopback_hub).files("task-1"))
     card = ModelCard.load(hf_hub_download("tester/tiny", "README.md", revision="task-1"))
     assert "\n## After every task\n\n| after task | AP |\n\n## Measured\n" in card.text
-    push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1")
-    assert "report.json" not in hub_repo(loopback_hub).files("task-1")
 
 
-def test_a_card_without_a_summary_claims_nothing():
-    card = model_card(tiny_model(), "tester/tiny")
-    assert card.data.license == "unknown" and card.data.eval_results is None
-    assert "Nothing was measured." in card.text and "## Training" not in card.text
+def test_a_renamed_plot_of_a_report_does_not_stay(loopback_hub):
+    push_report(Report("old_plot.png"))
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="mine.png", repo_id="tester/tiny", revision="task-1")
+    push_report(Report("new_plot.png"))
+    files = set(hub_repo(loopback_hub).files("task-1"))
+    assert "new_plot.png" in files and "old_plot.png" not in files
+    assert "mine.png" in files  # nobody of the package wrote it
+
+
+def test_the_files_of_a_report_go_without_the_room_that_wrote_them(loopback_hub):
+    """The pushing process has no report and has not loaded `evaluation`: the revision tells what is the report's."""
+    push_report(Report("plot.png"))
+    code = (
+        "import sys\n"
+        "from tests.support.tiny_hub_model import TinyProcessor, tiny_model\n"
+        "from transformers_cvis.hub.push import push_to_hub\n"
+        "push_to_hub(tiny_model(), TinyProcessor(), 'tester/tiny', revision='task-1')\n"
+        "assert 'transformers_cvis.evaluation' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert set(hub_repo(loopback_hub).files("task-1")) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "video_preprocessor_config.json",
+    }
+
+
+def test_a_report_that_lists_no_files_owns_its_json_alone(loopback_hub):
+    push_report(Report("plot.png", lists_files=False))
+    push_report(None)
+    files = set(hub_repo(loopback_hub).files("task-1"))
+    assert "plot.png" in files and "report.json" not in files
 
 
 def test_the_repository_is_created_under_the_users_name(loopback_hub):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoVideoProcessor
 
+import transformers_cvis
 from tests.support.launching import finish, kill_after_first_checkpoint, launch
 from tests.support.tiny_run import tiny_recipe, with_fixed_points
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 from transformers_cvis.data import SHAPES, make_moving_shapes
 from transformers_cvis.training import Recipe, train
 from transformers_cvis.training.build import build_dataset, build_model
+from transformers_cvis.training.train import command_line
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_vis.py"
+PACKAGE = Path(transformers_cvis.__file__).parent
 TINY_RUN = Path(__file__).parents[1] / "support" / "tiny_run.py"
 LATER_STAGES = ("genvis", "spvis")
 
@@ -54,6 +58,23 @@ def test_from_scratch_to_an_evaluated_model(shapes, tmp_path):
     assert set(saved["metrics"]) >= {"AP", "AP50", "AP75", "AR1", "AR10"}
     assert Recipe.from_dict(saved["recipe"]) == recipe
     assert not list((tmp_path / "vita").glob("*.incomplete"))
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        ("/usr/bin/transformers-cvis", "transformers-cvis"),
+        ("C:/Scripts/transformers-cvis.exe", "transformers-cvis"),
+        (f"{PACKAGE}/__main__.py", "transformers-cvis"),
+        (f"{PACKAGE}/cli/__main__.py", "transformers-cvis"),
+        (f"{PACKAGE}/cli/main.py", "transformers-cvis"),
+        (f"{PACKAGE.parent}/transformers_cvis_cli.py", "transformers-cvis"),
+        ("examples/train_vis.py", "train_vis.py"),
+    ],
+)
+def test_the_command_of_a_training_can_be_typed_again(monkeypatch, program, shown):
+    monkeypatch.setattr(sys, "argv", [program, "train", "mine.yaml", "--set", "output_dir=my runs"])
+    assert command_line() == f"{shown} train mine.yaml --set 'output_dir=my runs'"
 
 
 def test_genvis_starts_from_vita(shapes, tmp_path, caplog):

@@ -599,9 +599,10 @@ def run_push(options: argparse.Namespace) -> int:
     from transformers import AutoVideoProcessor
 
     from ..evaluation import ContinualReport
-    from ..hub.push import push_to_hub, read_training_summary
+    from ..hub.card import read_training_summary
+    from ..hub.push import push_to_hub
     from ..modeling.auto import AutoModelForVideoInstanceSegmentation
-    from ..modeling.tasks.adapters import ADAPTER_CONFIG_FILE
+    from ..modeling.tasks.adapter_files import ADAPTER_CONFIG_FILE
 
     if not (Path(options.folder) / "config.json").is_file():
         raise CommandError(f"{options.folder} holds no saved model: there is no config.json in it.")

@@ -18,9 +18,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..evaluation import ContinualReport, TaskEvaluation, evaluate_after_task
 from ..files import sha256, write_json
-from ..hub.push import push_to_hub, read_training_summary
+from ..hub.card import CardInfo, read_training_summary
+from ..hub.push import push_to_hub
 from ..modeling.auto import MODELS, SYSTEMS, AutoModelForVideoInstanceSegmentation
-from ..modeling.tasks.adapters import ADAPTER_WEIGHTS_FILE, task_name
+from ..modeling.tasks.adapter_files import ADAPTER_WEIGHTS_FILE, task_name
 from ..processing import CvisVideoProcessor
 from ..training.build import build_model, build_processor, collate
 from ..training.callbacks import Task, TrainingCallback, with_model_callbacks
@@ -250,11 +251,11 @@ class ContinualRun:
     def _save(
         self, number: int, model: PreTrainedModel, processor: CvisVideoProcessor, summary: dict, report: ContinualReport
     ) -> None:
-        folder, card = self.folder(number), {"report": report, "license": self._license}
+        folder, card = self.folder(number), CardInfo(self._license, training_summary=summary, report=report)
         if self._is_adapter(number):
-            model.save_task_adapter(folder, processor, base=self.folder(0), training_summary=summary, **card)
+            model.save_task_adapter(folder, processor, base=self.folder(0), card=card)
         else:
-            save_model_folder(model, processor, folder, summary, **card)
+            save_model_folder(model, processor, folder, card)
 
     def _is_pushed(self, number: int) -> bool:
         """Tell whether the repository holds the weights of a task that is finished."""

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import Mask2FormerConfig, Mask2FormerImageProcessor, PreTrainedConfig
 
 from ..files import complete_folder
+from ..hub.card import CardInfo
 from ..hub.push import save_model
 from ..messages import did_you_mean
 from ..processing import CvisVideoProcessor
@@ -98,7 +99,7 @@ def convert_checkpoint(
             model = conversion.model_class(config)
         model.load_state_dict(plan.weights, strict=False)
         processor = CvisVideoProcessor(size={"shortest_edge": short_side, "longest_edge": LONG_SIDE})
-        save_model(model, processor, folder, name=Path(output_dir).name, license=license)
+        save_model(model, processor, folder, CardInfo(license=license), name=Path(output_dir).name)
         if type(config) is Mask2FormerConfig:
             size = {"shortest_edge": IMAGE_SHORT_SIDE, "longest_edge": LONG_SIDE}
             Mask2FormerImageProcessor(size=size, ignore_index=255).save_pretrained(folder)

@@ -2,13 +2,15 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from ..files import complete_file, write_json
+from ..files import complete_file
+from ..hub.owned_files import REPORT_FILE
 from ..messages import check_choice
 from .forgetting import ForgettingRate, crisp_forgetting, hvpl_forgetting, only_in_videos_with_group
 from .ground_truth import GroundTruth, read_results
@@ -161,7 +163,7 @@ class ContinualReport:
         return crisp_forgetting(self.class_matrix(all_videos=True), self.learnt_after, self.num_classes)
 
     def to_dict(self) -> dict:
-        """Plain json: options, evaluations, and the forgetting rates (None where there are none)."""
+        """Return plain json: options, evaluations, forgetting rates (None where there are none), names of the files."""
         rates = None
         if len(self.tasks) > 1:
             rates = {
@@ -169,12 +171,12 @@ class ContinualReport:
                 "hvpl_tasks": {name: _or_none(self.task_forgetting(name).value) for name in STATISTICS},
                 "crisp": self.crisp_forgetting().value,
             }
-        return {**asdict(self), "forgetting": rates}
+        return {**asdict(self), "forgetting": rates, "files": sorted(self.files)}
 
     @classmethod
     def from_dict(cls, content: dict) -> "ContinualReport":
-        """The reverse of `to_dict`."""
-        fields = {name: value for name, value in content.items() if name != "forgetting"}
+        """Build the report that `to_dict` or a `report.json` describes."""
+        fields = {name: value for name, value in content.items() if name not in ("forgetting", "files")}
         fields["evaluations"] = [TaskEvaluation(**evaluation) for evaluation in content["evaluations"]]
         return cls(**fields)
 
@@ -225,45 +227,68 @@ class ContinualReport:
         ]
         return "\n".join(lines) + "\n"
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that `save` writes; there is a plot of forgetting from two tasks on."""
+        plots = [name for name in _PLOTS if name != FORGETTING_PLOT or len(self.tasks) > 1]
+        return ["report.md", *plots, REPORT_FILE]
+
     def save(self, folder: str | os.PathLike) -> list[Path]:
-        """Write `report.json`, `report.md` and the plots `ap_matrix.png`, `steps.png` and, from two tasks on,
-        `forgetting.png` into a folder, which is made where needed; returns their paths."""
+        """Write the files of the report into a folder.
+
+        `report.json` is written last. Its key "files" names all files, so that a later push to the same revision of the
+        Hub can delete those that it does not write again.
+
+        Args:
+            folder: receives the files; made if needed.
+
+        Returns:
+            Paths of the files.
+
+        Raises:
+            OSError: a file cannot be written; the message names it.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        steps = [str(step) for step in range(len(self.tasks))]
-        learnt = np.triu(np.ones((len(steps), len(steps)), dtype=bool))
-        plots = {
-            "ap_matrix.png": heat_map(
-                np.where(learnt, self.task_matrix() * 100, np.nan).T,
-                "AP in percent",
-                "after task",
-                "on task",
-                steps,
-                steps,
-            ),
-            "steps.png": line_chart(
-                {"mAP": np.array(self.overall("AP")) * 100, "AR1": np.array(self.overall("AR1")) * 100},
-                f"percent, over {self.evaluate_classes} classes",
-                "after task",
-                steps,
-            ),
-        }
-        if len(self.tasks) > 1:
-            old = [name for names in self.tasks[:-1] for name in names]
-            terms = dict(zip(old, self.class_forgetting().terms * 100, strict=True))
-            plots["forgetting.png"] = bar_chart(
-                terms, "forgetting of AP per class, percent of the first value per task"
-            )
-        written = []
-        write_json(folder / "report.json", self.to_dict(), indent=1)
-        with complete_file(folder / "report.md") as file:
-            file.write(self.to_markdown().encode())
-        written += [folder / "report.json", folder / "report.md"]
-        for name, image in plots.items():
+        for name in self.files:
             with complete_file(folder / name) as file:
-                image.save(file, format="PNG")
-            written.append(folder / name)
-        return written
+                if name in _PLOTS:
+                    _PLOTS[name](self).save(file, format="PNG")
+                elif name == REPORT_FILE:
+                    file.write(json.dumps(self.to_dict(), indent=1).encode())
+                else:
+                    file.write(self.to_markdown().encode())
+        return [folder / name for name in self.files]
+
+
+def _draw_matrix(report: ContinualReport) -> Image.Image:
+    """Draw the AP of every task after every task."""
+    steps = [str(step) for step in range(len(report.tasks))]
+    learnt = np.triu(np.ones((len(steps), len(steps)), dtype=bool))
+    values = np.where(learnt, report.task_matrix() * 100, np.nan).T
+    return heat_map(values, "AP in percent", "after task", "on task", steps, steps)
+
+
+def _draw_steps(report: ContinualReport) -> Image.Image:
+    """Draw AP and AR1 over the evaluated classes after every task."""
+    series = {"mAP": np.array(report.overall("AP")) * 100, "AR1": np.array(report.overall("AR1")) * 100}
+    steps = [str(step) for step in range(len(report.tasks))]
+    return line_chart(series, f"percent, over {report.evaluate_classes} classes", "after task", steps)
+
+
+def _draw_forgetting(report: ContinualReport) -> Image.Image:
+    """Draw how much of its AP every class of an older task has lost."""
+    old = [name for names in report.tasks[:-1] for name in names]
+    terms = dict(zip(old, report.class_forgetting().terms * 100, strict=True))
+    return bar_chart(terms, "forgetting of AP per class, percent of the first value per task")
+
+
+FORGETTING_PLOT = "forgetting.png"
+_PLOTS: dict[str, Callable[[ContinualReport], Image.Image]] = {
+    "ap_matrix.png": _draw_matrix,
+    "steps.png": _draw_steps,
+    FORGETTING_PLOT: _draw_forgetting,
+}
 
 
 def _class_ids(ground_truth: GroundTruth, tasks: Sequence[Sequence[str]]) -> dict[str, int]:

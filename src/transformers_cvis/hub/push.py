@@ -1,55 +1,63 @@
 """Models on the Hub: weights, video processor and a generated card, pushed in one commit to one revision."""
 
-import fnmatch
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    EvalResult,
-    HfApi,
-    ModelCard,
-    ModelCardData,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from ..files import temporary_folder, write_json
+from ..files import temporary_folder
+from .card import CardInfo, Report, last_part, model_card, write_training_summary
+from .owned_files import REPORT_FILE, declare_owned_files, is_owned, read_files_of_report
 
-TRAINING_SUMMARY_FILE = "training_summary.json"
-TASK = "video-instance-segmentation"
+MAX_SHARD_SIZE = "50GB"
 
-# A push owns these files of a revision: those which it does not write again are removed. A revision may hold a whole
-# model at one time and a task adapter at another.
-OWNED_FILES = (
-    *("model*.safetensors", "model.safetensors.index.json", TRAINING_SUMMARY_FILE),
-    *("task_adapter_config.json", "task_adapter_model.safetensors", "task_learning_state.safetensors"),
-    *("report.json", "report.md", "ap_matrix.png", "steps.png", "forgetting.png"),
-)
+declare_owned_files("model*.safetensors", SAFE_WEIGHTS_INDEX_NAME)  # the weights of `save_pretrained`, also in shards
+
+
+class Processor(Protocol):
+    """A video processor, as far as saving it needs one."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> Any:
+        """Write the processor's configuration into a folder."""
 
 
 class HubMixin:
-    """What the models of the package do differently from transformers where files and the Hub are concerned.
+    """The models of the package on the Hub. Precedes `PreTrainedModel` in the bases of a model."""
 
-    Precedes `PreTrainedModel` in the bases of a model.
-    """
+    def card_title(self, name: str) -> str:
+        """Return the title of the model card.
+
+        Args:
+            name: the repository, or the folder, that loads the model.
+        """
+        return last_part(name)
 
     def card_note(self) -> str | None:
-        """What a user of the weights should know, for the model card."""
+        """Return a remark for the users of the weights, which the model card shows, or None."""
         return None
 
-    def push_to_hub(self, repo_id: str, *, video_processor=None, **kwargs) -> CommitInfo:
-        """Pushes the model, and its video processor if given, with a generated card: see [`push_to_hub`]."""
+    def push_to_hub(self, repo_id: str, *, video_processor: Processor | None = None, **kwargs: Any) -> CommitInfo:
+        """Push the model, and its video processor if given, with a generated card to one revision of a repository.
+
+        Args:
+            repo_id: "name" or "owner/name"; created if needed.
+            video_processor: the processor of the model; a pipeline cannot load a repository without one.
+            kwargs: those of [`transformers_cvis.push_to_hub`], such as `revision` and `license`.
+
+        Returns:
+            The commit, with `commit_url` and `oid`.
+        """
         return push_to_hub(self, video_processor, repo_id, **kwargs)
 
 
 def push_to_hub(
-    model,
-    video_processor,
+    model: PreTrainedModel,
+    video_processor: Processor | None,
     repo_id: str,
     *,
     revision: str | None = None,
@@ -58,52 +66,46 @@ def push_to_hub(
     private: bool | None = None,
     token: bool | str | None = None,
     create_pr: bool = False,
-    max_shard_size: int | str = "50GB",
-    tags: list[str] | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    tags: Sequence[str] | None = None,
     license: str = "unknown",
     base_model: str | None = None,
-    training_summary: dict[str, Any] | None = None,
-    report=None,
+    training_summary: Mapping[str, Any] | None = None,
+    report: Report | None = None,
 ) -> CommitInfo:
-    """Pushes model, video processor and model card to one revision of a repository, in one commit.
+    """Push model, video processor and model card to one revision of a repository, in one commit.
 
     The weights are uploaded before the revision is touched, so an interrupted push leaves it as it was. A new branch
     starts from the first commit of the repository.
 
     Args:
-        model: a `PreTrainedModel`.
-        video_processor: its processor, anything with `save_pretrained`; None pushes the model alone, which a pipeline
-            cannot load.
+        model: the model to push.
+        video_processor: its processor; None pushes the model alone, which a pipeline cannot load.
         repo_id: "name" or "owner/name"; created if needed.
         revision: branch, created if needed; None is the default branch.
-        private, token, create_pr, max_shard_size, tags, commit_message, commit_description: as in transformers.
+        commit_message: title of the commit, by default "Upload" and the class of the model.
+        commit_description: text of the commit.
+        private: whether a repository that is created is private; None leaves it to the settings of its owner.
+        token: access token of the Hub; None uses the one that `hf auth login` saved.
+        create_pr: open a pull request instead of committing to the revision.
+        max_shard_size: size of the largest file of weights, in bytes or like "5GB".
+        tags: further tags of the Hub.
         license: identifier of the Hub, such as "apache-2.0", for the weights.
-        base_model: repository which the training started from.
-        training_summary: see [`model_card`]; also uploaded as `training_summary.json`.
-        report: see [`model_card`]; its files are uploaded, too.
+        base_model: repository that the training started from.
+        training_summary: see [`CardInfo`]; also uploaded as `training_summary.json`.
+        report: see [`CardInfo`]; its files are uploaded as well.
 
     Returns:
-        The commit, with `commit_url` and `oid`. Pushing what is there already makes no new commit.
+        The commit, with `commit_url` and `oid`. A push of files that are all there already makes no new commit.
 
     Raises:
         HfHubHTTPError: the Hub refuses; the revision is unchanged.
         RuntimeError: someone else wrote to the revision meanwhile; it is as the other left it.
     """
+    card = CardInfo(license, base_model, tuple(tags or ()), training_summary, report)
     with temporary_folder() as folder:
         repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-        save_model(
-            model,
-            video_processor,
-            folder,
-            name=repo_id,
-            revision=revision,
-            tags=tags,
-            license=license,
-            base_model=base_model,
-            training_summary=training_summary,
-            report=report,
-            max_shard_size=max_shard_size,
-        )
+        save_model(model, video_processor, folder, card, name=repo_id, revision=revision, max_shard_size=max_shard_size)
         return commit_folder(
             folder,
             repo_id,
@@ -113,6 +115,59 @@ def push_to_hub(
             token=token,
             create_pr=create_pr,
         )
+
+
+def save_model(
+    model: PreTrainedModel,
+    video_processor: Processor | None,
+    folder: str | os.PathLike,
+    card: CardInfo,
+    *,
+    name: str,
+    revision: str | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> None:
+    """Write into a folder what [`push_to_hub`] uploads: weights, configuration, processor, card, summary and report.
+
+    Args:
+        model: the model to save.
+        video_processor: its processor, or None.
+        folder: receives the files; made if needed.
+        card: what the card tells beyond the model.
+        name: the repository, or the folder, that loads the model, for the card.
+        revision: the revision that loads the model, for the card; None is the default branch.
+        max_shard_size: size of the largest file of weights, in bytes or like "5GB".
+    """
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    save_next_to_weights(model, video_processor, folder, card, name=name, revision=revision)
+
+
+def save_next_to_weights(
+    model: PreTrainedModel,
+    video_processor: Processor | None,
+    folder: str | os.PathLike,
+    card: CardInfo,
+    *,
+    name: str,
+    revision: str | None = None,
+) -> None:
+    """Write into a folder what goes with the weights, whether of a whole model or of a task adapter.
+
+    Args:
+        model: the model that the card describes.
+        video_processor: its processor, or None.
+        folder: receives processor, card, training summary and report; must exist.
+        card: what the card tells beyond the model.
+        name: the repository, or the folder, that loads the model, for the card.
+        revision: the revision that loads the model, for the card; None is the default branch.
+    """
+    if video_processor is not None:
+        video_processor.save_pretrained(folder)
+    if card.training_summary:
+        write_training_summary(card.training_summary, folder)
+    if card.report is not None:
+        card.report.save(folder)
+    model_card(model, name, card, revision=revision).save(Path(folder) / "README.md")
 
 
 def commit_folder(
@@ -125,16 +180,26 @@ def commit_folder(
     token: bool | str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Uploads the files of a folder to one revision of an existing repository, in one commit.
+    """Upload the files of a folder to one revision of an existing repository, in one commit.
 
-    What the revision holds of `OWNED_FILES` and the folder does not is deleted.
+    The commit deletes the files of the revision that a writer of the package owns and the folder lacks, see
+    [`is_owned`].
 
     Args:
-        revision, commit_message, commit_description, token, create_pr: as for [`push_to_hub`].
+        folder: the files.
+        repo_id: "owner/name".
+        revision: branch, created if needed; None is the default branch.
+        commit_message: title of the commit.
+        commit_description: text of the commit.
+        token: access token of the Hub; None uses the one that `hf auth login` saved.
+        create_pr: open a pull request instead of committing to the revision.
+
+    Returns:
+        The commit, with `commit_url` and `oid`.
 
     Raises:
-        HfHubHTTPError: the Hub refuses. RuntimeError: someone else wrote to the revision meanwhile. In both cases the
-            revision is as it was, or as the other left it.
+        HfHubHTTPError: the Hub refuses; the revision is unchanged.
+        RuntimeError: someone else wrote to the revision meanwhile; it is as the other left it.
     """
     api = HfApi(token=token)
     branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(repo_id).branches}
@@ -146,12 +211,7 @@ def commit_folder(
     else:
         parent = api.repo_info(repo_id, revision=revision).sha
     additions = _additions(Path(folder))
-    written = {addition.path_in_repo for addition in additions}
-    deletions = [
-        CommitOperationDelete(name)
-        for name in api.list_repo_files(repo_id, revision=parent)
-        if name not in written and any(fnmatch.fnmatch(name, pattern) for pattern in OWNED_FILES)
-    ]
+    deletions = _deletions(api, repo_id, parent, written={addition.path_in_repo for addition in additions})
     api.preupload_lfs_files(
         repo_id, additions, revision=None if new_branch else revision, create_pr=create_pr, free_memory=False
     )
@@ -184,8 +244,17 @@ def _additions(folder: Path) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in paths]
 
 
+def _deletions(api: HfApi, repo_id: str, parent: str, written: set[str]) -> list[CommitOperationDelete]:
+    """Return the deletions of a push on top of a commit: files that the package owns and that are not `written`."""
+    names = api.list_repo_files(repo_id, revision=parent)
+    files_of_report = []
+    if REPORT_FILE in names:
+        files_of_report = read_files_of_report(api.hf_hub_download(repo_id, REPORT_FILE, revision=parent))
+    return [CommitOperationDelete(name) for name in names if name not in written and is_owned(name, files_of_report)]
+
+
 def _explained(error: HfHubHTTPError, repo_id: str, revision: str | None) -> Exception:
-    """A RuntimeError that says so where another writer came first, else the error itself."""
+    """Return a RuntimeError that tells of another writer where one came first, otherwise the error itself."""
     if error.response is None or error.response.status_code not in (409, 412):
         return error
     return RuntimeError(
@@ -194,173 +263,4 @@ def _explained(error: HfHubHTTPError, repo_id: str, revision: str | None) -> Exc
     )
 
 
-def save_model(
-    model,
-    video_processor,
-    folder: str | os.PathLike,
-    *,
-    name: str,
-    revision: str | None = None,
-    tags: list[str] | None = None,
-    license: str = "unknown",
-    base_model: str | None = None,
-    training_summary: dict[str, Any] | None = None,
-    report=None,
-    max_shard_size: int | str = "50GB",
-) -> None:
-    """Writes what [`push_to_hub`] uploads into a folder: weights, configuration, processor, card, summary and report.
-
-    `name` is what the card calls the model and loads it by.
-    """
-    folder = Path(folder)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    if video_processor is not None:
-        video_processor.save_pretrained(folder)
-    if training_summary:
-        write_training_summary(training_summary, folder)
-    if report is not None:
-        report.save(folder)
-    card = model_card(
-        model,
-        name,
-        revision=revision,
-        tags=tags,
-        license=license,
-        base_model=base_model,
-        training_summary=training_summary,
-        report=report,
-    )
-    card.save(folder / "README.md")
-
-
-def write_training_summary(training_summary: dict[str, Any], folder: str | os.PathLike) -> None:
-    write_json(Path(folder) / TRAINING_SUMMARY_FILE, training_summary, indent=2)
-
-
-def read_training_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """`training_summary.json` of a model folder, None where there is none."""
-    path = Path(folder) / TRAINING_SUMMARY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def model_card(
-    model,
-    name: str,
-    *,
-    revision: str | None = None,
-    tags: list[str] | None = None,
-    license: str = "unknown",
-    base_model: str | None = None,
-    training_summary: dict[str, Any] | None = None,
-    report=None,
-    sections: Mapping[str, str] | None = None,
-) -> ModelCard:
-    """The card of a model: what it does, its classes, how to load it, what was measured, how it was trained.
-
-    Args:
-        sections: further sections, headings to Markdown texts, after "How to load it".
-        training_summary: what is known of the training. `metrics` (name -> number) and `dataset` (what they were
-            measured on) make the table of measurements; `command`, `seed`, `steps`, `seconds` and `hardware` the
-            paragraph on the training. All of them optional.
-        report: what was measured task after task: has `to_markdown()` for a section of its own, and `save(folder)`.
-    """
-    summary = training_summary or {}
-    metrics = summary.get("metrics") or {}
-    metrics = {key: value for key, value in metrics.items() if value != -1}  # COCO's mark for "nothing to find"
-    dataset = summary.get("dataset") or "unknown data"
-    data = ModelCardData(
-        license=license,
-        base_model=base_model,
-        library_name="transformers-cvis",
-        tags=[TASK, "transformers-cvis", model.config.model_type, *(tags or [])],
-        model_name=name.split("/")[-1],
-        eval_results=[
-            EvalResult(
-                task_type=TASK,
-                dataset_type="video",
-                dataset_name=dataset,
-                metric_type=key,
-                metric_value=round(float(value), 4),
-            )
-            for key, value in metrics.items()
-        ]
-        or None,
-    )
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {name.split('/')[-1]}",
-        f"`{type(model).__name__}` for video instance segmentation: it detects, segments and tracks every object of a "
-        "video which belongs to one of its classes.",
-        _overview(model, license, base_model),
-        "## How to load it",
-        _how_to_load(name, revision),
-    ]
-    for heading, text in (sections or {}).items():
-        parts += [f"## {heading}", text]
-    if report is not None:
-        parts += ["## After every task", report.to_markdown().strip()]
-    parts += ["## Measured", _measurements(metrics, dataset)]
-    if training := _training(summary):
-        parts += ["## Training", training]
-    return ModelCard("\n\n".join(parts) + "\n", ignore_metadata_errors=True)
-
-
-def _overview(model, license: str, base_model: str | None) -> str:
-    labels = [model.config.id2label[index] for index in sorted(model.config.id2label)]
-    rows = {
-        "Task": "video instance segmentation",
-        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
-        "Classes": f"{len(labels)}: {', '.join(labels)}",
-        "Starts from": base_model or "no published base",
-        "Licence": license,
-    }
-    table = "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
-    note = model.card_note() if isinstance(model, HubMixin) else None
-    return f"{table}\n\n{note}" if note else table
-
-
-def _how_to_load(name: str, revision: str | None) -> str:
-    arguments = f'"{name}"' + (f', revision="{revision}"' if revision else "")
-    return f"""Install `transformers_cvis` from its repository and import it first: it registers this task and its
-architectures with transformers, which otherwise does not know them.
-
-```python
-import transformers_cvis
-from transformers import pipeline
-
-segmenter = pipeline("video-instance-segmentation", model={arguments})
-tracks = segmenter("clip.mp4")["tracks"]
-```
-
-```python
-import transformers_cvis
-from transformers import AutoVideoProcessor
-
-model = transformers_cvis.AutoModelForVideoInstanceSegmentation.from_pretrained({arguments})
-video_processor = AutoVideoProcessor.from_pretrained({arguments})
-```"""
-
-
-def _measurements(metrics: dict[str, float], dataset: str) -> str:
-    if not metrics:
-        return "Nothing was measured."
-    rows = [f"| {key} | {value:.4g} |" for key, value in metrics.items()]
-    return "\n".join([f"On {dataset}.", "", "| metric | value |", "| --- | --- |", *rows])
-
-
-def _training(summary: dict[str, Any]) -> str:
-    facts = []
-    if "seed" in summary:
-        facts.append(f"Seed {summary['seed']}.")
-    if "steps" in summary:
-        facts.append(f"{summary['steps']} steps.")
-    if "seconds" in summary:
-        hardware = f" on {summary['hardware']}" if "hardware" in summary else ""
-        facts.append(f"{summary['seconds'] / 60:.0f} minutes{hardware}.")
-    paragraphs = [" ".join(facts)] if facts else []
-    if "command" in summary:
-        paragraphs.append(f"```\n{summary['command']}\n```")
-    return "\n\n".join(paragraphs)
-
-
-__all__ = ["HubMixin", "model_card", "push_to_hub", "read_training_summary", "save_model"]
+__all__ = ["HubMixin", "commit_folder", "push_to_hub", "save_model"]

@@ -9,6 +9,7 @@ from transformers import AutoVideoProcessor, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..assets import default_model_path
+from ..hub.card import TASK
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..processing import (
     CvisVideoProcessor,
@@ -19,7 +20,6 @@ from ..processing import (
     segment_video,
 )
 
-TASK = "video-instance-segmentation"
 _READING_PARAMETERS = ("fps", "stride", "max_frames")
 _SEGMENTATION_PARAMETERS = ("clip_length", "threshold", "top_k", "progress")
 # What a video processor is made from; the second is that of an image model.

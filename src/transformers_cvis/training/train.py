@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import torch
@@ -20,7 +19,8 @@ from transformers import PreTrainedModel
 from .._version import __version__
 from ..data import read_annotations
 from ..files import replace_files
-from ..hub.push import TRAINING_SUMMARY_FILE, save_model
+from ..hub.card import TRAINING_SUMMARY_FILE, CardInfo, name_of_folder
+from ..hub.push import save_model
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..processing import CvisVideoProcessor
 from .build import build_dataset, build_model, build_processor, collate
@@ -29,6 +29,9 @@ from .checkpoint_files import find_checkpoint
 from .measure import evaluate_on_processes
 from .recipe import Recipe
 from .trainer import Trainer, check_precision, runs_on_cpu
+
+COMMAND = "transformers-cvis"
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def train(
@@ -99,7 +102,7 @@ def train(
         result = trainer.train()
         summary = summarise(recipe, result, trainer)
         if trainer.accelerator.is_main_process:
-            save_model_folder(trainer.unwrapped_model, processor, output_dir, summary)
+            save_model_folder(trainer.unwrapped_model, processor, output_dir, CardInfo(training_summary=summary))
         trainer.accelerator.wait_for_everyone()
     finally:
         trainer.finish()
@@ -120,7 +123,6 @@ def _leave_processes() -> None:
 
 def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     """Return the content of `training_summary.json`: enough to repeat the training, and its results."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     processes = trainer.accelerator.num_processes
     if trainer.accelerator.device.type == "cuda":
         hardware = f"{processes} x {torch.cuda.get_device_name()}"
@@ -130,7 +132,7 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
         **result,
         "dataset": recipe.data.valid.json if recipe.data.valid else None,
         "seed": recipe.seed,
-        "command": command,
+        "command": command_line(),
         "hardware": hardware,
         "num_processes": processes,
         "num_parameters": sum(parameter.numel() for parameter in trainer.unwrapped_model.parameters()),
@@ -146,19 +148,26 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     }
 
 
-def save_model_folder(
-    model: PreTrainedModel, processor: CvisVideoProcessor, output_dir: Path, summary: dict | None, **card: Any
-) -> None:
-    """Save model, processor, card and, if there is one, the summary of the training.
+def command_line() -> str:
+    """Return the command that started this process, as one types it in a shell.
 
-    All files are written to a temporary folder, then moved in, the summary last: where it is, all of them are.
+    The command line of the package is `transformers-cvis`, however it was started; another program is its file's name.
+    """
+    program = Path(sys.argv[0])
+    ours = program.stem.replace("_", "-") in (COMMAND, f"{COMMAND}-cli") or PACKAGE in program.resolve().parents
+    return shlex.join([COMMAND if ours else program.name, *sys.argv[1:]])
+
+
+def save_model_folder(model: PreTrainedModel, processor: CvisVideoProcessor, output_dir: Path, card: CardInfo) -> None:
+    """Write model, processor, card and, if there is one, the summary of the training into a folder.
+
+    All is written to a temporary folder, then the files are moved, the summary last: where it is, all are there.
 
     Args:
-        model: model to save.
+        model: the model to save.
         processor: its video processor.
-        output_dir: existing folder.
-        summary: see [`summarise`].
-        card: further content of the card, as for `save_model`.
+        output_dir: receives the files; files of the same name are replaced.
+        card: what the card tells beyond the model.
     """
     with replace_files(output_dir, last=TRAINING_SUMMARY_FILE) as folder:
-        save_model(model, processor, folder, name=output_dir.name, training_summary=summary, **card)
+        save_model(model, processor, folder, card, name=name_of_folder(output_dir))

@@ -7,7 +7,7 @@ from tests.support.clip_tests import ClipDetectorTests
 from tests.support.helpers import tiny_crisp
 from tests.support.model_tester import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import CrispForVideoInstanceSegmentation, Mask2FormerVisForVideoInstanceSegmentation
-from transformers_cvis.hub.push import model_card
+from transformers_cvis.hub.card import CardInfo, model_card
 from transformers_cvis.modeling.crisp import ClassTextEncoder, CrispConfig
 from transformers_cvis.modeling.crisp.initialization import principal_rows
 
@@ -314,8 +314,8 @@ class TestTextEncoder:
         assert model.text_encoder() is model.text_encoder()
         assert set(model.state_dict()) == names and not any("text" in name for name in names)
         note = "text encoder with which training makes prompts of class names is not part of the model"
-        assert note in str(model_card(model, "crisp"))
-        assert note not in str(model_card(tiny_crisp(**WITHOUT_COMPONENTS), "eclipse"))
+        assert note in str(model_card(model, "crisp", CardInfo()))
+        assert note not in str(model_card(tiny_crisp(**WITHOUT_COMPONENTS), "eclipse", CardInfo()))
 
     def test_a_folder(self, tmp_path):
         encoder = ClassTextEncoder.random(32, 64)

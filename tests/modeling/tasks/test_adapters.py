@@ -1,4 +1,4 @@
-"""Task adapters: switched in memory, saved, loaded, pushed and pulled as revisions; refused when they do not fit."""
+"""Task adapters: saved, loaded, pushed and pulled as revisions."""
 
 import json
 import os
@@ -15,128 +15,15 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from tests.support.helpers import tiny_genvis, tiny_hvpl
-from tests.support.model_tester import video_batch
+from tests.support.task_models import REPO, TASKS, assert_same, model_after, train_task
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
-    CvisVideoProcessor,
     HvplForVideoInstanceSegmentation,
 )
 from transformers_cvis.hub import push as hub
 
-REPO = "tester/hvpl"
-TASKS = (["moon"], ["sun", "sky"], ["sea"])
-ADAPTER_FILES = {"task_adapter_config.json", "task_adapter_model.safetensors", "config.json", "README.md"}
-
-
-@torch.no_grad()
-def train_task(model, class_names: list[str], seed: int) -> None:
-    """Add a task whose weights differ from all others, as after training; the no-object heads move, too."""
-    model.add_task(class_names, num_prompts=3)
-    generator = torch.Generator().manual_seed(seed)
-    task = model.num_tasks - 1
-    for parameter in [*model.task_parameters(task).values(), *model.no_object_parameters().values()]:
-        parameter.add_(torch.randn(parameter.shape, generator=generator))
-    directions = torch.linalg.qr(torch.randn(32, 2, generator=generator)).Q
-    model.protect_directions(directions)
-
-
-def model_after(num_tasks: int, **changes) -> HvplForVideoInstanceSegmentation:
-    model = tiny_hvpl(calibration_deltas=[0.4, -0.5], **changes)
-    model.protect_directions(torch.eye(32)[:, :3])
-    for seed, class_names in enumerate(TASKS[:num_tasks]):
-        train_task(model, class_names, seed)
-    return model
-
-
-def assert_same(model, expected) -> None:
-    assert type(model) is type(expected)
-    assert model.config.id2label == expected.config.id2label
-    assert model.config.task_class_counts == expected.config.task_class_counts
-    assert model.config.task_prompt_counts == expected.config.task_prompt_counts
-    assert model.config.calibration_deltas == expected.config.calibration_deltas
-    weights, others = model.state_dict(), expected.state_dict()
-    assert weights.keys() == others.keys()
-    for name in weights:
-        assert torch.equal(weights[name], others[name]), name
-    assert torch.equal(model.protected_directions(), expected.protected_directions())
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        name for name, p in expected.named_parameters() if p.requires_grad
-    }
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """A base and its adapters after tasks 1 to 3, in folders `task-0` ... `task-3`."""
-    model = model_after(0)
-    model.save_pretrained(tmp_path / "task-0")
-    for seed, class_names in enumerate(TASKS):
-        train_task(model, class_names, seed)
-        model.save_task_adapter(tmp_path / f"task-{seed + 1}", CvisVideoProcessor())
-    return tmp_path
-
-
-@pytest.fixture
-def pushed(loopback_hub):
-    """The same as revisions of a repository; the base on `main`."""
-    model = model_after(0)
-    model.push_to_hub(REPO, video_processor=CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96}))
-    for seed, class_names in enumerate(TASKS):
-        train_task(model, class_names, seed)
-        processor = CvisVideoProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-        model.push_task_adapter(REPO, processor)
-    return loopback_hub
-
-
-# In memory
-
-
-def test_switching_between_tasks_gives_each_model_back():
-    model = model_after(3)
-    assert model.active_task_adapters() == ["task-1", "task-2", "task-3"]
-    base_weight = model.detector.model.transformer_module.queries_features.weight
-    for number in (1, 0, 3, 2):
-        model.set_task_adapters(number)
-        assert_same(model, model_after(number))
-        assert model.active_task_adapters() == [f"task-{task}" for task in range(1, number + 1)]
-        assert model.loaded_task_adapters() == ["task-1", "task-2", "task-3"]
-    model.set_task_adapters(["task-1"])
-    assert_same(model, model_after(1))
-    assert model.detector.model.transformer_module.queries_features.weight is base_weight  # nothing was reloaded
-
-
-@torch.no_grad()
-def test_a_switched_model_predicts_as_the_model_after_that_task():
-    model = model_after(3)
-    model.set_task_adapters(1)
-    expected = model_after(1)(video_batch())
-    assert torch.equal(model(video_batch()).class_queries_logits, expected.class_queries_logits)
-    assert torch.equal(model(video_batch()).masks_queries_logits, expected.masks_queries_logits)
-
-
-@pytest.mark.parametrize("names", [["task-2"], ["task-1", "task-3"], ["task-2", "task-1"], 4, -1, ["moon"]])
-def test_tasks_with_a_gap_cannot_be_active(names):
-    model = model_after(3)
-    with pytest.raises(ValueError, match="the active ones must be the first of those in memory"):
-        model.set_task_adapters(names)
-    assert_same(model, model_after(3))
-
-
-def test_deleting_tasks():
-    model = model_after(3)
-    with pytest.raises(ValueError, match="Other tasks build on task-2: delete task-3 first"):
-        model.delete_task_adapter("task-2")
-    with pytest.raises(ValueError, match=r"no 'task-4' in memory, only \['task-1', 'task-2', 'task-3'\]"):
-        model.delete_task_adapter("task-4")
-    model.delete_task_adapter("task-3")
-    assert_same(model, model_after(2))
-    model.set_task_adapters(1)
-    with pytest.raises(ValueError, match="task-2 is in memory, but not active"):
-        model.add_task(["sea"], num_prompts=3)
-    model.delete_task_adapter("task-2")
-    assert model.loaded_task_adapters() == ["task-1"]
-    train_task(model, TASKS[1], seed=1)
-    assert_same(model, model_after(2))
-
+ADAPTER_CONFIG = "task_adapter_config.json"
+ADAPTER_FILES = {ADAPTER_CONFIG, "task_adapter_model.safetensors", "config.json", "README.md"}
 
 # Folders
 
@@ -150,6 +37,7 @@ def test_folders_of_adapters(folders):
         assert_same(AutoModelForVideoInstanceSegmentation.from_pretrained(folders / f"task-{number}"), loaded)
     description = json.loads((folders / "task-2" / "task_adapter_config.json").read_text())
     assert description["base"]["path"] == "../task-0"
+    assert f"# {folders.name} after task-2\n" in (folders / "task-2" / "README.md").read_text()
     assert [task["class_names"] for task in description["tasks"]] == [["moon"], ["sun", "sky"]]
     assert "what its tasks added to the base, ../task-0: " in (folders / "task-2" / "README.md").read_text()
 
@@ -179,7 +67,7 @@ def test_loading_onto_a_base_in_memory(folders):
     assert_same(model, model_after(3))
     model.load_task_adapter(folders / "task-2")  # nothing new, and fewer active
     assert_same(model, model_after(2))
-    assert model.loaded_task_adapters() == ["task-1", "task-2", "task-3"]
+    assert model.loaded_task_adapters == ["task-1", "task-2", "task-3"]
 
 
 def test_a_whole_model_remembers_what_switching_needs(tmp_path):
@@ -194,11 +82,11 @@ def test_a_whole_model_of_other_origin_cannot_go_back(tmp_path):
     model_after(2).save_pretrained(tmp_path)
     (tmp_path / "task_learning_state.safetensors").unlink()
     model = HvplForVideoInstanceSegmentation.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="What task-1 left of the no-object heads is not known"):
+    with pytest.raises(ValueError, match="The no-object heads after task-1 are unknown"):
         model.set_task_adapters(1)
-    with pytest.raises(ValueError, match="What task-1 left .* cannot be told apart as adapters. Save or push it whole"):
+    with pytest.raises(ValueError, match="task-1 are unknown.* cannot be told apart as adapters. Save or push"):
         model.save_task_adapter(tmp_path / "adapter", base=tmp_path)
-    assert model.active_task_adapters() == ["task-1", "task-2"] and not (tmp_path / "adapter").exists()
+    assert model.active_task_adapters == ["task-1", "task-2"] and not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -218,76 +106,6 @@ def test_saving_needs_a_task_and_a_base(tmp_path):
     with pytest.raises(ValueError, match="base is in memory only: save it"):
         model.save_task_adapter(tmp_path)
     assert os.listdir(tmp_path) == []
-
-
-# What does not fit
-
-
-def broken(folder, **changes):
-    path = folder / "task_adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def test_a_failed_load_leaves_the_model_as_it_was(folders):
-    weights = folders / "task-3" / "task_adapter_model.safetensors"
-    other_base = tiny_hvpl(seed=1)
-    for number, model in ((0, model_after(0)), (2, model_after(2))):
-        with pytest.raises(ValueError, match="belongs to another base: .*task-0"):
-            other_base.load_task_adapter(folders / "task-3")
-        with pytest.raises(OSError, match="does not appear to have a file named task_adapter_config.json"):
-            model.load_task_adapter(folders / "task-0")
-        assert_same(model, model_after(number))
-    assert other_base.num_tasks == 1
-
-    whole = weights.read_bytes()
-    for content in (whole[:-100], whole[:200], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
-        weights.write_bytes(content)
-        model = model_after(1)
-        with pytest.raises(OSError, match="task-3 are corrupt or incomplete"):
-            model.load_task_adapter(folders / "task-3")
-        assert_same(model, model_after(1))
-        with pytest.raises(OSError, match="task-3 are corrupt or incomplete"):
-            AutoModelForVideoInstanceSegmentation.from_pretrained(folders / "task-3")
-
-
-def test_a_task_that_differs_from_the_one_in_memory(folders):
-    model = model_after(0)
-    train_task(model, TASKS[0], seed=7)
-    train_task(model, TASKS[1], seed=8)
-    model.set_task_adapters(1)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match="task-1 of .*task-3 is another one than that in memory"):
-        model.load_task_adapter(folders / "task-3")
-    assert model.active_task_adapters() == ["task-1"] and model.loaded_task_adapters() == ["task-1", "task-2"]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_an_adapter_with_a_gap(folders):
-    tasks = json.loads((folders / "task-3" / "task_adapter_config.json").read_text())["tasks"]
-    broken(folders / "task-3", tasks=[tasks[0], tasks[2]])
-    model = model_after(0)
-    with pytest.raises(ValueError, match=r"holds the tasks \['task-1', 'task-3'\]: tasks build on each other"):
-        model.load_task_adapter(folders / "task-3")
-    assert_same(model, model_after(0))
-
-
-def test_an_adapter_of_another_architecture(folders):
-    model = model_after(0)
-    broken(folders / "task-1", model_type="crisp")
-    with pytest.raises(ValueError, match="task-1 holds tasks of a crisp model and cannot be added to hvpl"):
-        model.load_task_adapter(folders / "task-1")
-    broken(folders / "task-1", model_type="hvpl", format_version=99)
-    with pytest.raises(OSError, match=r"newer transformers_cvis \(format 99\): update the package"):
-        model.load_task_adapter(folders / "task-1")
-    broken(folders / "task-2", tasks=[{"name": "task-1", "class_names": ["moon"], "num_prompts": 5}])
-    with pytest.raises(ValueError, match=r"task-1 does not fit .* has the shape \(3, 32\), the model's \(5, 32\)"):
-        model.load_task_adapter(folders / "task-2")
-    (folders / "task-3" / "task_adapter_config.json").write_text("{}")
-    with pytest.raises(OSError, match="is no description of a task adapter"):
-        model.load_task_adapter(folders / "task-3")
-    assert_same(model, model_after(0))
-    with pytest.raises(AttributeError):
-        tiny_genvis().load_task_adapter(folders / "task-1")
 
 
 # The Hub
@@ -345,6 +163,17 @@ def test_a_base_moves_on_and_adapters_keep_theirs(pushed):
     new = AutoModelForVideoInstanceSegmentation.from_pretrained(REPO)
     with pytest.raises(ValueError, match=f"belongs to another base: {REPO} at "):
         new.load_task_adapter(REPO, revision="task-2")
+
+
+def test_a_base_that_was_copied_on_the_hub_is_where_later_tasks_find_it(pushed):
+    model_after(0).push_to_hub("tester/copy")
+    model = HvplForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-1", base="tester/copy")
+    train_task(model, TASKS[1], seed=1)
+    model.push_task_adapter(REPO)
+    description = json.loads(Path(HfApi().hf_hub_download(REPO, ADAPTER_CONFIG, revision="task-2")).read_text())
+    commit = pushed.repos["model", "tester/copy"].branches["main"]
+    assert (description["base"]["repo"], description["base"]["revision"]) == ("tester/copy", commit)
+    assert_same(AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-2"), model_after(2))
 
 
 def test_an_adapter_in_a_repository_of_its_own(pushed):
@@ -422,6 +251,16 @@ def test_a_revision_with_a_gap(pushed, tmp_path):
         AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-3")
 
 
+def test_a_whole_model_replaces_an_adapter_and_an_adapter_a_whole_model(pushed):
+    repo = pushed.repos["model", REPO]
+    tiny_genvis().push_to_hub(REPO, revision="task-1")
+    assert "model.safetensors" in repo.files("task-1")
+    assert not [name for name in repo.files("task-1") if name.startswith("task_")]
+    model = AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-2")
+    model.push_task_adapter(REPO, revision="task-1")
+    assert set(repo.files("task-1")) == {*ADAPTER_FILES, "video_preprocessor_config.json"}
+
+
 def test_a_push_killed_before_its_commit_does_not_pass_off_the_base(pushed, monkeypatch):
     model = model_after(0)
     train_task(model, TASKS[0], seed=9)
@@ -462,7 +301,7 @@ def test_an_interrupted_push_leaves_every_revision_as_it_was(pushed, method, pat
     model = model_after(0)
     for seed, revision in ((5, "task-1"), (6, "task-7")):
         model.set_task_adapters(0)
-        for name in reversed(model.loaded_task_adapters()):
+        for name in reversed(model.loaded_task_adapters):
             model.delete_task_adapter(name)
         train_task(model, TASKS[0], seed)
         with pushed.failing(method, path), pytest.raises((HfHubHTTPError, RuntimeError)):
@@ -500,7 +339,7 @@ def test_a_revision_loads_from_the_cache_when_offline(pushed):
     code = (
         "import transformers_cvis\n"
         "load = transformers_cvis.AutoModelForVideoInstanceSegmentation.from_pretrained\n"
-        f"print(load({REPO!r}, revision='task-2').active_task_adapters())\n"
+        f"print(load({REPO!r}, revision='task-2').active_task_adapters)\n"
         f"model = load({REPO!r})\n"
         f"model.load_task_adapter({REPO!r}, revision='task-2')\n"
         "print(model.config.task_class_counts)\n"
@@ -533,6 +372,7 @@ def test_the_card_names_tasks_base_and_report(pushed):
         "| after task | AP |",
         'revision="task-1"',
         f"base_model: {REPO}",
+        "\n# hvpl after task-1\n",
     ):
         assert part in text, part
 

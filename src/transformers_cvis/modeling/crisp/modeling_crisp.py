@@ -49,9 +49,6 @@ class CrispForVideoInstanceSegmentation(TaskClipDetectorForVideoInstanceSegmenta
         if self.config.uses_class_names:
             del self.class_tokens[-1]
 
-    def _task_parts(self, task: int) -> list[str]:
-        return [*super()._task_parts(task), f"class_tokens.{task}"]
-
     def frozen_modules(self) -> list[str]:
         trained = self.num_tasks - 1 if self._uses_components else None
         tokens = [f"class_tokens.{task}" for task in range(self.num_tasks) if task != trained]
@@ -98,7 +95,7 @@ class CrispForVideoInstanceSegmentation(TaskClipDetectorForVideoInstanceSegmenta
     def semantic_prompts(self, task: int) -> torch.Tensor:
         """Prompts of the classes of a task, (classes, C), made of their names and their learnable tokens."""
         return self.text_encoder().encode(
-            self._classes_of(task), self.class_tokens[task].weight, self.config.hidden_dim
+            self.classes_of_task(task), self.class_tokens[task].weight, self.config.hidden_dim
         )
 
     def card_note(self) -> str | None:

@@ -1,9 +1,16 @@
-"""Learning task by task: what a model with groups of task queries knows of its tasks (HVPL, CRISP)."""
+"""Learning task by task: the tasks of a model in memory, which are added, switched, and removed (HVPL, CRISP)."""
 
+import copy
 import math
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
+
+from .adapter_files import TaskAdapter, task_name
+from .adapter_store import AdapterStore, copy_to_cpu
+from .places import no_object_parts, parts_of_task
 
 
 def check_tasks(config: PreTrainedConfig, fewest_prompts: int = 1) -> None:
@@ -30,12 +37,25 @@ def check_tasks(config: PreTrainedConfig, fewest_prompts: int = 1) -> None:
         )
 
 
+def config_before_tasks(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration of the base of a model that has learnt tasks."""
+    config = copy.deepcopy(config)
+    names = list(config.id2label.values())[: config.task_class_counts[0]]
+    config.task_class_counts, config.task_prompt_counts = config.task_class_counts[:1], []
+    config.id2label = dict(enumerate(names))
+    config._commit_hash = None  # that of the adapter, under which the base's files would be looked for
+    return config
+
+
 class TaskLearningMixin:
-    """Precedes the video model in the bases of a model that learns task by task.
+    """Learning task by task. Precedes the video model in the bases of a model.
 
     The configuration has `task_class_counts`, `task_prompt_counts` and `id2label`, whose classes come task after task.
     Task 0 is the base; each later task adds prompts, mask heads and class heads, and all else is frozen from then on,
     except the no-object heads, which every task trains further.
+
+    The tasks after the base are called `task-1`, `task-2`, ... Only active tasks predict; tasks that are loaded but not
+    active stay in memory. Tasks build on each other, so the active ones are always the first ones.
 
     Attributes:
         fewest_prompts (`int`): of a task. With 0, a task can do without prompts: it adds class heads alone, and all
@@ -43,6 +63,10 @@ class TaskLearningMixin:
     """
 
     fewest_prompts = 1
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self._store = AdapterStore()
 
     def task_levels(self) -> dict[str, nn.Module]:
         """The modules that hold groups of task queries, by their path in the model; "" is the model itself.
@@ -54,8 +78,18 @@ class TaskLearningMixin:
 
     @property
     def num_tasks(self) -> int:
-        """Tasks learnt so far, the base included."""
+        """Number of active tasks, the base included."""
         return len(self.config.task_class_counts)
+
+    @property
+    def active_task_adapters(self) -> list[str]:
+        """Names of the active tasks, without the base."""
+        return [task_name(task) for task in range(1, self.num_tasks)]
+
+    @property
+    def loaded_task_adapters(self) -> list[str]:
+        """Names of all tasks in memory, active or not, without the base."""
+        return [task_name(task) for task in range(1, self.num_tasks + len(self._store.waiting))]
 
     @property
     def learns_by_prompts(self) -> bool:
@@ -67,6 +101,13 @@ class TaskLearningMixin:
         """How many objects a video can have in training; objects beyond the prompts of a later task are left out."""
         return math.inf if self.learns_by_prompts else super().most_objects
 
+    def classes_of_task(self, task: int) -> list[str]:
+        """Return the names of the classes of an active task; 0 is the base."""
+        counts = self.config.task_class_counts
+        return list(self.config.id2label.values())[sum(counts[:task]) : sum(counts[: task + 1])]
+
+    # Adding and removing
+
     def add_task(self, class_names: list[str], num_prompts: int) -> None:
         """Start to learn new classes: a group of prompts and heads at every level, all else frozen.
 
@@ -76,8 +117,13 @@ class TaskLearningMixin:
                 training video shows more, those that fit worst are left out of its losses.
 
         Raises:
-            ValueError: when there is no class or no prompt, or a class is known already.
+            ValueError: there is no class or no prompt, a class is known already, or a task in memory is not active.
         """
+        if self._store.waiting:
+            raise ValueError(
+                f"{task_name(self.num_tasks)} is in memory, but not active: activate it with `set_task_adapters`, or "
+                "drop it with `delete_task_adapter`, before another task is added."
+            )
         known = set(self.config.label2id)
         twice = sorted({name for name in class_names if name in known or class_names.count(name) > 1})
         if twice:
@@ -93,16 +139,18 @@ class TaskLearningMixin:
                 f"The tasks of this model have {'prompts' if self.learns_by_prompts else 'no prompts'}, so another one "
                 f"cannot have {num_prompts}."
             )
+        no_object_heads = _copies(self.no_object_parameters())
         self._add_groups(len(class_names), num_prompts)
+        self._store.begin_task(self.num_tasks, no_object_heads)
         config.task_class_counts = [*config.task_class_counts, len(class_names)]
         config.task_prompt_counts = [*config.task_prompt_counts, num_prompts]
         self._set_classes([*config.id2label.values(), *class_names])
 
     def remove_task(self) -> None:
-        """Take away what the last task added. The no-object heads stay as they are.
+        """Remove the last active task; the no-object heads become those that the task before it left.
 
         Raises:
-            ValueError: when there is no task after the base.
+            ValueError: there is no task after the base.
         """
         if self.num_tasks == 1:
             raise ValueError("The base cannot be removed: the model has learnt no task after it.")
@@ -112,6 +160,123 @@ class TaskLearningMixin:
         config.task_class_counts = config.task_class_counts[:-1]
         config.task_prompt_counts = config.task_prompt_counts[:-1]
         self._set_classes(names)
+        _copy_into(self.no_object_parameters(), self._store.end_task(self.num_tasks))
+
+    # Switching
+
+    def set_task_adapters(self, names: Sequence[str] | int) -> None:
+        """Activate the first tasks in memory; the others stay in memory, and the base stays where it is.
+
+        Args:
+            names: the tasks to be active, in order, beginning with `task-1`; or their number. None of them is the base
+                alone.
+
+        Raises:
+            ValueError: a task that is not in memory, or a gap (`task-3` without `task-2`); the model stays as it is.
+        """
+        if self.num_tasks > 1:
+            self._check_prompts()
+        loaded = self.loaded_task_adapters
+        number = names if isinstance(names, int) else len(names)
+        wanted = loaded[:number] if isinstance(names, int) else list(names)
+        if not 0 <= number <= len(loaded) or wanted != loaded[:number]:
+            raise ValueError(
+                f"Cannot activate {names!r}: tasks build on each other, so the active ones must be the first of those "
+                f"in memory, {loaded}."
+            )
+        if number < self.num_tasks - 1:
+            self._no_object_heads(number)
+        while self.num_tasks - 1 > number:
+            self._store.waiting.insert(0, self._capture(self.num_tasks - 1))
+            self.remove_task()
+        while self.num_tasks - 1 < number:
+            self._attach(self._store.waiting.pop(0))
+
+    def delete_task_adapter(self, name: str) -> None:
+        """Delete the last task in memory.
+
+        Raises:
+            ValueError: there is no such task, or others build on it.
+        """
+        loaded = self.loaded_task_adapters
+        if name not in loaded:
+            raise ValueError(f"There is no {name!r} in memory, only {loaded}.")
+        if name != loaded[-1]:
+            raise ValueError(f"Other tasks build on {name}: delete {loaded[-1]} first.")
+        if self._store.waiting:
+            self._store.waiting.pop()
+        else:
+            self.remove_task()
+
+    def _check_prompts(self) -> None:
+        if not self.learns_by_prompts:
+            raise ValueError(
+                f"This {type(self).__name__} learns by all its weights: its tasks are no adapters; save the whole "
+                "model with `save_pretrained`."
+            )
+
+    def _no_object_heads(self, task: int) -> dict[str, torch.Tensor]:
+        """Return the no-object heads as an active task left them; 0 is the base.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        if task == self.num_tasks - 1:
+            return _copies(self.no_object_parameters())
+        if task not in self._store.no_object:
+            raise ValueError(
+                f"The no-object heads after {task_name(task) if task else 'the base'} are unknown: these weights were "
+                "not saved by transformers_cvis. So the model cannot go back to that task, and its tasks cannot be "
+                "told apart as adapters. Save or push it whole (`save_pretrained`, `push_to_hub`)."
+            )
+        return self._store.no_object[task]
+
+    def _capture(self, task: int) -> TaskAdapter:
+        """Copy an active task out of the model."""
+        return TaskAdapter(
+            class_names=self.classes_of_task(task),
+            num_prompts=self.config.task_prompt_counts[task - 1],
+            weights=_copies(self.task_parameters(task)),
+            no_object=self._no_object_heads(task),
+            directions=self._store.directions.get(task),
+        )
+
+    def _attach(self, adapter: TaskAdapter) -> None:
+        """Append a task with its weights.
+
+        Raises:
+            ValueError: the weights are not those of a task of this model, which then stays as it is.
+        """
+        task = self.num_tasks
+        waiting, self._store.waiting = self._store.waiting, []
+        try:
+            self.add_task(adapter.class_names, adapter.num_prompts)
+        finally:
+            self._store.waiting = waiting
+        own = {**self.task_parameters(task), **self.no_object_parameters()}
+        given = {**adapter.weights, **adapter.no_object}
+        if problem := _difference(given, own):
+            self.remove_task()
+            raise ValueError(f"{task_name(task)} does not fit this {type(self).__name__}: {problem}")
+        _copy_into(own, given)
+        if adapter.directions is not None:
+            self._store.directions[task] = adapter.directions
+
+    # Protected directions
+
+    def protect_directions(self, directions: torch.Tensor) -> None:
+        """Remember the directions that the last active task protects from later ones; they travel with its adapter.
+
+        Args:
+            directions: `(channels, rank)`, orthonormal, and orthogonal to those of earlier tasks.
+        """
+        self._store.protect(self.num_tasks - 1, directions)
+
+    def protected_directions(self) -> torch.Tensor | None:
+        """Return all directions that active tasks protect, `(channels, sum of ranks)`, in order; None without any."""
+        return self._store.protected()
+
+    # Inside the model
 
     def _add_groups(self, num_classes: int, num_prompts: int) -> None:
         for level in self.task_levels().values():
@@ -139,18 +304,18 @@ class TaskLearningMixin:
             criterion.leave_surplus = self.learns_by_prompts or type(criterion).leave_surplus
 
     def task_parameters(self, task: int) -> dict[str, nn.Parameter]:
-        """What task `task` >= 1 added to the model, by name; without the no-object heads, which it trains, too."""
+        """Return what an active task from 1 on added, by name; without the no-object heads, which it trains as well.
+
+        Raises:
+            ValueError: there is no such active task.
+        """
         if not 1 <= task < self.num_tasks:
             raise ValueError(f"There is no task {task} after the base: the model has learnt {self.num_tasks - 1}.")
-        return self._parameters_of(self._task_parts(task))
-
-    def _task_parts(self, task: int) -> list[str]:
-        """What a task adds at every level, by its path there."""
-        return [f"task_queries.{task - 1}", f"class_predictor.heads.{task + 1}"]
+        return self._parameters_of(parts_of_task(task))
 
     def no_object_parameters(self) -> dict[str, nn.Parameter]:
-        """The heads that every task trains further, by name."""
-        return self._parameters_of(["class_predictor.heads.0"])
+        """Return the heads that every task trains further, by name."""
+        return self._parameters_of(no_object_parts())
 
     def _parameters_of(self, parts: list[str]) -> dict[str, nn.Parameter]:
         prefixes = tuple(f"{level}.{part}.".removeprefix(".") for level in self.task_levels() for part in parts)
@@ -163,4 +328,25 @@ class TaskLearningMixin:
         return [name for name, _ in self.named_parameters() if name not in trained]
 
 
-__all__ = ["TaskLearningMixin", "check_tasks"]
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: copy_to_cpu(tensor) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _copy_into(parameters: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+
+
+def _difference(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str | None:
+    """Describe why `given` cannot be loaded into `own`, or return None."""
+    missing, foreign = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or foreign:
+        return f"it {f'lacks {missing[0]}' if missing else f'has {foreign[0]}, which the model has not'}."
+    for name, tensor in given.items():
+        if tensor.shape != own[name].shape:
+            return f"{name} has the shape {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}."
+    return None
+
+
+__all__ = ["TaskLearningMixin", "check_tasks", "config_before_tasks"]

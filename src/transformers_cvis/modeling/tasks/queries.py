@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...kernels import BatchInvariance, batch_invariant_linear
 from ..frame_detector.masked_attention_decoder import MaskedAttentionDecoder, MaskEmbedder, inside_masks, multiply_masks
 from ..frame_detector.pixel_decoder import NUM_LEVELS
+from .places import NO_OBJECT_HEAD
 
 # Rows and outputs of the class heads are filled up to cache lines, which keeps the matrices of a batch aligned.
 CLASS_HEAD_ALIGNMENT = 16
@@ -62,7 +63,7 @@ class TaskQueryGroup(nn.Module):
 
 
 class TaskClassPredictor(nn.Module):
-    """Class logits of all tasks: `heads[0]` is the no-object head, which tasks share, `heads[1 + t]` that of task t.
+    """Class logits of all tasks: the no-object head, which tasks share, and the head of each task, see `places`.
 
     Args:
         class_counts: classes of each task, the base first.
@@ -84,7 +85,7 @@ class TaskClassPredictor(nn.Module):
         Args:
             fresh: start from random weights instead.
         """
-        no_object = self.heads[0]
+        no_object = self.heads[NO_OBJECT_HEAD]
         reference = next(no_object.parameters())
         head = self._head(num_classes).to(reference.device, reference.dtype)
         if fresh:
@@ -134,7 +135,8 @@ class TaskClassPredictor(nn.Module):
             results = network(groups.expand(-1, len(alike), -1, -1).flatten(0, 1)).unflatten(0, (num_groups, -1))
             for head, result in zip(alike, results.unbind(1), strict=True):
                 logits[head] = result[:, :num_rows, : widths[head]]
-        return torch.cat([*logits[1:], logits[0]], dim=-1).reshape(*queries.shape[:-1], -1)
+        no_object = logits.pop(NO_OBJECT_HEAD)
+        return torch.cat([*logits, no_object], dim=-1).reshape(*queries.shape[:-1], -1)
 
 
 @dataclass

@@ -1,0 +1,32 @@
+"""Where the parts of each task lie in a model that learns task by task.
+
+Task 0 is the base, task t the t-th one after it. Every stage of a model (see `TaskLearningMixin.task_levels`) holds
+
+    class_predictor.heads    the no-object head, which all tasks share, then the class head of task 0, 1, ...
+    task_queries             the prompts and mask head of task 1, 2, ...; those of the base are the model's own queries
+    class_tokens             the tokens of the class names of task 0, 1, ..., where the model reads class names
+
+This module is the only place that counts with these indices.
+"""
+
+NO_OBJECT_HEAD = 0  # in `class_predictor.heads`
+
+
+def class_head(task: int) -> int:
+    """Return the index in `class_predictor.heads` of the class head of a task."""
+    return task + 1
+
+
+def query_group(task: int) -> int:
+    """Return the index in `task_queries` of the prompts of a task from 1 on."""
+    return task - 1
+
+
+def parts_of_task(task: int) -> list[str]:
+    """Return the paths, from a stage, of what a task from 1 on adds; a stage need not have all of them."""
+    return [f"task_queries.{query_group(task)}", f"class_predictor.heads.{class_head(task)}", f"class_tokens.{task}"]
+
+
+def no_object_parts() -> list[str]:
+    """Return the paths, from a stage, of what all tasks share and train further."""
+    return [f"class_predictor.heads.{NO_OBJECT_HEAD}"]

@@ -2,9 +2,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Read without importing the package, which needs what is only about to be installed.
+about: dict[str, str] = {}
+exec(Path("src/transformers_cvis/_version.py").read_text(encoding="utf-8"), about)
+
 setup(
     name="transformers-cvis",
-    version="0.1.0",
+    version=about["__version__"],
     description="Video instance segmentation that keeps learning, the Hugging Face way",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -21,6 +25,8 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    # The command line, outside of the package, so that help and mistakes answer before torch is imported.
+    py_modules=["transformers_cvis_cli"],
     package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml", "continual/schedules/*.yaml"]},
     install_requires=[
         "torch>=2.9",
@@ -47,5 +53,5 @@ setup(
         "demo": [],
         "dev": ["pytest", "pytest-xdist", "ruff", "tensorboard", "numba"],
     },
-    entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli.main:main"]},
+    entry_points={"console_scripts": ["transformers-cvis=transformers_cvis_cli:main"]},
 )

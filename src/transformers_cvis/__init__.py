@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoVideoProcessor
 
+from ._version import __version__
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
 from .hub.push import push_to_hub
+from .logs import follow_transformers
 from .modeling.auto import IMAGE_MODELS, MODELS, AutoModelForVideoInstanceSegmentation, register_models
 from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_ytvis, predict_dataset, write_submission
     from .training import Recipe, train
 
-__version__ = "0.1.0"
-
+follow_transformers()
 register_models()
 register_pipeline()
 for _config_class in (*MODELS, *IMAGE_MODELS):
@@ -84,6 +85,7 @@ __all__ = [
     "VideoSegmentation",
     "VitaConfig",
     "VitaForVideoInstanceSegmentation",
+    "__version__",
     "default_model_path",
     "demo_ground_truth_path",
     "demo_video_path",

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -17,9 +16,8 @@ from accelerate.utils import set_seed
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..data import is_split_of, read_annotations, split_ytvis
 from ..evaluation import ContinualReport, GroundTruth, TaskEvaluation, evaluate_after_task
@@ -36,6 +34,8 @@ from ..training.trainer import Trainer, check_precision, runs_on_cpu
 from .distillation import DistillingModel
 from .gradient_projection import GradientProjection, check_collection, collect_directions
 from .schedule import Schedule, videos_of_classes
+
+logger = logging.get_logger(__name__)
 
 SCHEDULE_FILE = "schedule.json"
 RESULTS_FILE = "results.json"
@@ -280,9 +280,7 @@ class _ContinualRun:
             path = self.folder(number) / EVALUATION_FILE
             is_new = not path.is_file()
             if is_new:
-                if state.is_main_process:
-                    names = ", ".join(self.tasks[number])
-                    tqdm.write(f"Task {number} of {len(self.tasks) - 1}: {names}", file=sys.stderr)
+                logger.info(f"Task {number} of {len(self.tasks) - 1}: {', '.join(self.tasks[number])}")
                 model = self._learn(number, model, evaluations)
             else:
                 model = None
@@ -335,8 +333,7 @@ class _ContinualRun:
         set_seed(recipe.seed)
         if checkpoint is not None:
             model = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
-            if PartialState().is_main_process:
-                tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
+            logger.info(f"Continuing from {checkpoint}.")
         elif number == 0:
             model = build_model(recipe, recipe.data.class_names)
         else:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from ..logs import progress_bar
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LOCAL_EXTENT = 1.2  # every shape lies within [-1.2, 1.2]^2 of its own coordinates
@@ -371,7 +372,7 @@ def make_moving_shapes(
         partial_dir.chmod(0o755)
         for split, (name, num_videos) in enumerate((("train", num_train_videos), ("valid", num_valid_videos))):
             annotation_file = _AnnotationFile(categories, {"generator": "moving_shapes", "split": name, "seed": seed})
-            for index in tqdm(range(num_videos), desc=f"moving shapes: {name}", disable=not progress):
+            for index in progress_bar(range(num_videos), desc=f"moving shapes: {name}", disable=not progress):
                 rng_key = (seed, split, index)
                 length = int(np.random.default_rng((*rng_key, 0)).integers(lengths[0], lengths[1] + 1))
                 video = generate_video(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from .masks import empty_segmentation
+from .segmentation import VideoSegmentation
 from .tracks import Track
 
 
@@ -42,3 +43,36 @@ def tracks_to_ytvis_json(
             }
         )
     return results
+
+
+def videos_to_ytvis_json(
+    segmentations: Sequence[tuple[int, str, VideoSegmentation]], id2label: Mapping[int, str]
+) -> dict:
+    """Return segmented videos as one YouTube-VIS json, with a score in each annotation and None in absent frames.
+
+    Args:
+        segmentations: for each video its id, its source, and what was found in it.
+        id2label: the class names of the model; category ids are the label ids + 1.
+    """
+    videos, annotations = [], []
+    for video_id, source, segmentation in segmentations:
+        height, width = segmentation.size
+        shape = {"height": height, "width": width, "length": segmentation.num_frames}
+        file_names = [f"{source}#{frame}" for frame in range(segmentation.num_frames)]
+        videos.append({"id": video_id, "name": source, "fps": segmentation.fps, **shape, "file_names": file_names})
+        for track in segmentation.tracks:
+            boxes = [box and [box[0], box[1], box[2] - box[0], box[3] - box[1]] for box in track.boxes]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "video_id": video_id,
+                    "category_id": track.label_id + 1,
+                    "score": round(track.score, 6),
+                    "iscrowd": 0,
+                    **shape,
+                    "segmentations": track.segmentations,
+                    "bboxes": boxes,
+                }
+            )
+    categories = [{"id": label_id + 1, "name": id2label[label_id]} for label_id in sorted(id2label)]
+    return {"videos": videos, "categories": categories, "annotations": annotations}

@@ -1,6 +1,5 @@
 """From a recipe to a model and to training samples."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, Mask2FormerConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..data import (
     ClipDataset,
@@ -23,7 +23,7 @@ from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
 from ..processing import CvisVideoProcessor
 from .recipe import EvaluationRecipe, Recipe, SourceRecipe, merge, shipped_recipes
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 FRAME_DETECTORS = (Mask2FormerConfig.model_type, FrameDetectorConfig.model_type)
 CLASS_HEAD = "class_predictor"

@@ -14,17 +14,20 @@ import torch
 import transformers
 from accelerate.state import PartialState
 from accelerate.utils import set_seed
-from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from .. import __version__
+from .._version import __version__
 from ..data import read_annotations
 from ..hub.push import save_model
+from ..logs import silence_other_processes
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from .build import build_dataset, build_model, build_processor, collate
 from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
 from .measure import evaluate_on_processes
 from .recipe import Recipe
 from .trainer import Trainer, check_precision, runs_on_cpu
+
+logger = logging.get_logger(__name__)
 
 
 def train(
@@ -71,8 +74,7 @@ def train(
         model = build_model(recipe, names)
     else:
         model = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
-        if PartialState().is_main_process:
-            tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
+        logger.info(f"Continuing from {checkpoint}.")
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     processor = build_processor(recipe.evaluation)
@@ -100,7 +102,7 @@ def train(
 def join_processes(on_cpu: bool) -> None:
     """Join the other processes of a distributed run, until the program ends: one program may train more than once."""
     if not torch.distributed.is_initialized():
-        PartialState(cpu=on_cpu)
+        silence_other_processes(PartialState(cpu=on_cpu).is_main_process)
         atexit.register(_leave_processes)
 
 
@@ -111,7 +113,7 @@ def _leave_processes() -> None:
 
 def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
     """What `training_summary.json` holds: enough to repeat the training, and what it gave."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "transformers-cvis"), *sys.argv[1:]])
     processes = trainer.accelerator.num_processes
     if trainer.accelerator.device.type == "cuda":
         hardware = f"{processes} x {torch.cuda.get_device_name()}"

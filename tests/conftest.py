@@ -3,9 +3,11 @@
 The Hub client reads its environment when it is imported, so the server starts here, before any test module.
 """
 
+import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -73,6 +75,21 @@ def loopback_hub() -> LoopbackHub:
     """The loopback Hub, empty. The real `huggingface_hub` client talks to it as user `tester`."""
     HUB.reset()
     return HUB
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """As pytest's, with the messages of transformers and of this package, which do not reach the root logger."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return caplog
+
+
+@pytest.fixture
+def terminal(capsys, monkeypatch):
+    """`capsys` with a standard error that is a terminal, so that progress bars are drawn."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
+    return capsys
 
 
 @pytest.fixture

@@ -71,10 +71,10 @@ def test_a_converted_mask2former_segments_videos(checkpoints, video, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.pth"], "There is no checkpoint 'absent.pth'"),
+        (["absent.pth"], "SOURCE: There is no file 'absent.pth'"),
         (["{file}"], "is no checkpoint: it begins with b'hello'"),
         (["{genvis}", "--set", "clip_length"], "--set clip_length: must look like KEY=VALUE"),
-        (["{genvis}", "--classes", "absent.txt"], "No such file or directory: absent.txt"),
+        (["{genvis}", "--classes", "absent.txt"], "--classes: There is no file 'absent.txt'"),
         (["{genvis}", "--classes", "{broken}"], "is no YouTube-VIS json with 'categories'"),
         (["{genvis}", "--out", "{file}/out"], "Cannot write into the folder .*file: Not a directory"),
         (["{genvis}", "--out", "{file}"], "file exists and is not an empty folder"),

@@ -72,7 +72,7 @@ def test_the_program_lists_its_commands(capsys):
         (["segment", "a.mp4", "--treshold", "0.5"], 2, "unrecognized arguments: --treshold 0.5"),
         (["--quiet", "segment", "a.mp4", "--verbose"], 2, "--quiet and --verbose exclude each other"),
         (["segment", "absent.mp4"], 1, "error: VIDEO: There is no file or folder 'absent.mp4'. Give a video file"),
-        (["train", "absent"], 1, "error: No recipe 'absent': give a YAML file or one of crisp_"),
+        (["train", "absent"], 1, "error: No recipe 'absent': give a YAML file or one of genvis_"),
     ],
 )
 def test_help_and_mistakes_answer_without_torch(arguments, code, answer, tmp_path):
@@ -101,14 +101,8 @@ def test_help_and_mistakes_answer_without_torch(arguments, code, answer, tmp_pat
         ("validate {folder}", "JSON: There is no file '{folder}'. Give annotations in YouTube-VIS or COCO format"),
         ("validate {file} --images absent", "--images: There is no folder 'absent'. Give the folder of the pictures"),
         ("import-data coco absent --out a", "SOURCE: There is no file or folder 'absent'. Give a folder of masks, or"),
-        (
-            "import-data masks {folder} --frames absent --out a",
-            "--frames: There is no folder 'absent'. Give with masks",
-        ),
-        (
-            "import-data masks {folder} --frames {folder} --classes absent --out a",
-            "--classes: There is no file 'absent'",
-        ),
+        ("import-data masks {folder} --frames absent --out a", "--frames: There is no folder 'absent'. Give the fold"),
+        ("import-data masks . --frames . --classes absent --out a", "--classes: There is no file 'absent'. Give the c"),
         ("split-data absent --out a", "JSON: There is no file 'absent'. Give annotations in YouTube-VIS format"),
         ("make-data moving-shapes a --backgrounds absent", "--backgrounds: There is no folder 'absent'. Give pictures"),
         ("convert absent --system vita --out a", "SOURCE: There is no file 'absent'. Give a checkpoint: .pth"),

@@ -80,7 +80,7 @@ def test_a_video_which_breaks_does_not_stop_the_others(video, model, tmp_path, c
         ([__file__], "cannot be opened as a video"),
         (["VIDEO", "--out", "{tmp}/file/out"], "Cannot write into the folder .*file"),
         (["VIDEO", "--json", "out.mp4"], "must end in .json"),
-        (["VIDEO", "--model", "{tmp}/absent"], "--model .*/absent: there is no such folder, and the Hub gives no such"),
+        (["VIDEO", "--model", "{tmp}/absent"], "--model: There is no folder '.*/absent'. Give the folder of a saved"),
         (
             ["VIDEO", "--model", "tester/absent"],
             "--model tester/absent: .* Give the folder of a saved model, or the name",

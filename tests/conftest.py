@@ -87,7 +87,7 @@ def caplog(caplog, monkeypatch):
 @pytest.fixture
 def terminal(capsys, monkeypatch):
     """`capsys` with a standard error that is a terminal, so that progress bars are drawn."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda stream: True)
     monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     return capsys
 

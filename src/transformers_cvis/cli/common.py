@@ -49,7 +49,8 @@ def messages(quiet: bool, verbose: bool) -> Iterator[None]:
         verbose: show all messages from level INFO on.
     """
     library, package = logging.get_logger(), logging.get_logger(PACKAGE)
-    levels, had_bars = (library.level, package.level), logging.is_progress_bar_enabled()
+    levels = library.level, package.level
+    hide_bars = logging.is_progress_bar_enabled() and (quiet or not draws_progress_bars())
     handler = MessageHandler()
     logging.disable_default_handler()
     logging.add_handler(handler)
@@ -59,7 +60,7 @@ def messages(quiet: bool, verbose: bool) -> Iterator[None]:
         library.setLevel(logging.INFO)
     elif library.level == logging.WARNING:
         package.setLevel(logging.INFO)
-    if quiet or not draws_progress_bars():
+    if hide_bars:
         logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -71,7 +72,7 @@ def messages(quiet: bool, verbose: bool) -> Iterator[None]:
         package.setLevel(levels[1])
         logging.remove_handler(handler)
         logging.enable_default_handler()
-        if had_bars:
+        if hide_bars:
             logging.enable_progress_bar()
 
 

@@ -446,6 +446,12 @@ def _add_make_data(commands: Any) -> None:
     _add_flag(parser, "--mp4", "also write each video as mp4, in videos/")
 
 
+def converted_systems() -> tuple[str, ...]:
+    """Return the systems of `convert`: once the package is imported also those that were registered with it."""
+    conversion = sys.modules.get("transformers_cvis.conversion")
+    return CONVERTED_SYSTEMS if conversion is None else tuple(conversion.SYSTEMS)
+
+
 def _add_convert(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -459,9 +465,9 @@ def _add_convert(commands: Any) -> None:
         "  transformers-cvis convert step4/model_final.pth --system hvpl --set calibration_deltas=[0.4,0.5] --out hvpl",
     )
     _add_input(parser, "source", "SOURCE", "a checkpoint: .pth, .pkl or .safetensors", "file")
-    text = f"what the checkpoint is of: {', '.join(CONVERTED_SYSTEMS)}. An image checkpoint of Mask2Former becomes one "
-    text += "of transformers as mask2former, and one that tracks as minvis"
-    _add(parser, "--system", "NAME", text, required=True, choices=CONVERTED_SYSTEMS)
+    text = f"what the checkpoint is of: {', '.join(converted_systems())}. An image checkpoint of Mask2Former becomes "
+    text += "one of transformers as mask2former, and one that tracks as minvis"
+    _add(parser, "--system", "NAME", text, required=True, choices=converted_systems())
     _add(parser, "--out", "DIR", "a new folder for the model", required=True)
     text = "of a model that learns by tasks (hvpl, crisp): what it was after task N, 0 for the base (default: the last)"
     _add(parser, "--task", "N", text, type=int)

@@ -158,6 +158,12 @@ def test_choices_and_defaults_are_those_of_the_package():
     assert f"the first N of {len(SHAPES)}" in parser_of("make-data").format_help()
 
 
+def test_a_system_that_was_registered_can_be_converted(monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "toy", SYSTEMS["vita"])
+    options = parser_of("convert").parse_args(["toy.pth", "--system", "toy", "--out", "toy"])
+    assert options.system == "toy"
+
+
 @pytest.mark.parametrize("flag", ["quiet", "verbose", "debug"])
 def test_flags_stand_before_or_after_the_command(flag):
     parser = transformers_cvis_cli.build_parser()

@@ -25,6 +25,8 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    # The command line, outside of the package, so that help and mistakes answer before torch is imported.
+    py_modules=["transformers_cvis_cli"],
     package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml", "continual/schedules/*.yaml"]},
     install_requires=[
         "torch>=2.9",
@@ -51,5 +53,5 @@ setup(
         "demo": [],
         "dev": ["pytest", "pytest-xdist", "ruff", "tensorboard", "numba"],
     },
-    entry_points={"console_scripts": ["transformers-cvis=transformers_cvis.cli.main:main"]},
+    entry_points={"console_scripts": ["transformers-cvis=transformers_cvis_cli:main"]},
 )

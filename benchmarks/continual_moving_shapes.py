@@ -36,9 +36,9 @@ from pathlib import Path
 import torch
 from _harness import this_machine, versions_here
 
+import transformers_cvis_cli as cli
 from transformers_cvis import make_moving_shapes
 from transformers_cvis.assets import ASSETS
-from transformers_cvis.cli import main as cli
 from transformers_cvis.data import SHAPES
 from transformers_cvis.evaluation import ContinualReport
 from transformers_cvis.files import write_json

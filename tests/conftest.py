@@ -3,11 +3,13 @@
 The Hub client reads its environment when it is imported, so the server starts here, before any test module.
 """
 
+import logging
 import os
 import resource
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -75,6 +77,21 @@ def loopback_hub() -> LoopbackHub:
     """The loopback Hub, empty. The real `huggingface_hub` client talks to it as user `tester`."""
     HUB.reset()
     return HUB
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """As pytest's, with the messages of transformers and of this package, which do not reach the root logger."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return caplog
+
+
+@pytest.fixture
+def terminal(capsys, monkeypatch):
+    """`capsys` with a standard error that is a terminal, so that progress bars are drawn."""
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda stream: True)
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
+    return capsys
 
 
 @pytest.fixture

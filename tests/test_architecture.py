@@ -17,9 +17,10 @@ import transformers_cvis
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = "transformers_cvis"
 SOURCE = REPOSITORY / "src" / PACKAGE
+COMMAND_LINE = REPOSITORY / "src" / f"{PACKAGE}_cli.py"
 
 # Each room, and the rooms below it which it may import.
-GROUND = {"_version", "files", "messages", "precision", "rle", "ytvis_json"}
+GROUND = {"_version", "files", "logs", "messages", "precision", "rle", "ytvis_json"}
 LOWEST = {"processing", "kernels", "hub", "assets"} | GROUND
 MIDDLE = {"evaluation", "data", "modeling"}
 ALLOWED_IMPORTS = {
@@ -38,6 +39,7 @@ ALLOWED_IMPORTS = {
     "assets": set(),
     **{room: set() for room in GROUND - {"ytvis_json"}},
     "ytvis_json": {"rle"},
+    "__main__": set(),
 }
 SYSTEMS = {"vita", "genvis", "minvis", "hvpl", "mask2former_vis", "crisp", "spvis"}
 FORBIDDEN_DEPENDENCIES = {"detectron2", "timm", "cv2"}
@@ -174,7 +176,7 @@ def test_modules_import_in_no_circle():
 
 
 def test_dependencies_are_the_declared_ones():
-    known = RUN_TIME_DEPENDENCIES | OPTIONAL_DEPENDENCIES | sys.stdlib_module_names | {PACKAGE}
+    known = RUN_TIME_DEPENDENCIES | OPTIONAL_DEPENDENCIES | sys.stdlib_module_names | {PACKAGE, COMMAND_LINE.stem}
     unknown = {
         f"{module}: {name}"
         for module, path in source_modules().items()
@@ -182,6 +184,19 @@ def test_dependencies_are_the_declared_ones():
         if name not in known
     }
     assert not unknown
+
+
+def test_the_command_line_imports_the_standard_library_only():
+    """Without what a command needs, which `main` imports by name, help and mistakes answer at once."""
+    tree = ast.parse(COMMAND_LINE.read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
+
+
+def test_only_the_commands_and_the_entry_points_know_the_command_line():
+    users = {room(module) for module, path in source_modules().items() if COMMAND_LINE.stem in imports(path)}
+    assert users == {"cli", "__main__"}
 
 
 def repository_files() -> Iterator[Path]:
@@ -216,11 +231,29 @@ def test_forbidden_dependencies_are_imported_nowhere():
 def test_importing_the_package_is_silent_and_leaves_the_heavy_rooms_alone():
     code = (
         "import sys, transformers_cvis\n"
-        "heavy = ['training', 'data', 'evaluation', 'conversion', 'cli']\n"
+        "heavy = ['continual', 'training', 'data', 'evaluation', 'conversion', 'cli']\n"
         "assert not [room for room in heavy if f'transformers_cvis.{room}' in sys.modules]"
     )
     run = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_importing_the_package_registers_everything_at_once():
+    code = (
+        "import transformers_cvis\n"
+        "from transformers import AutoConfig, AutoModel\n"
+        "from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING\n"
+        "from transformers.pipelines import PIPELINE_REGISTRY\n"
+        f"for name in {sorted(SYSTEMS)}:\n"
+        "    config_class = type(AutoConfig.for_model(name))\n"
+        "    model_class = AutoModel._model_mapping[config_class]\n"
+        "    auto_class = transformers_cvis.AutoModelForVideoInstanceSegmentation\n"
+        "    assert auto_class._model_mapping[config_class] is model_class\n"
+        "    assert transformers_cvis.CvisVideoProcessor.__name__ in str(VIDEO_PROCESSOR_MAPPING[config_class])\n"
+        "assert 'video-instance-segmentation' in PIPELINE_REGISTRY.get_supported_tasks()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def public_objects() -> Iterator[tuple[str, object]]:

@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import transformers_cvis_cli as cli
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, demo_video_path, task_adapter_path
 from transformers_cvis.assets import ASSETS, demo_ground_truth_path
-from transformers_cvis.cli import main as cli
 from transformers_cvis.evaluation import evaluate_ytvis
 from transformers_cvis.hub.owned_files import read_files_of_report
 

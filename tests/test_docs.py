@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from transformers_cvis.cli import main as cli
+import transformers_cvis_cli as cli
 from transformers_cvis.data import find_image_root, make_moving_shapes
 from transformers_cvis.processing import VideoWriter
 

@@ -22,6 +22,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff"):
         shutil.copy(REPOSITORY / name, project)
     shutil.copytree(SOURCE, project / "src" / "transformers_cvis", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(SOURCE.parent / "transformers_cvis_cli.py", project / "src")
     build = f"import setuptools.build_meta as backend; backend.build_wheel({str(output)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=project, check=True, capture_output=True)
     with zipfile.ZipFile(next(output.glob("*.whl"))) as archive:
@@ -37,6 +38,29 @@ def test_the_wheel_is_pure_and_holds_every_file_of_the_package(wheel):
     }
     assert any(name.endswith(".yaml") for name in wanted)
     assert wanted - set(wheel.namelist()) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answer"),
+    [
+        (["--help"], 0, "usage: transformers-cvis [-h]"),
+        (["train-continual", "--help"], 0, "usage: transformers-cvis train-continual [-h]"),
+        (["--version"], 0, "transformers-cvis 0.1.0"),
+        (["segment", "--no-such-option", "a.mp4"], 2, "unrecognized arguments: --no-such-option"),
+        (["segment", "absent.mp4"], 1, "VIDEO: There is no file or folder 'absent.mp4'"),
+        (["train", "absent"], 1, "No recipe 'absent': give a YAML file or one of genvis_moving_shapes"),
+    ],
+)
+def test_the_program_in_the_wheel_answers_without_any_other_package(wheel, tmp_path, arguments, code, answer):
+    wheel.extractall(tmp_path)
+    # Neither installed packages (-S) nor environment and current folder (-I): torch could not be imported here.
+    call = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from transformers_cvis_cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-S", "-I", "-c", call, *arguments]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == code, finished.stderr
+    assert answer in finished.stdout + finished.stderr
 
 
 def test_the_wheel_carries_its_licence_and_no_tests(wheel):
@@ -61,7 +85,7 @@ def test_the_metadata_names_dependencies_extras_and_the_program(wheel):
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, flags=re.MULTILINE))
     assert extras >= {"test", "train", "demo", "dev"}
     assert "License-Expression: Apache-2.0" in metadata or "License: Apache-2.0" in metadata
-    assert "transformers-cvis = transformers_cvis.cli.main:main" in read("entry_points.txt")
+    assert "transformers-cvis = transformers_cvis_cli:main" in read("entry_points.txt")
 
 
 def test_the_embedded_files_are_small():
@@ -93,6 +117,7 @@ def test_every_import_is_of_something_that_is_required(wheel):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.split(".")[0])
+    imported.remove("transformers_cvis_cli")  # of the same wheel
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     missing = {names.get(name, name) for name in imported - sys.stdlib_module_names} - required
     assert missing <= {"torchcodec", "numba"}  # which read videos and compile where they are installed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformers_cvis.cli import main as cli
+import transformers_cvis_cli as cli
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
 from .hub.push import push_to_hub
+from .logs import follow_transformers
 from .modeling.auto import AutoModelForVideoInstanceSegmentation
 from .modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from .modeling.frame_detector import FrameDetector, FrameDetectorConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_ytvis, predict_dataset, write_submission
     from .training import Recipe, train
 
+follow_transformers()
 register_own_systems()
 register_pipeline()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from transformers_cvis.cli.main import main
+from transformers_cvis_cli import main
 
 
 @pytest.mark.parametrize(

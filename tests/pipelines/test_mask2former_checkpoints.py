@@ -21,6 +21,7 @@ from transformers import (
     pipeline,
 )
 
+import transformers_cvis_cli as cli
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
     CvisVideoProcessor,
@@ -29,7 +30,6 @@ from transformers_cvis import (
     MinVisForVideoInstanceSegmentation,
     SpvisForVideoInstanceSegmentation,
 )
-from transformers_cvis.cli import main as cli
 from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
 from transformers_cvis.processing import VideoWriter
 

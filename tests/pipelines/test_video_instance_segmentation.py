@@ -86,13 +86,13 @@ class TestCalls:
         assert segment(mp4)["num_frames"] == 2
         assert segment(mp4, stride=1)["num_frames"] == 4  # the call wins
 
-    def test_progress(self, segment, mp4, capsys):
+    def test_progress(self, segment, mp4, terminal):
         segment(mp4)
-        assert capsys.readouterr().err == ""
+        assert terminal.readouterr().err == ""
         segment(mp4, progress=True)
-        assert "4/4" in capsys.readouterr().err
+        assert "4/4" in terminal.readouterr().err
         segment(np.zeros((100, 8, 8, 3), np.uint8), clip_length=50)
-        assert "100/100" in capsys.readouterr().err
+        assert "100/100" in terminal.readouterr().err
 
     def test_online_equals_itself_whatever_the_source_length(self, segment, frames):
         # Online: the first frames of a video do not depend on the later ones.

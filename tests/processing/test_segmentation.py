@@ -57,10 +57,14 @@ class TestWholeVideo:
     def test_one_frame(self, model, video):
         assert segment_video(model, PROCESSOR, video[:1]).num_frames == 1
 
-    def test_progress_bar(self, model, video, capsys):
+    def test_progress_bar(self, model, video, terminal):
         segment_video(model, PROCESSOR, video, progress=True)
-        assert "5/5" in capsys.readouterr().err
+        assert "5/5" in terminal.readouterr().err
         segment_video(model, PROCESSOR, video)
+        assert terminal.readouterr().err == ""
+
+    def test_no_progress_bar_outside_of_a_terminal(self, model, video, capsys):
+        segment_video(model, PROCESSOR, video, progress=True)
         assert capsys.readouterr().err == ""
 
     @pytest.mark.parametrize("clip_length", [0, -1, 1.5, "2"])

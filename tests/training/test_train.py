@@ -67,7 +67,7 @@ def test_from_scratch_to_an_evaluated_model(shapes, tmp_path):
         ("C:/Scripts/transformers-cvis.exe", "transformers-cvis"),
         (f"{PACKAGE}/__main__.py", "transformers-cvis"),
         (f"{PACKAGE}/cli/__main__.py", "transformers-cvis"),
-        (f"{PACKAGE}/cli/main.py", "transformers-cvis"),
+        (f"{PACKAGE}/cli/__main__.py", "transformers-cvis"),
         (f"{PACKAGE.parent}/transformers_cvis_cli.py", "transformers-cvis"),
         ("examples/train_vis.py", "train_vis.py"),
     ],

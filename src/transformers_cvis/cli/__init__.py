@@ -1,1 +1,1 @@
-"""The command line: `transformers-cvis`."""
+"""The commands of `transformers-cvis`, a module per family; their parsers lie in `transformers_cvis_cli`."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from .main import main
+from transformers_cvis_cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +11,8 @@ from accelerate.state import PartialState
 from accelerate.utils import set_seed
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RevisionNotFoundError
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..evaluation import ContinualReport, TaskEvaluation, evaluate_after_task
 from ..files import sha256, write_json
@@ -32,6 +30,8 @@ from ..training.trainer import Trainer, runs_on_cpu
 from .distilling_model import DistillingModel
 from .preparation import REPORT_FOLDER, RunPlan, prepare
 from .schedule import Schedule
+
+logger = logging.get_logger(__name__)
 
 RESULTS_FILE = "results.json"
 EVALUATION_FILE = "evaluation.json"  # of a task; written last, so a task that has it is complete
@@ -105,9 +105,7 @@ class ContinualRun:
             path = self.folder(number) / EVALUATION_FILE
             is_new = not path.is_file()
             if is_new:
-                if state.is_main_process:
-                    names = ", ".join(self.tasks[number])
-                    tqdm.write(f"Task {number} of {len(self.tasks) - 1}: {names}", file=sys.stderr)
+                logger.info(f"Task {number} of {len(self.tasks) - 1}: {', '.join(self.tasks[number])}")
                 model = self._learn(number, model, evaluations)
             else:
                 model = None
@@ -172,8 +170,7 @@ class ContinualRun:
         set_seed(recipe.seed)
         if checkpoint is not None:
             model = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
-            if PartialState().is_main_process:
-                tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
+            logger.info(f"Continuing from {checkpoint}.")
         elif number == 0:
             model = build_model(recipe, recipe.data.class_names)
         else:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
+from ..logs import progress_bar
 from ..rle import encode
 from ..ytvis_json import track_annotation
 from .moving_shapes import IMAGE_SUFFIXES
@@ -53,7 +53,7 @@ def read_mask_folders(
             raise FileNotFoundError(f"The folder {folder} does not exist.")
     classes = None if class_file is None else read_class_file(class_file)
     videos, tracks, without_class = [], [], []  # tracks: video, class, segmentations
-    for name in tqdm(_video_names(masks_root), desc="masks", unit="video", disable=not progress):
+    for name in progress_bar(_video_names(masks_root), desc="masks", unit="video", disable=not progress):
         video, segmentations, first_mask = _read_video(frames_root, masks_root, name, video_id=len(videos) + 1)
         videos.append(video)
         class_of_id = classes.get(name, {}) if classes is not None else _class_of_folder(name)

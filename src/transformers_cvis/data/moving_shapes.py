@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ..files import complete_folder, write_json
+from ..logs import progress_bar
 from ..messages import check_at_least
 from ..processing import VideoWriter
 from ..rle import encode_or_none
@@ -367,7 +367,7 @@ def make_moving_shapes(
     with complete_folder(output_dir) as folder:
         for split, (name, num_videos) in enumerate((("train", num_train_videos), ("valid", num_valid_videos))):
             annotation_file = _AnnotationFile(categories, {"generator": "moving_shapes", "split": name, "seed": seed})
-            for index in tqdm(range(num_videos), desc=f"moving shapes: {name}", disable=not progress):
+            for index in progress_bar(range(num_videos), desc=f"moving shapes: {name}", disable=not progress):
                 rng_key = (seed, split, index)
                 length = int(np.random.default_rng((*rng_key, 0)).integers(lengths[0], lengths[1] + 1))
                 video = generate_video(

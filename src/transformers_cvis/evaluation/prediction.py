@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from ..logs import progress_bar
 from ..processing import segment_video, tracks_to_ytvis_json
 from ..ytvis_json import file_names_messages
 from .ground_truth import GroundTruth
@@ -50,7 +49,7 @@ def predict_dataset(
             "that the model was trained for, or rename `model.config.id2label`."
         )
     results = []
-    for video_id, video in tqdm(ground_truth.videos.items(), desc="videos", unit="video", disable=not progress):
+    for video_id, video in progress_bar(ground_truth.videos.items(), desc="videos", unit="video", disable=not progress):
         frames = _frames(video, Path(image_root).expanduser())
         segmentation = segment_video(
             model, video_processor, frames, clip_length=clip_length, threshold=threshold, top_k=top_k

@@ -1,12 +1,12 @@
 """The transformers pipeline for video instance segmentation, and its entry in the pipeline registry."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoVideoProcessor, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
 
 from ..assets import default_model_path
 from ..hub.card import TASK
@@ -27,7 +27,7 @@ _PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json"
 # Videos of at least this many frames, or of unknown length, get a progress bar unless `progress` says otherwise.
 _LONG_VIDEO = 100
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 
 class VideoInstanceSegmentationPipeline(Pipeline):

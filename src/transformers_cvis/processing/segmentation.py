@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from ..logs import progress_bar
 from .tracks import DEFAULT_SCORE_RULE, Track, TrackAccumulator
 from .video_processor import CvisVideoProcessor
 from .video_reading import VideoFrames, open_video
@@ -154,7 +154,8 @@ def _run(model, video_processor, frames: VideoFrames, clip_length, progress) -> 
     waiting: deque[list[np.ndarray]] = deque()  # clips that the model has taken and not yet answered
 
     def prepared_clips() -> Iterator[torch.Tensor]:
-        bar = tqdm(frames, total=frames.num_frames, desc=Path(frames.name).name, unit="frame", disable=not progress)
+        name = Path(frames.name).name
+        bar = progress_bar(frames, total=frames.num_frames, desc=name, unit="frame", disable=not progress)
         for clip in _clips(bar, clip_length):
             # An offline model takes the whole video first: its frames must not pile up here.
             waiting.append(clip if model.is_online else [])

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,14 @@ import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from transformers.utils import logging
 
 try:
     from torchcodec.decoders import VideoDecoder
 except Exception:  # not installed, or it finds no FFmpeg libraries (which is no ImportError): PyAV brings its own
     VideoDecoder = None
+
+logger = logging.get_logger(__name__)
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _GREY_OR_COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -322,10 +324,9 @@ def _read_video_file(decode, source: str, name: str, header: _Header) -> Iterato
         if header.seconds is None or seconds + 3 * frame_seconds < header.seconds:
             problem = problem or "the file ends early"
     if problem is not None and count:
-        warnings.warn(
+        logger.warning(
             f"{name} is truncated or damaged: {count} of {header.num_frames or 'an unknown number of'} frames could be "
-            f"read ({problem}); only those are used.",
-            stacklevel=2,
+            f"read ({problem}); only those are used."
         )
 
 

@@ -1,6 +1,5 @@
 """From a recipe to a model and to training samples."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..data import (
     ClipDataset,
@@ -24,7 +24,7 @@ from ..processing import CvisVideoProcessor
 from .recipe import EvaluationSettings, Recipe, SourceSettings, shipped_recipes
 from .settings import merge
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 CLASS_PREDICTOR = "class_predictor"
 GENERATED_DATA = "moving_shapes"  # the folder in which the recipes for moving shapes look for them

@@ -13,14 +13,15 @@ import torch
 import transformers
 from accelerate.state import PartialState
 from accelerate.utils import set_seed
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .._version import __version__
 from ..data import read_annotations
 from ..files import replace_files
 from ..hub.card import TRAINING_SUMMARY_FILE, CardInfo, name_of_folder
 from ..hub.push import save_model
+from ..logs import silence_other_processes
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..processing import CvisVideoProcessor
 from .build import build_dataset, build_model, build_processor, collate
@@ -29,6 +30,8 @@ from .checkpoint_files import find_checkpoint
 from .measure import evaluate_on_processes
 from .recipe import Recipe
 from .trainer import Trainer, check_precision, runs_on_cpu
+
+logger = logging.get_logger(__name__)
 
 COMMAND = "transformers-cvis"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -81,8 +84,7 @@ def train(
         model = build_model(recipe, names)
     else:
         model = AutoModelForVideoInstanceSegmentation.from_pretrained(checkpoint)
-        if PartialState().is_main_process:
-            tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
+        logger.info(f"Continuing from {checkpoint}.")
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     processor = build_processor(recipe.evaluation)
@@ -112,7 +114,7 @@ def train(
 def join_processes(on_cpu: bool) -> None:
     """Join the other processes of a distributed run, until the program ends: one program may train more than once."""
     if not torch.distributed.is_initialized():
-        PartialState(cpu=on_cpu)
+        silence_other_processes(PartialState(cpu=on_cpu).is_main_process)
         atexit.register(_leave_processes)
 
 

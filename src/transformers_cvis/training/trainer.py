@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -11,21 +10,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..files import incomplete_path, remove_incomplete, write_json
+from ..logs import progress_bar
 from . import checkpoint_files
 from .callbacks import TrainingCallback
 from .optimization import learning_rate_factor, parameter_groups
 from .recipe import Recipe
 from .tracking import resolve_trackers
 
-logger = get_logger(__name__)
+logger = transformers_logging.get_logger(__name__)
 
 LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_clip2" -> "loss_mask"
 
@@ -194,12 +192,11 @@ class Trainer:
         self.model.train()
         self.started = time.perf_counter()
         window_start, data_seconds, window_steps = self.started, 0.0, 0
-        progress = tqdm(
+        progress = progress_bar(
             total=recipe.max_steps,
             initial=self.first_step,
             desc=f"train {recipe.system}",
             unit="step",
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line twice a second
             disable=not accelerator.is_local_main_process,
         )
         metrics, evaluated = {}, False

@@ -1,0 +1,8 @@
+"""`python -m transformers_cvis`."""
+
+import sys
+
+from transformers_cvis_cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

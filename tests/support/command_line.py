@@ -1,0 +1,16 @@
+"""The program `transformers-cvis` in the process of the tests."""
+
+from transformers_cvis_cli import main
+
+
+def run(*arguments: object) -> int:
+    """Run a command and return its exit code."""
+    return main([str(argument) for argument in arguments])
+
+
+def error_line(capsys) -> str:
+    """Return the one line that says what failed."""
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("transformers-cvis: error: ")]
+    assert len(lines) == 1 and "Traceback" not in error, error
+    return lines[0]

@@ -19,4 +19,4 @@ def test_fields(capsys, command, key, line):
     assert main([command, "--fields", key]) == 0
     assert capsys.readouterr().out.startswith(line)
     assert main([command, "--fields", "optimiser"]) == 1
-    assert "does not have the field 'optimiser'. Did you mean '" in capsys.readouterr().err
+    assert "does not have the field 'optimiser'." in capsys.readouterr().err

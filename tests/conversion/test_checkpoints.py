@@ -267,7 +267,7 @@ class TestTasks:
         report = convert_checkpoint(path, tmp_path / "out", system, class_names=TASKS)
         assert len(report.mapped) + len(report.ignored) == len(shapes) and not report.unknown and not report.fresh
         model, released = load(tmp_path / "out"), torch.load(path)["model"]
-        levels = {"sem_seg_head.predictor": model.task_levels()["detector" if system == "hvpl" else ""]}
+        levels = {"sem_seg_head.predictor": model.task_stages()["detector" if system == "hvpl" else ""]}
         if system == "hvpl":
             levels["vita_module"] = model.video_head
         for source, level in levels.items():

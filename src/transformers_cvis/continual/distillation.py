@@ -12,17 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.clip_detector.modeling_clip_detector import ClipDetector
+from ..modeling.layers.mask_logits import mask_logits
 from ..modeling.losses import (
     IncrementalClipLoss,
-    LayerPrediction,
     class_distillation_loss,
     mask_distillation_loss,
     pooled_distillation_loss,
     pseudo_labels,
 )
 from ..modeling.losses.mask_classification import full_precision
-from ..modeling.outputs import VideoInstanceSegmentationOutput
-from ..modeling.video_head.object_decoder import mask_logits
+from ..modeling.outputs import LayerPrediction, VideoInstanceSegmentationOutput
 
 
 @dataclass
@@ -135,7 +134,7 @@ class DistillingModel(nn.Module):
             teacher.config.num_labels,
             unbiased=recipe.classification == "unbiased",
             focal=(recipe.focal_alpha, recipe.focal_gamma) if recipe.classification == "focal" else None,
-            **student.criterion_settings(config),
+            **IncrementalClipLoss.settings_of(config),
         )
         self.train(student.training)
 

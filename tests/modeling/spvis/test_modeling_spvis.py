@@ -99,7 +99,7 @@ class TestSpvisOffline(SpvisTests):
 
     def test_has_no_state(self):
         state = TestSpvisOnline().model()(video_batch()).state
-        with pytest.raises(ValueError, match="offline SPVIS takes a whole video at once and has no `state`"):
+        with pytest.raises(ValueError, match="takes a whole video at once and has no `state`"):
             self.model()(video_batch(), state=state)
 
     @pytest.mark.parametrize("joint", ["sequential", "interaction_only"])

@@ -4,18 +4,16 @@ B videos, T frames, Q queries of all groups, P queries of a group, C channels, K
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip_detector.modeling_clip_detector import ClipDetector, ClipFeatures
-from ..losses import LayerPrediction
-from ..outputs import VideoInstanceSegmentationOutput
+from ..layers.query_groups import GroupParameters
+from ..outputs import LayerPrediction, VideoInstanceSegmentationOutput
 from ..tasks.adapters import TaskAdapterMixin
 from ..tasks.queries import (
     DecodedGroups,
     GroupedQueries,
     GroupLayout,
-    QueryGroup,
     TaskClassPredictor,
     TaskQueryGroup,
     calibrate_class_logits,
@@ -54,7 +52,7 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
 
     # Tasks
 
-    def task_levels(self) -> dict[str, nn.Module]:
+    def task_stages(self) -> dict[str, nn.Module]:
         return {"": self}
 
     def add_task(self, class_names: list[str], num_prompts: int | None = None) -> None:
@@ -104,15 +102,9 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
         for task, tokens in enumerate(self.class_tokens):
             tokens.requires_grad_(task == trained)
 
-    def groups(self) -> list[QueryGroup]:
+    def groups(self) -> list[GroupParameters]:
         """The base, then every later task."""
-        module = self.model.transformer_module
-        base = QueryGroup(
-            module.queries_features.weight,
-            [module.queries_embedder.weight] * len(module.decoder.layers),
-            module.decoder.mask_predictor.mask_embedder,
-        )
-        return [base, *(queries.group() for queries in self.task_queries)]
+        return [self.base_group(), *(queries.group() for queries in self.task_queries)]
 
     @property
     def group_widths(self) -> list[int]:
@@ -198,7 +190,7 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
             return super().embed_masks(queries)
         return GroupedQueries(self.groups()).mask_embeddings(queries)
 
-    def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    def _predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
         return GroupLayout(self.group_widths).mask_logits(mask_embeddings, mask_features)
 
     # Training
@@ -253,7 +245,7 @@ class CrispForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetector):
         base = self.model.transformer_module.queries_features.weight
         if not self.learns_by_prompts:
             return torch.eye(num_queries, dtype=base.dtype, device=base.device)
-        directions = F.normalize(base[:num_queries], dim=-1)
+        directions = nn.functional.normalize(base[:num_queries], dim=-1)
         return directions @ directions.T
 
 

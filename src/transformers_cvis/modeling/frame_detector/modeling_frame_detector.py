@@ -6,17 +6,19 @@ N images, Q queries, C channels, K classes.
 import torch
 from torch import nn
 from transformers import AutoBackbone, Mask2FormerConfig
+from transformers.utils import can_return_tuple
 
+from ...geometry import SIZE_DIVISOR
 from ...kernels import pointwise_convolution
-from ..losses import LayerPrediction, MaskClassificationLoss
+from ..layers.mask_logits import frame_mask_logits
+from ..layers.query_groups import GroupParameters
+from ..losses import MaskClassificationLoss
 from ..modeling_base import CvisPreTrainedModel
-from ..outputs import FrameDetectorOutput
+from ..outputs import FrameDetectorOutput, LayerPrediction, hidden_states_requested
 from .configuration_frame_detector import FrameDetectorConfig
 from .frozen_batch_norm import freeze_batch_norms
 from .masked_attention_decoder import TransformerModule
 from .pixel_decoder import PixelDecoder
-
-SIZE_DIVISOR = 32
 
 
 class PixelLevelModule(nn.Module):
@@ -71,16 +73,7 @@ class FrameDetector(CvisPreTrainedModel):
         super().__init__(config)
         self.model = FrameDetectorModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.criterion = MaskClassificationLoss(
-            config.num_labels,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
-        )
+        self.criterion = MaskClassificationLoss(config.num_labels, **MaskClassificationLoss.settings_of(config))
         self.post_init()
 
     @classmethod
@@ -101,6 +94,7 @@ class FrameDetector(CvisPreTrainedModel):
             config = cls.config_class.from_frame_detector(config)
         return super()._from_config(config, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -108,6 +102,8 @@ class FrameDetector(CvisPreTrainedModel):
         num_query_layers: int = 1,
         output_predictions: bool = False,
         output_mask_features: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FrameDetectorOutput:
         """
         Args:
@@ -117,13 +113,19 @@ class FrameDetector(CvisPreTrainedModel):
             num_query_layers: how many of the last decoder layers `frame_queries` holds.
             output_predictions: return `predictions`, and outside training the logits of the last layer.
             output_mask_features: False saves `mask_features` where nothing that is asked for needs them.
+            output_hidden_states: return `hidden_states`, the queries of all layers.
+            output_attentions: refused, see `hidden_states_requested`.
 
         Raises:
-            ValueError: when `pixel_values` has the wrong shape or type, or `num_query_layers` is out of range.
+            ValueError: when `pixel_values` has the wrong shape or type, `num_query_layers` is out of range, or
+                attention weights are asked for.
         """
+        keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self._check_inputs(pixel_values, num_query_layers)
         levels, fpn_features = self.model.pixel_level_module(pixel_values.to(self.dtype))
-        return self.predict(levels, fpn_features, labels, num_query_layers, output_predictions, output_mask_features)
+        return self.predict(
+            levels, fpn_features, labels, num_query_layers, output_predictions, output_mask_features, keeps_layers
+        )
 
     def predict(
         self,
@@ -133,21 +135,39 @@ class FrameDetector(CvisPreTrainedModel):
         num_query_layers: int = 1,
         output_predictions: bool = False,
         output_mask_features: bool = True,
+        output_hidden_states: bool = False,
     ) -> FrameDetectorOutput:
-        """What follows the pixel decoder, whose outputs `levels` and `fpn_features` are; arguments as in `forward`."""
+        """Predict from the outputs of the pixel decoder, `levels` and `fpn_features`; arguments as in `forward`."""
         project_masks = self.model.pixel_level_module.decoder.mask_projection
         queries, mask_embeddings = self.model.transformer_module(
             levels, [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
         )
-        output = FrameDetectorOutput(frame_queries=torch.stack(queries[-num_query_layers:]), fpn_features=fpn_features)
+        output = FrameDetectorOutput(
+            frame_queries=torch.stack(queries[-num_query_layers:]),
+            fpn_features=fpn_features,
+            hidden_states=tuple(queries) if output_hidden_states else None,
+        )
         predicts = output_predictions or labels is not None
         if predicts or output_mask_features:
             output.mask_features = project_masks(fpn_features)
         if not predicts:
             return output
 
-        mask_embeddings.append(self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries[-1]))
+        mask_embeddings.append(self.embed_masks(queries[-1]))
         return self._add_predictions(output, queries, mask_embeddings, labels)
+
+    def embed_masks(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return the mask embeddings `(..., Q, mask channels)` of normed queries `(..., Q, C)` of any layer."""
+        return self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries)
+
+    def base_group(self) -> GroupParameters:
+        """Return the learned queries with their positions and their mask head."""
+        module = self.model.transformer_module
+        return GroupParameters(
+            module.queries_features.weight,
+            [module.queries_embedder.weight] * len(module.decoder.layers),
+            module.decoder.mask_predictor.mask_embedder,
+        )
 
     def _add_predictions(
         self,
@@ -163,7 +183,7 @@ class FrameDetector(CvisPreTrainedModel):
         )
         output.class_queries_logits = output.predictions[-1].class_logits
         if not self.training:
-            output.masks_queries_logits = torch.einsum("nqc,nchw->nqhw", mask_embeddings[-1], output.mask_features)
+            output.masks_queries_logits = frame_mask_logits(mask_embeddings[-1], output.mask_features)
         if labels is not None:
             scored = output.predictions if self.config.use_auxiliary_loss else output.predictions[-1:]
             output.loss_dict, _ = self.criterion(scored, output.mask_features, labels)

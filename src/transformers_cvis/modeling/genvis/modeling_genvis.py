@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import can_return_tuple
 
 from ..losses import ClipwiseMaskClassificationLoss, VideoTargets
-from ..outputs import VideoInstanceSegmentationOutput
+from ..outputs import VideoInstanceSegmentationOutput, hidden_states_requested
 from ..video_head.modeling_video import CvisVideoModel
 from ..video_head.object_decoder import DecodedQueries, VideoHead
 from .configuration_genvis import GenVisConfig
@@ -94,6 +95,11 @@ class GenVisState:
     video_queries: Tensor
     memory: QueryMemory
 
+    @property
+    def batch_size(self) -> int:
+        """Number of videos."""
+        return len(self.video_queries)
+
     def append(self, step: "GenVisStep") -> "GenVisState":
         """The state after one more clip."""
         return GenVisState(step.decoded.last, self.memory.append(step.memory_key, step.memory_value))
@@ -172,11 +178,13 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
     video_head_class = GenVisHead
     criterion_class = ClipwiseMaskClassificationLoss
     is_online = True
+    state_class = GenVisState
 
     @staticmethod
     def criterion_settings(config: GenVisConfig) -> dict[str, Any]:
         return {"uvla": config.uvla}
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values_videos: Tensor,
@@ -184,6 +192,8 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         state: GenVisState | None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_embeddings: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -196,24 +206,28 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict`, summed over the clips, instead of
                 predictions. Gradients flow through the state from clip to clip.
             output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
+            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed video queries
+                `(B, Q, C)` of every layer of the object decoder.
+            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
 
         Raises:
             ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
         """
+        keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)
+        self._check_state(state, len(pixel_values_videos))
         pixel_values_videos = pixel_values_videos.to(self.dtype)
         if labels is not None:
             return self._compute_loss(pixel_values_videos, labels)
-        batch_size = len(pixel_values_videos)
-        state = self._initial_state(batch_size) if state is None else state
-        if len(state.video_queries) != batch_size:
-            raise ValueError(
-                f"`state` belongs to a batch of {len(state.video_queries)} videos, but `pixel_values_videos` holds "
-                f"{batch_size}."
-            )
+        state = self._initial_state(len(pixel_values_videos)) if state is None else state
         detected = self.detect(pixel_values_videos, pixel_mask)
-        step = self.video_head(detected.frame_queries, state.video_queries, state.memory.keys, state.memory.values)
-        return self.make_output(detected, step.encoded_queries, step.decoded, output_embeddings, state.append(step))
+        memory = state.memory
+        step = self.video_head(
+            detected.frame_queries, state.video_queries, memory.keys, memory.values, all_layers=keeps_layers
+        )
+        return self._make_output(
+            detected, step.encoded_queries, step.decoded, output_embeddings, keeps_layers, state.append(step)
+        )
 
     def _initial_state(self, batch_size: int) -> GenVisState:
         video_queries = self.video_head.initial_queries(batch_size)
@@ -229,8 +243,8 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
                 f"{clip_length}."
             )
         targets = VideoTargets.from_labels(labels, self.config.num_labels)
-        detected, frames = self.detect_for_training(pixel_values_videos)
-        loss_dict, frame_matches = self.frame_losses(detected, targets)
+        detected, frames = self._detect_for_training(pixel_values_videos)
+        loss_dict, frame_matches = self._frame_losses(detected, targets)
 
         state = self._initial_state(len(frames.frame_queries))
         predictions, encoded_queries, video_similarity = [], [], []
@@ -238,17 +252,17 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
             memory = state.memory
             step = self.video_head(clip_queries, state.video_queries, memory.keys, memory.values, all_layers=True)
             state = state.append(step)
-            predictions.append(self.layer_predictions(step.decoded))
+            predictions.append(self._layer_predictions(step.decoded))
             encoded_queries.append(step.encoded_queries)
             similarity = self.video_head.video_similarity_projection(step.decoded.normalised[-1])
-            video_similarity.append(self.split_layers(similarity))
+            video_similarity.append(self._split_layers(similarity))
         frame_similarity = self.video_head.frame_similarity_projection(torch.cat(encoded_queries, dim=1))
         video_losses = self.criterion(
             predictions,
             frames.mask_features,
             targets,
             frame_matches,
-            self.split_layers(frame_similarity),
+            self._split_layers(frame_similarity),
             video_similarity,
         )
         loss_dict = {**loss_dict, **video_losses}

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..outputs import LayerPrediction
 from .mask_classification import MaskClassificationLoss, full_precision, name_losses
-from .matching import LayerPrediction
 from .targets import Targets, VideoTargets
 
 

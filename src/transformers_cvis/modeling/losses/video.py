@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..outputs import LayerPrediction
 from .mask_classification import MaskClassificationLoss, average_over_ranks, full_precision, name_losses
-from .matching import LayerPrediction
 from .similarity import similarity_losses
 from .targets import VideoTargets
 from .uvla import RULES, unified_video_label_assignment

@@ -44,7 +44,7 @@ class TaskLearningMixin:
 
     fewest_prompts = 1
 
-    def task_levels(self) -> dict[str, nn.Module]:
+    def task_stages(self) -> dict[str, nn.Module]:
         """The modules that hold groups of task queries, by their path in the model; "" is the model itself.
 
         Each has `task_queries`, one entry per later task, `class_predictor.heads`, the no-object head and then one per
@@ -68,11 +68,11 @@ class TaskLearningMixin:
         return math.inf if self.learns_by_prompts else super().most_objects
 
     def add_task(self, class_names: list[str], num_prompts: int) -> None:
-        """Start to learn new classes: a group of prompts and heads at every level, all else frozen.
+        """Start to learn new classes: a group of prompts and heads at every stage, all else frozen.
 
         Args:
             class_names: of the new task; `config.id2label` continues with them.
-            num_prompts: prompts at each level, the most objects of the new classes that are found in a video. Where a
+            num_prompts: prompts at each stage, the most objects of the new classes that are found in a video. Where a
                 training video shows more, those that fit worst are left out of its losses.
 
         Raises:
@@ -114,12 +114,12 @@ class TaskLearningMixin:
         self._set_classes(names)
 
     def _add_groups(self, num_classes: int, num_prompts: int) -> None:
-        for level in self.task_levels().values():
-            level.add_task(num_classes, num_prompts)
+        for stage in self.task_stages().values():
+            stage.add_task(num_classes, num_prompts)
 
     def _remove_groups(self) -> None:
-        for level in self.task_levels().values():
-            level.remove_task()
+        for stage in self.task_stages().values():
+            stage.remove_task()
 
     def _set_classes(self, names: list[str]) -> None:
         self.config.id2label = dict(enumerate(names))
@@ -138,7 +138,7 @@ class TaskLearningMixin:
         return self._parameters_of(self._task_parts(task))
 
     def _task_parts(self, task: int) -> list[str]:
-        """What a task adds at every level, by its path there."""
+        """What a task adds at every stage, by its path there."""
         return [f"task_queries.{task - 1}", f"class_predictor.heads.{task + 1}"]
 
     def no_object_parameters(self) -> dict[str, nn.Parameter]:
@@ -146,7 +146,7 @@ class TaskLearningMixin:
         return self._parameters_of(["class_predictor.heads.0"])
 
     def _parameters_of(self, parts: list[str]) -> dict[str, nn.Parameter]:
-        prefixes = tuple(f"{level}.{part}.".removeprefix(".") for level in self.task_levels() for part in parts)
+        prefixes = tuple(f"{stage}.{part}.".removeprefix(".") for stage in self.task_stages() for part in parts)
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(prefixes)}
 
     def _freeze(self) -> None:

@@ -27,6 +27,7 @@ def detector_settings() -> dict:
 class SpvisTests(CommonTests):
     model_class = SpvisForVideoInstanceSegmentation
     nothing_frozen = {"freeze_detector": False, "freeze_tracker": False}
+    num_hidden_states = 2
 
     def config(self, **changes):
         sizes = {"tracker_layers": 2, "tracker_dim_feedforward": 32, "filter_dim_feedforward": 32, "refiner_layers": 2}

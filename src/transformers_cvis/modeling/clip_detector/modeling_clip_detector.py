@@ -204,10 +204,10 @@ class ClipDetector(VideoModelMixin, FrameDetector):
             if output_embeddings:
                 mask_features.append(window.mask_features)
         output = join_answers(answers)
-        output.hidden_states = window.hidden_states
         if output_embeddings:
             output.video_queries, output.mask_embeddings = window.queries, window.mask_embeddings
             output.mask_features = torch.cat(mask_features, dim=1)
+        output.hidden_states = window.hidden_states
         return output
 
     def _answer(self, window: Window) -> VideoInstanceSegmentationOutput:

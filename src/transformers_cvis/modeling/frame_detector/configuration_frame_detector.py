@@ -1,7 +1,7 @@
 """Configuration of the frame detector."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import Mask2FormerConfig, ResNetConfig
+from transformers import Mask2FormerConfig, PreTrainedConfig, ResNetConfig
 
 from ..configuration_base import drop_unknown_keys
 
@@ -42,6 +42,16 @@ class FrameDetectorConfig(Mask2FormerConfig):
         if config_dict.get("model_type") == Mask2FormerConfig.model_type:
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None) -> None:
+        # One name is for the detector alone: the backbone, which may not know it, keeps the implementation that it has.
+        value = {"": value} if isinstance(value, str) else value
+        PreTrainedConfig._attn_implementation.fset(self, value)
 
     def validate_architecture(self):
         super().validate_architecture()

@@ -142,19 +142,14 @@ class FrameDetector(CvisPreTrainedModel):
         queries, mask_embeddings = self.model.transformer_module(
             levels, [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
         )
-        output = FrameDetectorOutput(
-            frame_queries=torch.stack(queries[-num_query_layers:]),
-            fpn_features=fpn_features,
-            hidden_states=tuple(queries) if output_hidden_states else None,
-        )
         predicts = output_predictions or labels is not None
-        if predicts or output_mask_features:
-            output.mask_features = project_masks(fpn_features)
-        if not predicts:
-            return output
-
-        mask_embeddings.append(self.embed_masks(queries[-1]))
-        return self._add_predictions(output, queries, mask_embeddings, labels)
+        frame_queries = torch.stack(queries[-num_query_layers:])
+        mask_features = project_masks(fpn_features) if predicts or output_mask_features else None
+        if predicts:
+            mask_embeddings.append(self.embed_masks(queries[-1]))
+        return self._detector_output(
+            queries, mask_embeddings, frame_queries, fpn_features, mask_features, labels, output_hidden_states
+        )
 
     def embed_masks(self, queries: torch.Tensor) -> torch.Tensor:
         """Return the mask embeddings `(..., Q, mask channels)` of normed queries `(..., Q, C)` of any layer."""
@@ -169,26 +164,52 @@ class FrameDetector(CvisPreTrainedModel):
             module.decoder.mask_predictor.mask_embedder,
         )
 
-    def _add_predictions(
+    def _detector_output(
         self,
-        output: FrameDetectorOutput,
         queries: list[torch.Tensor],
         mask_embeddings: list[torch.Tensor],
+        frame_queries: torch.Tensor,
+        fpn_features: torch.Tensor,
+        mask_features: torch.Tensor | None,
         labels: list[dict[str, torch.Tensor]] | None,
+        output_hidden_states: bool,
     ) -> FrameDetectorOutput:
-        """Fill in what the queries (N, Q, C) of each prediction set say, and with `labels` its loss."""
-        output.predictions = tuple(
-            LayerPrediction(self.class_predictor(states), embeddings)
-            for states, embeddings in zip(queries, mask_embeddings, strict=True)
+        """Make the output of `predict`, with predictions if there are mask embeddings of all layers.
+
+        Args:
+            queries: of each layer `(N, Q, C)`.
+            mask_embeddings: of each layer `(N, Q, mask channels)`; those of the last are missing where nobody wants
+                predictions.
+            frame_queries: of the last layers `(layers, N, Q, C)`.
+            fpn_features: `(N, C, H / 4, W / 4)`.
+            mask_features: `(N, mask channels, H / 4, W / 4)`, if they are wanted.
+            labels: give the losses.
+            output_hidden_states: return the queries of all layers.
+        """
+        predictions = class_logits = masks = loss = loss_dict = None
+        if len(mask_embeddings) == len(queries):
+            predictions = tuple(
+                LayerPrediction(self.class_predictor(states), embeddings)
+                for states, embeddings in zip(queries, mask_embeddings, strict=True)
+            )
+            class_logits = predictions[-1].class_logits
+            if not self.training:
+                masks = frame_mask_logits(mask_embeddings[-1], mask_features)
+            if labels is not None:
+                scored = predictions if self.config.use_auxiliary_loss else predictions[-1:]
+                loss_dict, _ = self.criterion(scored, mask_features, labels)
+                loss = sum(loss_dict.values())
+        return FrameDetectorOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            class_queries_logits=class_logits,
+            masks_queries_logits=masks,
+            frame_queries=frame_queries,
+            fpn_features=fpn_features,
+            mask_features=mask_features,
+            predictions=predictions,
+            hidden_states=tuple(queries) if output_hidden_states else None,
         )
-        output.class_queries_logits = output.predictions[-1].class_logits
-        if not self.training:
-            output.masks_queries_logits = frame_mask_logits(mask_embeddings[-1], output.mask_features)
-        if labels is not None:
-            scored = output.predictions if self.config.use_auxiliary_loss else output.predictions[-1:]
-            output.loss_dict, _ = self.criterion(scored, output.mask_features, labels)
-            output.loss = sum(output.loss_dict.values())
-        return output
 
     def _check_inputs(self, pixel_values: torch.Tensor, num_query_layers: int) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:

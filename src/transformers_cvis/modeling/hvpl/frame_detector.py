@@ -77,17 +77,13 @@ class HvplFrameDetector(FrameDetector):
         features = [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
         groups = GroupedQueries(self.groups()[-1:] if predicts else self.groups())
         queries, mask_embeddings = self.decode(levels, features, groups)
-        output = FrameDetectorOutput(
-            frame_queries=torch.stack(queries[-num_query_layers:]),
-            fpn_features=fpn_features,
-            hidden_states=tuple(queries) if output_hidden_states else None,
+        frame_queries = torch.stack(queries[-num_query_layers:])
+        mask_features = project_masks(fpn_features) if predicts or output_mask_features else None
+        if predicts:
+            mask_embeddings.append(groups.mask_embeddings(queries[-1]))
+        return self._detector_output(
+            queries, mask_embeddings, frame_queries, fpn_features, mask_features, labels, output_hidden_states
         )
-        if predicts or output_mask_features:
-            output.mask_features = project_masks(fpn_features)
-        if not predicts:
-            return output
-        mask_embeddings.append(groups.mask_embeddings(queries[-1]))
-        return self._add_predictions(output, queries, mask_embeddings, labels)
 
     def decode(
         self, levels: list[Tensor], level_mask_features: list[Tensor], groups: GroupedQueries

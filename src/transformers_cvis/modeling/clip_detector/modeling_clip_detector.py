@@ -134,7 +134,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         )
 
     def clip_tokens(self, features: ClipFeatures) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Per level keys and values (B, T * L, C) and mask features (B, mask channels, T * L) of all frames."""
+        """Per level keys and values (B, T * S, C) and mask features (B, mask channels, T * S) of all frames."""
         batch_size, num_frames = features.mask_features.shape[:2]
         level_keys, level_values = self.model.transformer_module.read_levels(
             [level.flatten(0, 1) for level in features.levels]

@@ -1,7 +1,7 @@
 """GenVIS: video queries that travel from clip to clip, with a memory of what each of them was (Heo et al., CVPR 2023).
 
 B videos (times the frame-decoder layers in training), T frames of a clip, F frame queries per frame, Q video queries,
-C channels, M clips in the memory.
+C channels; "clips" are those in the memory.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class QueryMemory:
     leaves first and the storage never exceeds twice the bound. Where gradients are needed the clips are concatenated.
 
     Attributes:
-        keys (`torch.Tensor` of shape `(B, Q, M, C)`): oldest clip first; float32 at least, whatever the model computes
-            in.
-        values (`torch.Tensor` of shape `(B, Q, M, C)`)
+        keys (`torch.Tensor` of shape `(B, Q, clips, C)`): oldest clip first; float32 at least, whatever the model
+            computes in.
+        values (`torch.Tensor` of shape `(B, Q, clips, C)`)
     """
 
     def __init__(self, storage: _MemoryStorage, start: int, end: int, max_clips: int | None):
@@ -107,14 +107,14 @@ class GenVisState:
 
 class MemoryRead(NamedTuple):
     read: Tensor  # (B, Q, C)
-    weights: Tensor  # (B, Q, M)
+    weights: Tensor  # (B, Q, clips)
 
 
 class MemoryAttention(nn.Module):
     """Each video query reads the prototypes that the query of the same index wrote: one head, no scaling.
 
     The published code reads this way; the paper's "standard cross-attention" differs. Indices never mix, so the product
-    of all queries with all queries is not formed: time and memory are Q x M, not Q x Q x M.
+    of all queries with all queries is not formed: time and memory are Q x clips, not Q x Q x clips.
     """
 
     def __init__(self, hidden_dim: int):
@@ -125,12 +125,12 @@ class MemoryAttention(nn.Module):
         self.memory_value_projection = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, video_queries: Tensor, memory_keys: Tensor, memory_values: Tensor) -> MemoryRead:
-        """video_queries (B, Q, C), memory (B, Q, M, C) -> what was read, zero from an empty memory"""
+        """video_queries (B, Q, C), memory (B, Q, clips, C) -> what was read, zero from an empty memory"""
         query = self.query_key_projection(video_queries)
         # Products without scaling leave the range of float16, and bfloat16 cannot tell large ones apart.
         with torch.autocast(query.device.type, enabled=False):
             query = query.to(memory_keys.dtype).unsqueeze(2)  # (B, Q, 1, C)
-            weights = (query @ memory_keys.transpose(2, 3)).softmax(dim=-1)  # (B, Q, 1, M)
+            weights = (query @ memory_keys.transpose(2, 3)).softmax(dim=-1)  # (B, Q, 1, clips)
             read = weights @ memory_values
         return MemoryRead(read.squeeze(2).to(video_queries.dtype), weights.squeeze(2))
 
@@ -159,7 +159,7 @@ class GenVisHead(VideoHead):
         memory_values: Tensor,
         all_layers: bool = False,
     ) -> GenVisStep:
-        """One clip: frame_queries (B, T, F, C), video_queries (B, Q, C), memory (B, Q, M, C)."""
+        """One clip: frame_queries (B, T, F, C), video_queries (B, Q, C), memory (B, Q, clips, C)."""
         memory = self.memory_attention
         encoded_queries = self.encode(frame_queries)
         read = memory(video_queries, memory_keys, memory_values).read

@@ -23,7 +23,7 @@ class AttentionLayer(nn.Module):
     def forward(
         self, queries: torch.Tensor, memory: torch.Tensor | None = None, identity: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """queries (N, Q, C), memory (N, M, C), identity (N, Q, C) what is added to instead of the queries"""
+        """queries (N, Q, C), memory (N, S, C), identity (N, Q, C) what is added to instead of the queries"""
         memory = queries if memory is None else memory
         attended = self.dropout(self.attention(queries, memory, memory))
         return self.layer_norm((queries if identity is None else identity) + attended)

@@ -67,7 +67,7 @@ class ClipFeatures:
         detected = model.detector.predict(self.levels, self.mask_features, output_mask_features=False)
         frame_queries = detected.frame_queries[-1][None]
         frames = DetectedFrames(frame_queries, model.video_head.mask_projection(self.mask_features)[None])
-        return model.make_output(frames, *model.video_head(frame_queries), output_embeddings=False)
+        return model._make_output(frames, *model.video_head(frame_queries), output_embeddings=False)
 
 
 def hvpl() -> HvplForVideoInstanceSegmentation:

@@ -20,7 +20,7 @@ SOURCE = REPOSITORY / "src" / PACKAGE
 COMMAND_LINE = REPOSITORY / "src" / f"{PACKAGE}_cli.py"
 
 # Each room, and the rooms below it which it may import.
-GROUND = {"_version", "files", "logs", "messages", "precision", "rle", "ytvis_json"}
+GROUND = {"_version", "files", "geometry", "logs", "messages", "precision", "rle", "ytvis_json"}
 LOWEST = {"processing", "kernels", "hub", "assets"} | GROUND
 MIDDLE = {"evaluation", "data", "modeling"}
 ALLOWED_IMPORTS = {

@@ -10,13 +10,13 @@ import torch
 from tests.support.goldens import Case, FixedPoints, assert_matches, load_case
 from transformers_cvis.modeling.losses import (
     ClipwiseMaskClassificationLoss,
-    LayerPrediction,
     MaskClassificationLoss,
     VideoMaskClassificationLoss,
     VideoTargets,
     select_uncertain_points,
     unified_video_label_assignment,
 )
+from transformers_cvis.modeling.outputs import LayerPrediction
 
 
 def settings(case: Case) -> dict:

@@ -129,7 +129,13 @@ def test_corrected_alignment_keeps_objects_in_their_place():
 def test_compensator():
     case = load_case("spvis_compensator")
     sizes = case.config
-    compensator = RefinementCompensator(sizes["d_model"], sizes["num_heads"], sizes["d_ff"], 0.1, sizes["num_repeats"])
+    config = SpvisConfig(
+        hidden_dim=sizes["d_model"],
+        num_attention_heads=sizes["num_heads"],
+        tracker_dim_feedforward=sizes["d_ff"],
+        compensator_repeats=sizes["num_repeats"],
+    )
+    compensator = RefinementCompensator(config)
     load_part(case, compensator, "spvis", "compensator", "refiner.compensator")
     refined = compensator(case.inputs["x"].transpose(0, 1)).transpose(0, 1)
     assert_matches(refined, case.outputs["y"], "compensated", TOLERANCE)

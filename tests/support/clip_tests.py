@@ -7,7 +7,7 @@ import torch
 
 from tests.support.helpers import tiny_detector_config
 from tests.support.model_tester import LABELS, CommonTests, predictions, video_batch, video_labels
-from transformers_cvis.modeling.clip_detector import modeling_clip_detector as clip_detector
+from transformers_cvis.modeling.clip_detector import windows
 from transformers_cvis.processing import CvisVideoProcessor, segment_video
 
 
@@ -35,7 +35,7 @@ class ClipDetectorTests(CommonTests):
         """Function that sets the memory which the model believes to have."""
 
         def set_available(size: int | None):
-            monkeypatch.setattr(clip_detector, "available_memory", lambda device: size)
+            monkeypatch.setattr(windows, "available_memory", lambda device: size)
 
         return set_available
 
@@ -182,7 +182,7 @@ class ClipDetectorTests(CommonTests):
         memory(10**12)
         model(video)
         assert "windows" not in warnings_of_transformers()
-        needed = model.clip_memory(3, 64, 96) / clip_detector.MEMORY_SHARE + 100
+        needed = model.clip_memory(3, 64, 96) / windows.MEMORY_SHARE + 100
         memory(int(needed))
         streamed = list(model.stream(video.split(2, dim=1)))
         assert [part.masks_queries_logits.shape[2] for part in streamed] == [2, 2, 2]

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..modeling.clip_detector.configuration_clip_detector import ClipDetectorConfig
 from ..modeling.clip_detector.modeling_clip_detector import ClipDetector
+from ..modeling.layers.mask_logits import mask_logits
 from ..modeling.losses import (
     IncrementalClipLoss,
     LayerPrediction,
@@ -23,7 +24,6 @@ from ..modeling.losses import (
     pseudo_labels,
 )
 from ..modeling.outputs import VideoInstanceSegmentationOutput
-from ..modeling.video_head.object_decoder import mask_logits
 from ..precision import at_least_float32
 
 
@@ -163,7 +163,7 @@ class DistillingModel(nn.Module):
             teacher.config.num_labels,
             unbiased=settings.classification == "unbiased",
             focal=(settings.focal_alpha, settings.focal_gamma) if settings.classification == "focal" else None,
-            **student.criterion_settings(config),
+            **IncrementalClipLoss.settings_of(config),
         )
         self.train(student.training)
 

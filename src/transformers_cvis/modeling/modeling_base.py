@@ -263,6 +263,39 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
             kernels.disable_kernels(self)
         self._use_kernels = bool(use_kernels)
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """Choose how attention is computed, like transformers, but leave the backbone as it is.
+
+        Args:
+            attn_implementation: "sdpa", "eager" or the name of a function that was registered with
+                `transformers.AttentionInterface`. A dict may name one for each part of the configuration, the backbone
+                included.
+            args: passed on.
+            kwargs: passed on.
+
+        Raises:
+            ValueError: when the implementation is not known.
+        """
+        if isinstance(attn_implementation, str):
+            attn_implementation = _without_backbone(self.config, attn_implementation)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # The library looks for its registry in the file of the class; ours is asked in `layers.attention`.
+        return True
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Raise, as Mask2Former does: frames are not embedded by a table.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} reads pixels and has no input embeddings. Where gradients have to reach the input, "
+            f"call `.requires_grad_()` of `{self.main_input_name}`."
+        )
+
     def _apply(self, *args, **kwargs):
         device_type = self.device.type
         super()._apply(*args, **kwargs)  # `.to()`, `.cuda()` and all others that move a model end here
@@ -289,6 +322,12 @@ def _explained(error: Exception, request: LoadingRequest) -> Exception:
         f"{request.role}, {request.name}, cannot be loaded: {error} If it has moved, pass its folder or repository as "
         "`base`."
     )
+
+
+def _without_backbone(config: PreTrainedConfig, implementation: str) -> dict:
+    """Return an attention implementation for each part of a configuration but the backbone."""
+    parts = {name: getattr(config, name) for name in config.sub_configs if name != "backbone_config"}
+    return {"": implementation, **{name: _without_backbone(part, implementation) for name, part in parts.items()}}
 
 
 def _parts_made_of(model: nn.Module, names: set[str]) -> list[str]:

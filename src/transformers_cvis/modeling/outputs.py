@@ -1,14 +1,27 @@
-"""What models return.
+"""Outputs of the models.
 
 N images (a batch of videos flattened frame by frame), B videos, T frames, Q queries, C channels, K classes,
 H x W pixels of the padded network input.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
+
+
+class LayerPrediction(NamedTuple):
+    """What one decoder layer predicts. A mask's logits are the product of its embedding with the mask features.
+
+    Leading axes: `(N,)` images at the frame stage, `(L, B)` frame decoder layers and videos at the video stage.
+    """
+
+    class_logits: torch.Tensor
+    """`(..., Q, K + 1)`, no-object last."""
+    mask_embeddings: torch.Tensor
+    """`(..., Q, C)`."""
 
 
 @dataclass
@@ -27,6 +40,8 @@ class FrameDetectorOutput(ModelOutput):
             with a mask embedding is a mask's logits.
         predictions (`tuple[LayerPrediction]`, *optional*): class logits and mask embeddings of the learned queries and
             of every decoder layer, oldest first; returned in training and with `output_predictions=True`.
+        hidden_states (`tuple[torch.Tensor]` of shape `(N, Q, C)` each, *optional*): learned queries and those of every
+            decoder layer, after the decoder's norm, oldest first; returned with `output_hidden_states=True`.
     """
 
     loss: torch.Tensor | None = None
@@ -36,7 +51,8 @@ class FrameDetectorOutput(ModelOutput):
     frame_queries: torch.Tensor | None = None
     fpn_features: torch.Tensor | None = None
     mask_features: torch.Tensor | None = None
-    predictions: tuple[Any, ...] | None = None
+    predictions: tuple[LayerPrediction, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -58,6 +74,11 @@ class VideoInstanceSegmentationOutput(ModelOutput):
         frame_similarity_embeddings (`torch.Tensor` of shape `(B, T, F, C)`, *optional*): embeddings whose products with
             those of the video queries tell the same object.
         video_similarity_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*).
+        hidden_states (`tuple[torch.Tensor]`, *optional*): queries of the layers that the predictions come from, after
+            their norm, oldest layer first; returned at inference with `output_hidden_states=True`. They are
+            `(B, Q, C)` for VITA, GenVIS and HVPL (layers of the object decoder) and for Mask2Former-VIS and CRISP
+            (learned queries and layers of the clip decoder), `(B, T, Q, C)` for MinVIS (learned queries and layers of
+            the frame decoder) and SPVIS (layers of the tracker, offline those of the refiner).
     """
 
     loss: torch.Tensor | None = None
@@ -72,3 +93,27 @@ class VideoInstanceSegmentationOutput(ModelOutput):
     encoded_frame_queries: torch.Tensor | None = None
     frame_similarity_embeddings: torch.Tensor | None = None
     video_similarity_embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+def hidden_states_requested(
+    config: PreTrainedConfig, output_hidden_states: bool | None, output_attentions: bool | None
+) -> bool:
+    """Decide whether a model returns `hidden_states`, and refuse attention weights, which no model returns.
+
+    Args:
+        config: gives what an argument of None stands for.
+        output_hidden_states: argument of a model's forward.
+        output_attentions: argument of a model's forward.
+
+    Raises:
+        ValueError: when attention weights are asked for.
+    """
+    if config.output_attentions if output_attentions is None else output_attentions:
+        raise ValueError(
+            "`output_attentions=True` is not supported: frames, windows and groups of queries are decoded one after "
+            "the other, so no layer has one tensor of attention weights. Leave it out; to look at the weights, "
+            "register a function that keeps them with `transformers.AttentionInterface`, and load the model with its "
+            "name as `attn_implementation`."
+        )
+    return bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)

@@ -1,25 +1,28 @@
-"""What every video model does around its network: check inputs, batch videos of different sizes, run a stream.
+"""Work of every video model around its network: check inputs, batch videos of different sizes, run a stream.
 
 B videos, T frames, F frame queries per frame, C channels, H x W pixels of the padded network input.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
-from .frame_detector.modeling_frame_detector import SIZE_DIVISOR
+from ..geometry import MASK_STRIDE, SIZE_DIVISOR
 from .outputs import VideoInstanceSegmentationOutput
 
 
 class DetectedFrames(NamedTuple):
-    """What the frame detector gives for a batch of clips."""
+    """Output of the frame detector for a batch of clips."""
 
-    frame_queries: Tensor  # (B, T, F, C), in training (layers * B, T, F, C)
-    mask_features: Tensor  # (B, T, C, H / 4, W / 4)
+    frame_queries: torch.Tensor
+    """`(B, T, F, C)`, in training `(layers * B, T, F, C)`."""
+    mask_features: torch.Tensor
+    """`(B, T, C, H / 4, W / 4)`."""
+    hidden_states: torch.Tensor | None = None
+    """Frame queries of all layers `(B, T, layers, F, C)`, where they were asked for."""
 
 
 class VideoModelMixin:
@@ -30,16 +33,43 @@ class VideoModelMixin:
 
     Attributes:
         is_online (`bool`): whether a clip is answered without its future, so that a stream of clips never has to end.
+        state_class (`type`, *optional*): what an online model hands from clip to clip; has a `batch_size`.
     """
 
     is_online: bool
+    state_class: type | None = None
 
-    def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (N, 3, H, W) -> frame queries of the last layer (N, F, C), mask features (N, C, H / 4, W / 4)."""
+    def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Detect the objects of single frames.
+
+        Args:
+            frames: `(N, 3, H, W)`, normalised.
+
+        Returns:
+            Frame queries of the last layer `(N, F, C)` and mask features `(N, C, H / 4, W / 4)`; and those of all
+            layers `(N, layers, F, C)`, where a system offers and is asked for them.
+        """
+        raise NotImplementedError
+
+    def compile_clip_step(self, **kwargs) -> None:
+        """Compile the network in place with `torch.compile`, part by part, each as one graph.
+
+        Matching, the joining of windows and the trees of HVPL's context encoder stay on the host. A model is compiled
+        when it first runs, and again for frames of another size. GenVIS, whose memory grows from clip to clip, is
+        compiled for 0, 1 and any other number of clips.
+
+        Args:
+            kwargs: arguments of `torch.compile`; `fullgraph=True` unless given.
+        """
+        for part in self._compiled_parts():
+            part.compile(**{"fullgraph": True, **kwargs})
+
+    def _compiled_parts(self) -> list[nn.Module]:
+        """Return the parts of the network that can run as one graph each."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
+    def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
         """Segment one video clip by clip; a clip is read only when its output is asked for.
 
         Args:
@@ -56,7 +86,7 @@ class VideoModelMixin:
         self._check_stream()
         state = None
         for clip in clips:
-            output = self(clip.to(self.device), state=state)
+            output = self(clip.to(self.device), state=state, return_dict=True)
             state = output.state
             yield output
 
@@ -64,12 +94,34 @@ class VideoModelMixin:
         if self.training:
             raise ValueError(f"{type(self).__name__} is in training mode; call `.eval()` before `.stream(...)`.")
 
+    def _check_state(self, state: Any, batch_size: int) -> None:
+        """Raise a ValueError if `state` is not one that the next clip of `batch_size` videos can continue."""
+        if state is None:
+            return
+        if not self.is_online:
+            raise ValueError(
+                f"{type(self).__name__} takes a whole video at once and has no `state`; use `.stream(...)` to hand it "
+                "in parts."
+            )
+        if not isinstance(state, self.state_class):
+            raise ValueError(
+                f"`state` must be a {self.state_class.__name__}, the `state` of the output for the clip before, got "
+                f"{type(state).__name__}."
+            )
+        if state.batch_size != batch_size:
+            raise ValueError(
+                f"`state` belongs to a batch of {state.batch_size} videos, but `pixel_values_videos` holds "
+                f"{batch_size}."
+            )
+
     @property
     def most_objects(self) -> float:
         """How many objects a video can have in training."""
         return self.config.num_queries
 
-    def check_inputs(self, pixel_values_videos: Tensor, pixel_mask: Tensor | None, labels: list[dict] | None) -> None:
+    def check_inputs(
+        self, pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None, labels: list[dict] | None
+    ) -> None:
         """Raise a ValueError which names what does not fit, before any work is done."""
         if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
             raise ValueError(
@@ -125,33 +177,47 @@ class VideoModelMixin:
                     "video queries (`config.num_queries`)."
                 )
 
-    def detect(self, pixel_values_videos: Tensor, pixel_mask: Tensor | None = None) -> DetectedFrames:
-        """Frame queries of the last layer and mask features of a batch of clips, at inference.
+    def detect(
+        self, pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None = None, **options
+    ) -> DetectedFrames:
+        """Detect the objects of each frame of a batch of clips, at inference.
 
-        Videos which `pixel_mask` (B, H, W; 1 where the video is) shows to be smaller than the batch run at the size
-        they have alone. The border of their mask features is repeated over the rest, so that upsampling and cropping
-        gives the very masks that the video gives alone.
+        Videos which `pixel_mask` shows to be smaller than the batch run at the size they have alone. The border of
+        their mask features is repeated over the rest, so that upsampling and cropping gives the very masks that the
+        video gives alone.
+
+        Args:
+            pixel_values_videos: `(B, T, 3, H, W)`, normalised.
+            pixel_mask: `(B, H, W)`, 1 where a video is.
+            options: arguments of the system's `detect_frames`.
         """
         height, width = pixel_values_videos.shape[-2:]
         sizes = videos_by_size(pixel_values_videos, pixel_mask)
         if list(sizes) == [(height, width)]:
-            return self._detect_size(pixel_values_videos)
-        frame_queries, mask_features, order = [], [], []
+            return self._detect_size(pixel_values_videos, options)
+        parts, order = [], []
         for (own_height, own_width), videos in sizes.items():
-            detected = self._detect_size(pixel_values_videos[videos, :, :, :own_height, :own_width])
-            mask_features.append(repeat_border(detected.mask_features, (height // 4, width // 4)))
-            frame_queries.append(detected.frame_queries)
+            detected = self._detect_size(pixel_values_videos[videos, :, :, :own_height, :own_width], options)
+            mask_features = repeat_border(detected.mask_features, (height // MASK_STRIDE, width // MASK_STRIDE))
+            parts.append(detected._replace(mask_features=mask_features))
             order += videos
         back = torch.tensor(order, device=self.device).argsort()
-        return DetectedFrames(torch.cat(frame_queries)[back], torch.cat(mask_features)[back])
+        return DetectedFrames(
+            *(None if part[0] is None else torch.cat(part)[back] for part in zip(*parts, strict=True))
+        )
 
-    def _detect_size(self, pixel_values_videos: Tensor) -> DetectedFrames:
-        frames = pixel_values_videos.flatten(0, 1).split(self.config.detector_chunk_size)
-        detected = [torch.cat(parts) for parts in zip(*map(self.detect_frames, frames), strict=True)]
+    def _detect_size(self, pixel_values_videos: torch.Tensor, options: dict[str, Any]) -> DetectedFrames:
+        """Detect the objects of videos of one size, some frames at a time."""
+        chunks = pixel_values_videos.flatten(0, 1).split(self.config.detector_chunk_size)
+        detected = [
+            torch.cat(parts) for parts in zip(*(self.detect_frames(chunk, **options) for chunk in chunks), strict=True)
+        ]
         return DetectedFrames(*(part.unflatten(0, pixel_values_videos.shape[:2]) for part in detected))
 
 
-def videos_by_size(pixel_values_videos: Tensor, pixel_mask: Tensor | None) -> dict[tuple[int, int], list[int]]:
+def videos_by_size(
+    pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None
+) -> dict[tuple[int, int], list[int]]:
     """Height and width that videos have alone, padded to the size divisor, and which videos of the batch they are."""
     sizes = defaultdict(list)
     for video, size in enumerate(_own_sizes(pixel_values_videos, pixel_mask)):
@@ -159,13 +225,13 @@ def videos_by_size(pixel_values_videos: Tensor, pixel_mask: Tensor | None) -> di
     return dict(sizes)
 
 
-def repeat_border(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def repeat_border(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Maps (B, X, Y, h, w) at a larger `size`, their last row and column repeated at the bottom and at the right."""
     bottom, right = (whole - own for whole, own in zip(size, maps.shape[-2:], strict=True))
-    return F.pad(maps.flatten(0, 1), (0, right, 0, bottom), mode="replicate").unflatten(0, maps.shape[:2])
+    return nn.functional.pad(maps.flatten(0, 1), (0, right, 0, bottom), mode="replicate").unflatten(0, maps.shape[:2])
 
 
-def _own_sizes(pixel_values_videos: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:
+def _own_sizes(pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
     """Height and width of each video alone, padded to the size divisor."""
     batch_size, _, _, height, width = pixel_values_videos.shape
     if pixel_mask is None:

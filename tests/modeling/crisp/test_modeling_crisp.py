@@ -50,10 +50,14 @@ def losses_of(model, labels=None) -> dict[str, torch.Tensor]:
 
 class TestTasks:
     @pytest.mark.usefixtures("cpu_threads")
-    @pytest.mark.parametrize(("num_frames", "window"), [(1, 128), (3, 128), (6, 4)])
+    @pytest.mark.parametrize(
+        ("num_frames", "window", "implementation"),
+        [(1, 128, "sdpa"), (3, 128, "sdpa"), (6, 4, "sdpa"), (6, 4, "eager")],
+    )
     @torch.no_grad()
-    def test_a_new_task_leaves_what_older_ones_predict_bit_identical(self, num_frames, window):
+    def test_a_new_task_leaves_what_older_ones_predict_bit_identical(self, num_frames, window, implementation):
         model = tiny_crisp(max_clip_frames=window, calibration_deltas=[0.0])
+        model.set_attn_implementation(implementation)
         video, queries, classes = video_batch(num_frames), 5, 3
         before = model(video, output_embeddings=True)
         raw_before = model.class_predictor(before.video_queries)

@@ -184,6 +184,52 @@ def test_outputs_are_made_where_they_are_asked_for():
 
 
 @torch.no_grad()
+def test_hidden_states_are_the_queries_of_every_layer():
+    model = tiny_model()
+    output = model(frames(), num_query_layers=2, output_hidden_states=True)
+    assert model(frames()).hidden_states is None
+    assert len(output.hidden_states) == model.config.decoder_layers
+    assert torch.equal(torch.stack(output.hidden_states[-2:]), output.frame_queries)
+    learned = model.model.transformer_module.decoder.layernorm(model.model.transformer_module.queries_features.weight)
+    torch.testing.assert_close(output.hidden_states[0], learned.expand(2, -1, -1))
+    with pytest.raises(ValueError, match="`output_attentions=True` is not supported"):
+        model(frames(), output_attentions=True)
+
+
+@torch.no_grad()
+def test_tuple_instead_of_an_output():
+    model = tiny_model()
+    expected = model(frames(), output_predictions=True)
+    found = model(frames(), output_predictions=True, return_dict=False)
+    assert type(found) is tuple and len(found) == len(expected.to_tuple())
+    assert torch.equal(found[0], expected.class_queries_logits)
+
+
+@torch.no_grad()
+def test_the_backbone_keeps_its_own_attention(tmp_path):
+    model = tiny_model(backbone_config=BACKBONES["swin"])
+    model.save_pretrained(tmp_path)
+    expected = model(frames()).frame_queries
+
+    def implementations(model):
+        return model.config._attn_implementation, model.config.backbone_config._attn_implementation
+
+    own = implementations(model)[1]
+    for name in ("eager", "sdpa"):
+        loaded = FrameDetector.from_pretrained(tmp_path, attn_implementation=name)
+        assert implementations(loaded) == (name, own)
+        torch.testing.assert_close(loaded(frames()).frame_queries, expected, rtol=1e-4, atol=1e-4)
+        model.set_attn_implementation(name)
+        assert implementations(model) == (name, own)
+    both = {"": "sdpa", "backbone_config": "eager"}
+    assert implementations(FrameDetector.from_pretrained(tmp_path, attn_implementation=both)) == ("sdpa", "eager")
+    model.set_attn_implementation(both)
+    assert implementations(model) == ("sdpa", "eager")
+    with pytest.raises(ValueError, match="does not support Flash Attention"):
+        FrameDetector.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
+
+
+@torch.no_grad()
 def test_shrunk_features_give_the_masks_that_shrunk_logits_give():
     projection = torch.nn.Conv2d(8, 8, 1).double()
     features, embeddings = torch.randn(1, 8, 32, 48).double(), torch.randn(1, 5, 8).double()

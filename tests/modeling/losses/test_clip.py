@@ -9,10 +9,10 @@ from tests.support.fixed_points import FixedPoints
 from tests.support.ranks import mean_over_two_ranks
 from transformers_cvis.modeling.losses import (
     ClipMaskClassificationLoss,
-    LayerPrediction,
     VideoTargets,
     sample_points,
 )
+from transformers_cvis.modeling.outputs import LayerPrediction
 
 NUM_LABELS, FRAMES, QUERIES, SIZE = 4, 3, 5, 16
 

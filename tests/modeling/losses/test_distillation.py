@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.support.ranks import mean_over_two_ranks
-from transformers_cvis.modeling.losses import LayerPrediction, VideoTargets
+from transformers_cvis.modeling.losses import VideoTargets
 from transformers_cvis.modeling.losses.clip import ClipMaskClassificationLoss
 from transformers_cvis.modeling.losses.distillation import (
     IncrementalClipLoss,
@@ -18,6 +18,7 @@ from transformers_cvis.modeling.losses.distillation import (
     pseudo_labels,
     unbiased_log_probabilities,
 )
+from transformers_cvis.modeling.outputs import LayerPrediction
 
 OLD, NEW = 3, 2  # classes
 

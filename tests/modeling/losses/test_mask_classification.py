@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.fixed_points import FixedPoints
 from tests.support.ranks import mean_over_two_ranks
-from transformers_cvis.modeling.losses import LayerPrediction, MaskClassificationLoss, matching, sample_points
+from transformers_cvis.modeling.losses import MaskClassificationLoss, matching, sample_points
+from transformers_cvis.modeling.outputs import LayerPrediction
 
 NUM_LABELS = 5
 

@@ -4,11 +4,11 @@ import torch
 from tests.support.fixed_points import FixedPoints
 from transformers_cvis.modeling.losses import (
     ClipwiseMaskClassificationLoss,
-    LayerPrediction,
     VideoMaskClassificationLoss,
     VideoTargets,
 )
 from transformers_cvis.modeling.losses.similarity import similarity_losses
+from transformers_cvis.modeling.outputs import LayerPrediction
 
 NUM_LABELS, NUM_LAYERS, GROUPS, QUERIES, FRAME_QUERIES, CHANNELS = 4, 3, 2, 6, 5, 8
 

@@ -27,6 +27,7 @@ def detector_settings() -> dict:
 class SpvisTests(CommonTests):
     model_class = SpvisForVideoInstanceSegmentation
     nothing_frozen = {"freeze_detector": False, "freeze_tracker": False}
+    num_hidden_states = 2
 
     def config(self, **changes):
         sizes = {"tracker_layers": 2, "tracker_dim_feedforward": 32, "filter_dim_feedforward": 32, "refiner_layers": 2}
@@ -99,7 +100,7 @@ class TestSpvisOffline(SpvisTests):
 
     def test_has_no_state(self):
         state = TestSpvisOnline().model()(video_batch()).state
-        with pytest.raises(ValueError, match="offline SPVIS takes a whole video at once and has no `state`"):
+        with pytest.raises(ValueError, match="takes a whole video at once and has no `state`"):
             self.model()(video_batch(), state=state)
 
     @pytest.mark.parametrize("joint", ["sequential", "interaction_only"])

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tests.support.helpers import tiny_detector_config
 from tests.support.model_tester import VideoModelTests, predictions, video_batch
-from transformers_cvis import VitaForVideoInstanceSegmentation
+from transformers_cvis import VitaConfig, VitaForVideoInstanceSegmentation
 from transformers_cvis.modeling.video_head.object_decoder import ObjectEncoder
 
 
@@ -31,8 +32,14 @@ class TestVita(VideoModelTests):
 
 def encoder(window_size: int) -> ObjectEncoder:
     torch.manual_seed(0)
-    module = ObjectEncoder(num_layers=2, hidden_dim=8, num_heads=2, dim_feedforward=16, window_size=window_size)
-    return module.double().eval()
+    config = VitaConfig(
+        detector_config=tiny_detector_config(hidden_dim=8),
+        encoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        encoder_window_size=window_size,
+    )
+    return ObjectEncoder(config).double().eval()
 
 
 @pytest.mark.parametrize("window_size", [2, 3, 6])

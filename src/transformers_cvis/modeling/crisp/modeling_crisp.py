@@ -6,8 +6,7 @@ B videos, T frames, P queries of a group, C channels, K classes of all tasks.
 import torch
 from torch import nn
 
-from ..losses import LayerPrediction
-from ..outputs import VideoInstanceSegmentationOutput
+from ..outputs import LayerPrediction, VideoInstanceSegmentationOutput
 from ..task_clip_detector.modeling_task_clip_detector import TaskClipDetectorForVideoInstanceSegmentation
 from .configuration_crisp import CrispConfig
 from .initialization import principal_rows

@@ -1,7 +1,7 @@
 """Configuration of the frame detector."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import Mask2FormerConfig, ResNetConfig
+from transformers import Mask2FormerConfig, PreTrainedConfig, ResNetConfig
 
 from ..configuration_base import CvisConfigMixin
 
@@ -42,6 +42,16 @@ class FrameDetectorConfig(CvisConfigMixin, Mask2FormerConfig):
         converted = cls(**{**settings, **changes})
         converted._commit_hash = getattr(config, "_commit_hash", None)
         return converted
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None) -> None:
+        # One name is for the detector alone: the backbone, which may not know it, keeps the implementation that it has.
+        value = {"": value} if isinstance(value, str) else value
+        PreTrainedConfig._attn_implementation.fset(self, value)
 
     def validate_architecture(self):
         super().validate_architecture()

@@ -1,6 +1,6 @@
 """Queries read the pixel decoder's levels inside the masks that they predicted so far.
 
-N images, Q queries, C channels, L positions of one level.
+N images, Q queries, C channels, S positions of one level.
 """
 
 import torch
@@ -10,20 +10,22 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...kernels import Linear, PointwiseConvolution, linear
+from ..layers.attention import Attention, attend
+from ..layers.mask_logits import MaskEmbedder, group_mask_logits
 from ..layers.position_embedding import sine_position_embedding
 from .configuration_frame_detector import FrameDetectorConfig
 from .pixel_decoder import NUM_LEVELS
-
-PIXELS_AT_ONCE = 2048
 
 
 class MaskedCrossAttention(nn.Module):
     """Multi-head attention with the packed parameters of `nn.MultiheadAttention`, batch first."""
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float):
+    def __init__(self, config: FrameDetectorConfig):
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
+        embed_dim = config.hidden_dim
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim))
         self.out_proj = Linear(embed_dim, embed_dim)
@@ -37,11 +39,11 @@ class MaskedCrossAttention(nn.Module):
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
     ) -> torch.Tensor:
-        """Shapes: queries `(N, Q, C)`, keys and values `(N, L, C)`, allowed bool `(N, Q, L)`; returns `(N, Q, C)`."""
+        """Shapes: queries `(N, Q, C)`, keys and values `(N, S, C)`, allowed bool `(N, Q, S)`; returns `(N, Q, C)`."""
         return self.read(queries, *self.project(keys, values), allowed)
 
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `(N, L, C)` as `read` takes them."""
+        """Keys and values `(N, S, C)` as `read` takes them."""
         _, key_weight, value_weight = self.in_proj_weight.chunk(3)
         _, key_bias, value_bias = self.in_proj_bias.chunk(3)
         return linear(keys, key_weight, key_bias), linear(values, value_weight, value_bias)
@@ -50,67 +52,17 @@ class MaskedCrossAttention(nn.Module):
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
     ) -> torch.Tensor:
         """Queries `(N, Q, C)`, or those of several groups which read the same tokens, `(groups, N, Q, C)`; projected
-        keys and values `(N, L, C)`; allowed bool `(N, Q, L)` or `(groups, N, Q, L)`; returns the shape of the
+        keys and values `(N, S, C)`; allowed bool `(N, Q, S)` or `(groups, N, Q, S)`; returns the shape of the
         queries."""
         queries = linear(queries, self.in_proj_weight.chunk(3)[0], self.in_proj_bias.chunk(3)[0])
-        dropout = self.dropout if self.training else 0.0
         if queries.dim() == 3:
-            return self.out_proj(attend(queries, keys, values, self.num_heads, dropout, allowed))
+            return self.out_proj(attend(self, queries, keys, values, allowed))
         # Image by image, as tokens need not be copied for each group then.
         images = [
-            attend(part, *(tokens.expand(len(part), -1, -1) for tokens in pair), self.num_heads, dropout, inside)
+            attend(self, part, *(tokens.expand(len(part), -1, -1) for tokens in pair), inside)
             for part, *pair, inside in zip(queries.unbind(1), keys, values, allowed.unbind(1), strict=True)
         ]
         return self.out_proj(torch.stack(images, dim=1))
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with transformers' parameter names; positions go to queries and keys only."""
-
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.q_proj = Linear(embed_dim, embed_dim)
-        self.k_proj = Linear(embed_dim, embed_dim)
-        self.v_proj = Linear(embed_dim, embed_dim)
-        self.out_proj = Linear(embed_dim, embed_dim)
-
-    def initialize_parameters(self):
-        # The three projections are rows of one 3C x C matrix in the original, whose Xavier bound they share.
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            init.xavier_uniform_(projection.weight, gain=0.5**0.5)
-            init.zeros_(projection.bias)
-        init.xavier_uniform_(self.out_proj.weight)
-        init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self, hidden_states: torch.Tensor, positions: torch.Tensor, value_residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """`value_residual` is added to the states as values only; shapes `(N, Q, C)` or what broadcasts to it."""
-        placed = hidden_states + positions
-        values = hidden_states if value_residual is None else hidden_states + value_residual
-        queries, keys, values = self.q_proj(placed), self.k_proj(placed), self.v_proj(values)
-        return self.out_proj(attend(queries, keys, values, self.num_heads, self.dropout if self.training else 0.0))
-
-
-def attend(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    num_heads: int,
-    dropout: float = 0.0,
-    allowed: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Scaled dot-product attention of projected states `(N, length, C)`; `allowed` is bool `(N, queries, keys)`. There
-    may be more axes before N."""
-    leading = queries.shape[:-2]
-    queries, keys, values = (
-        states.flatten(0, -3).unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (queries, keys, values)
-    )
-    mask = None if allowed is None else allowed.flatten(0, -3)[:, None]
-    attended = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-    return attended.transpose(1, 2).flatten(2).unflatten(0, leading)
 
 
 class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
@@ -118,12 +70,12 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: FrameDetectorConfig):
         super().__init__()
-        dim, num_heads = config.hidden_dim, config.num_attention_heads
+        dim = config.hidden_dim
         self.dropout = config.dropout
         self.activation = ACT2FN[config.activation_function]
-        self.self_attn = SelfAttention(dim, num_heads, config.dropout)
+        self.self_attn = Attention(config, dim, config.num_attention_heads, config.dropout, linear_class=Linear)
         self.self_attn_layer_norm = nn.LayerNorm(dim)
-        self.cross_attn = MaskedCrossAttention(dim, num_heads, config.dropout)
+        self.cross_attn = MaskedCrossAttention(config)
         self.cross_attn_layer_norm = nn.LayerNorm(dim)
         self.fc1 = Linear(dim, config.dim_feedforward)
         self.fc2 = Linear(config.dim_feedforward, dim)
@@ -158,24 +110,15 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
         `MaskedCrossAttention.read`."""
         attended = self.cross_attn.read(hidden_states + query_positions, keys, values, allowed)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self._drop(attended))
-        attended = self.self_attn(hidden_states, query_positions, value_residual)
+        placed = hidden_states + query_positions
+        own_values = hidden_states if value_residual is None else hidden_states + value_residual
+        attended = self.self_attn(placed, placed, own_values)
         hidden_states = self.self_attn_layer_norm(hidden_states + self._drop(attended))
         expanded = self._drop(self.activation(self.fc1(hidden_states)))
         return self.final_layer_norm(hidden_states + self._drop(self.fc2(expanded)))
 
     def _drop(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return nn.functional.dropout(hidden_states, self.dropout, self.training)
-
-
-class MaskEmbedder(nn.Sequential):
-    """Three Linear layers with ReLU between: query states to mask embeddings (parameters `{0,1,2}.0`)."""
-
-    def __init__(self, hidden_dim: int, output_dim: int):
-        super().__init__(
-            nn.Sequential(Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True)),
-            nn.Sequential(Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True)),
-            nn.Sequential(Linear(hidden_dim, output_dim)),
-        )
 
 
 class MaskPredictor(nn.Module):
@@ -203,8 +146,8 @@ class MaskedAttentionDecoder(nn.Module):
         Args:
             hidden_states: learned queries `(N, Q, C)`.
             query_positions: `(Q, C)`.
-            level_keys, level_values: per level `(N, L, C)`.
-            level_mask_features: mask features at the size of each level, `(N, mask channels, L)`.
+            level_keys, level_values: per level `(N, S, C)`.
+            level_mask_features: mask features at the size of each level, `(N, mask channels, S)`.
 
         Returns:
             Per prediction, learned queries first: normed queries `(N, Q, C)`; and the mask embeddings `(N, Q, mask
@@ -226,26 +169,13 @@ def inside_masks(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> 
 
     Args:
         mask_embeddings: `(N, Q, C)`, or those of several groups `(groups, N, Q, C)`.
-        mask_features: `(N, C, L)`
+        mask_features: `(N, C, S)`
 
     Returns:
-        bool `(N, Q, L)` or `(groups, N, Q, L)`
+        bool `(N, Q, S)` or `(groups, N, Q, S)`
     """
-    inside = multiply_masks(mask_embeddings, mask_features) >= 0
+    inside = group_mask_logits(mask_embeddings, mask_features) >= 0
     return inside | ~inside.any(-1, keepdim=True)
-
-
-def multiply_masks(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
-    """Mask logits `(N, Q, L)` of embeddings `(N, Q, C)` on features `(N, C, L)`; or of several groups, `(groups, N, Q,
-    L)` of `(groups, N, Q, C)`."""
-    if mask_embeddings.dim() == 3:
-        return mask_embeddings @ mask_features
-    images = []
-    for embeddings, features in zip(mask_embeddings.unbind(1), mask_features, strict=True):
-        # Some pixels at a time stay in cache while group after group reads them.
-        parts = [embeddings @ pixels for pixels in features.split(PIXELS_AT_ONCE, dim=1)]
-        images.append(torch.cat(parts, dim=-1))
-    return torch.stack(images, dim=1)
 
 
 class TransformerModule(nn.Module):
@@ -289,7 +219,7 @@ class TransformerModule(nn.Module):
         )
 
     def read_levels(self, levels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Keys and values `(N, L, C)` of each level of `forward`."""
+        """Keys and values `(N, S, C)` of each level of `forward`."""
         level_keys, level_values = [], []
         for level, projection, embedding in zip(levels, self.input_projections, self.level_embed.weight, strict=True):
             height, width = level.shape[-2:]

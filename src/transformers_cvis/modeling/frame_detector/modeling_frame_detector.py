@@ -6,17 +6,19 @@ N images, Q queries, C channels, K classes.
 import torch
 from torch import nn
 from transformers import AutoBackbone, Mask2FormerConfig, PreTrainedConfig
+from transformers.utils import can_return_tuple
 
+from ...geometry import SIZE_DIVISOR
 from ...kernels import pointwise_convolution
-from ..losses import LayerPrediction, MaskClassificationLoss
+from ..layers.mask_logits import frame_mask_logits
+from ..layers.query_groups import GroupParameters
+from ..losses import MaskClassificationLoss
 from ..modeling_base import CvisPreTrainedModel
-from ..outputs import FrameDetectorOutput
+from ..outputs import FrameDetectorOutput, LayerPrediction, hidden_states_requested
 from .configuration_frame_detector import FrameDetectorConfig
 from .frozen_batch_norm import freeze_batch_norms
 from .masked_attention_decoder import TransformerModule
 from .pixel_decoder import PixelDecoder
-
-SIZE_DIVISOR = 32
 
 
 class PixelLevelModule(nn.Module):
@@ -71,22 +73,14 @@ class FrameDetector(CvisPreTrainedModel):
         super().__init__(config)
         self.model = FrameDetectorModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.criterion = MaskClassificationLoss(
-            config.num_labels,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
-        )
+        self.criterion = MaskClassificationLoss(config.num_labels, **MaskClassificationLoss.settings_of(config))
         self.post_init()
 
     @classmethod
     def _adapt_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
         return cls.config_class.from_frame_detector(config) if type(config) is Mask2FormerConfig else config
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -94,6 +88,8 @@ class FrameDetector(CvisPreTrainedModel):
         num_query_layers: int = 1,
         output_predictions: bool = False,
         output_mask_features: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FrameDetectorOutput:
         """
         Args:
@@ -103,13 +99,19 @@ class FrameDetector(CvisPreTrainedModel):
             num_query_layers: how many of the last decoder layers `frame_queries` holds.
             output_predictions: return `predictions`, and outside training the logits of the last layer.
             output_mask_features: False saves `mask_features` where nothing that is asked for needs them.
+            output_hidden_states: return `hidden_states`, the queries of all layers.
+            output_attentions: refused, see `hidden_states_requested`.
 
         Raises:
-            ValueError: when `pixel_values` has the wrong shape or type, or `num_query_layers` is out of range.
+            ValueError: when `pixel_values` has the wrong shape or type, `num_query_layers` is out of range, or
+                attention weights are asked for.
         """
+        keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self._check_inputs(pixel_values, num_query_layers)
         levels, fpn_features = self.model.pixel_level_module(pixel_values.to(self.dtype))
-        return self.predict(levels, fpn_features, labels, num_query_layers, output_predictions, output_mask_features)
+        return self.predict(
+            levels, fpn_features, labels, num_query_layers, output_predictions, output_mask_features, keeps_layers
+        )
 
     def predict(
         self,
@@ -119,42 +121,81 @@ class FrameDetector(CvisPreTrainedModel):
         num_query_layers: int = 1,
         output_predictions: bool = False,
         output_mask_features: bool = True,
+        output_hidden_states: bool = False,
     ) -> FrameDetectorOutput:
-        """What follows the pixel decoder, whose outputs `levels` and `fpn_features` are; arguments as in `forward`."""
+        """Predict from the outputs of the pixel decoder, `levels` and `fpn_features`; arguments as in `forward`."""
         project_masks = self.model.pixel_level_module.decoder.mask_projection
         queries, mask_embeddings = self.model.transformer_module(
             levels, [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
         )
-        output = FrameDetectorOutput(frame_queries=torch.stack(queries[-num_query_layers:]), fpn_features=fpn_features)
         predicts = output_predictions or labels is not None
-        if predicts or output_mask_features:
-            output.mask_features = project_masks(fpn_features)
-        if not predicts:
-            return output
+        frame_queries = torch.stack(queries[-num_query_layers:])
+        mask_features = project_masks(fpn_features) if predicts or output_mask_features else None
+        if predicts:
+            mask_embeddings.append(self.embed_masks(queries[-1]))
+        return self._detector_output(
+            queries, mask_embeddings, frame_queries, fpn_features, mask_features, labels, output_hidden_states
+        )
 
-        mask_embeddings.append(self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries[-1]))
-        return self._add_predictions(output, queries, mask_embeddings, labels)
+    def embed_masks(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return the mask embeddings `(..., Q, mask channels)` of normed queries `(..., Q, C)` of any layer."""
+        return self.model.transformer_module.decoder.mask_predictor.mask_embedder(queries)
 
-    def _add_predictions(
+    def base_group(self) -> GroupParameters:
+        """Return the learned queries with their positions and their mask head."""
+        module = self.model.transformer_module
+        return GroupParameters(
+            module.queries_features.weight,
+            [module.queries_embedder.weight] * len(module.decoder.layers),
+            module.decoder.mask_predictor.mask_embedder,
+        )
+
+    def _detector_output(
         self,
-        output: FrameDetectorOutput,
         queries: list[torch.Tensor],
         mask_embeddings: list[torch.Tensor],
+        frame_queries: torch.Tensor,
+        fpn_features: torch.Tensor,
+        mask_features: torch.Tensor | None,
         labels: list[dict[str, torch.Tensor]] | None,
+        output_hidden_states: bool,
     ) -> FrameDetectorOutput:
-        """Fill in what the queries (N, Q, C) of each prediction set say, and with `labels` its loss."""
-        output.predictions = tuple(
-            LayerPrediction(self.class_predictor(states), embeddings)
-            for states, embeddings in zip(queries, mask_embeddings, strict=True)
+        """Make the output of `predict`, with predictions if there are mask embeddings of all layers.
+
+        Args:
+            queries: of each layer `(N, Q, C)`.
+            mask_embeddings: of each layer `(N, Q, mask channels)`; those of the last are missing where nobody wants
+                predictions.
+            frame_queries: of the last layers `(layers, N, Q, C)`.
+            fpn_features: `(N, C, H / 4, W / 4)`.
+            mask_features: `(N, mask channels, H / 4, W / 4)`, if they are wanted.
+            labels: give the losses.
+            output_hidden_states: return the queries of all layers.
+        """
+        predictions = class_logits = masks = loss = loss_dict = None
+        if len(mask_embeddings) == len(queries):
+            predictions = tuple(
+                LayerPrediction(self.class_predictor(states), embeddings)
+                for states, embeddings in zip(queries, mask_embeddings, strict=True)
+            )
+            class_logits = predictions[-1].class_logits
+            if not self.training:
+                masks = frame_mask_logits(mask_embeddings[-1], mask_features)
+            if labels is not None:
+                scored = predictions if self.config.use_auxiliary_loss else predictions[-1:]
+                loss_dict, _ = self.criterion(scored, mask_features, labels)
+                loss = sum(loss_dict.values())
+        return FrameDetectorOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            class_queries_logits=class_logits,
+            masks_queries_logits=masks,
+            frame_queries=frame_queries,
+            fpn_features=fpn_features,
+            mask_features=mask_features,
+            predictions=predictions,
+            hidden_states=tuple(queries) if output_hidden_states else None,
         )
-        output.class_queries_logits = output.predictions[-1].class_logits
-        if not self.training:
-            output.masks_queries_logits = torch.einsum("nqc,nchw->nqhw", mask_embeddings[-1], output.mask_features)
-        if labels is not None:
-            scored = output.predictions if self.config.use_auxiliary_loss else output.predictions[-1:]
-            output.loss_dict, _ = self.criterion(scored, output.mask_features, labels)
-            output.loss = sum(output.loss_dict.values())
-        return output
 
     def _check_inputs(self, pixel_values: torch.Tensor, num_query_layers: int) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:

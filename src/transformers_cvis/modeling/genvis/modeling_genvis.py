@@ -1,7 +1,7 @@
 """GenVIS: video queries that travel from clip to clip, with a memory of what each of them was (Heo et al., CVPR 2023).
 
 B videos (times the frame-decoder layers in training), T frames of a clip, F frame queries per frame, Q video queries,
-C channels, M clips in the memory.
+C channels; "clips" are those in the memory.
 """
 
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import can_return_tuple
 
 from ...precision import at_least_float32_dtype
 from ..losses import ClipwiseMaskClassificationLoss, VideoTargets
-from ..outputs import VideoInstanceSegmentationOutput
+from ..outputs import VideoInstanceSegmentationOutput, hidden_states_requested
 from ..video_head.modeling_video import CvisVideoModel
 from ..video_head.object_decoder import DecodedQueries, VideoHead
 from .configuration_genvis import GenVisConfig
@@ -34,9 +35,9 @@ class QueryMemory:
     leaves first and the storage never exceeds twice the bound. Where gradients are needed the clips are concatenated.
 
     Attributes:
-        keys (`torch.Tensor` of shape `(B, Q, M, C)`): oldest clip first; float32 at least, whatever the model computes
-            in.
-        values (`torch.Tensor` of shape `(B, Q, M, C)`)
+        keys (`torch.Tensor` of shape `(B, Q, clips, C)`): oldest clip first; float32 at least, whatever the model
+            computes in.
+        values (`torch.Tensor` of shape `(B, Q, clips, C)`)
     """
 
     def __init__(self, storage: _MemoryStorage, start: int, end: int, max_clips: int | None):
@@ -95,6 +96,11 @@ class GenVisState:
     video_queries: Tensor
     memory: QueryMemory
 
+    @property
+    def batch_size(self) -> int:
+        """Number of videos."""
+        return len(self.video_queries)
+
     def append(self, step: "GenVisStep") -> "GenVisState":
         """The state after one more clip."""
         return GenVisState(step.decoded.last, self.memory.append(step.memory_key, step.memory_value))
@@ -102,14 +108,14 @@ class GenVisState:
 
 class MemoryRead(NamedTuple):
     read: Tensor  # (B, Q, C)
-    weights: Tensor  # (B, Q, M)
+    weights: Tensor  # (B, Q, clips)
 
 
 class MemoryAttention(nn.Module):
     """Each video query reads the prototypes that the query of the same index wrote: one head, no scaling.
 
     The published code reads this way; the paper's "standard cross-attention" differs. Indices never mix, so the product
-    of all queries with all queries is not formed: time and memory are Q x M, not Q x Q x M.
+    of all queries with all queries is not formed: time and memory are Q x clips, not Q x Q x clips.
     """
 
     def __init__(self, hidden_dim: int):
@@ -120,12 +126,12 @@ class MemoryAttention(nn.Module):
         self.memory_value_projection = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, video_queries: Tensor, memory_keys: Tensor, memory_values: Tensor) -> MemoryRead:
-        """video_queries (B, Q, C), memory (B, Q, M, C) -> what was read, zero from an empty memory"""
+        """video_queries (B, Q, C), memory (B, Q, clips, C) -> what was read, zero from an empty memory"""
         query = self.query_key_projection(video_queries)
         # Products without scaling leave the range of float16, and bfloat16 cannot tell large ones apart.
         with torch.autocast(query.device.type, enabled=False):
             query = query.to(memory_keys.dtype).unsqueeze(2)  # (B, Q, 1, C)
-            weights = (query @ memory_keys.transpose(2, 3)).softmax(dim=-1)  # (B, Q, 1, M)
+            weights = (query @ memory_keys.transpose(2, 3)).softmax(dim=-1)  # (B, Q, 1, clips)
             read = weights @ memory_values
         return MemoryRead(read.squeeze(2).to(video_queries.dtype), weights.squeeze(2))
 
@@ -154,7 +160,7 @@ class GenVisHead(VideoHead):
         memory_values: Tensor,
         all_layers: bool = False,
     ) -> GenVisStep:
-        """One clip: frame_queries (B, T, F, C), video_queries (B, Q, C), memory (B, Q, M, C)."""
+        """One clip: frame_queries (B, T, F, C), video_queries (B, Q, C), memory (B, Q, clips, C)."""
         memory = self.memory_attention
         encoded_queries = self.encode(frame_queries)
         read = memory(video_queries, memory_keys, memory_values).read
@@ -173,11 +179,13 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
     video_head_class = GenVisHead
     criterion_class = ClipwiseMaskClassificationLoss
     is_online = True
+    state_class = GenVisState
 
     @staticmethod
     def criterion_settings(config: GenVisConfig) -> dict[str, Any]:
         return {"uvla": config.uvla}
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values_videos: Tensor,
@@ -185,6 +193,8 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         state: GenVisState | None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_embeddings: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -197,24 +207,28 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict`, summed over the clips, instead of
                 predictions. Gradients flow through the state from clip to clip.
             output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
+            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed video queries
+                `(B, Q, C)` of every layer of the object decoder.
+            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
 
         Raises:
             ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
         """
+        keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)
+        self._check_state(state, len(pixel_values_videos))
         pixel_values_videos = pixel_values_videos.to(self.dtype)
         if labels is not None:
             return self._compute_loss(pixel_values_videos, labels)
-        batch_size = len(pixel_values_videos)
-        state = self._initial_state(batch_size) if state is None else state
-        if len(state.video_queries) != batch_size:
-            raise ValueError(
-                f"`state` belongs to a batch of {len(state.video_queries)} videos, but `pixel_values_videos` holds "
-                f"{batch_size}."
-            )
+        state = self._initial_state(len(pixel_values_videos)) if state is None else state
         detected = self.detect(pixel_values_videos, pixel_mask)
-        step = self.video_head(detected.frame_queries, state.video_queries, state.memory.keys, state.memory.values)
-        return self.make_output(detected, step.encoded_queries, step.decoded, output_embeddings, state.append(step))
+        memory = state.memory
+        step = self.video_head(
+            detected.frame_queries, state.video_queries, memory.keys, memory.values, all_layers=keeps_layers
+        )
+        return self._make_output(
+            detected, step.encoded_queries, step.decoded, output_embeddings, keeps_layers, state.append(step)
+        )
 
     def _initial_state(self, batch_size: int) -> GenVisState:
         video_queries = self.video_head.initial_queries(batch_size)
@@ -230,8 +244,8 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
                 f"{clip_length}."
             )
         targets = VideoTargets.from_labels(labels, self.config.num_labels)
-        detected, frames = self.detect_for_training(pixel_values_videos)
-        loss_dict, frame_matches = self.frame_losses(detected, targets)
+        detected, frames = self._detect_for_training(pixel_values_videos)
+        loss_dict, frame_matches = self._frame_losses(detected, targets)
 
         state = self._initial_state(len(frames.frame_queries))
         predictions, encoded_queries, video_similarity = [], [], []
@@ -239,17 +253,17 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
             memory = state.memory
             step = self.video_head(clip_queries, state.video_queries, memory.keys, memory.values, all_layers=True)
             state = state.append(step)
-            predictions.append(self.layer_predictions(step.decoded))
+            predictions.append(self._layer_predictions(step.decoded))
             encoded_queries.append(step.encoded_queries)
             similarity = self.video_head.video_similarity_projection(step.decoded.normalised[-1])
-            video_similarity.append(self.split_layers(similarity))
+            video_similarity.append(self._split_layers(similarity))
         frame_similarity = self.video_head.frame_similarity_projection(torch.cat(encoded_queries, dim=1))
         video_losses = self.criterion(
             predictions,
             frames.mask_features,
             targets,
             frame_matches,
-            self.split_layers(frame_similarity),
+            self._split_layers(frame_similarity),
             video_similarity,
         )
         loss_dict = {**loss_dict, **video_losses}

@@ -1,6 +1,6 @@
 """HVPL's frame detector: base queries and the frame prompts of later tasks read the same features.
 
-N images, F queries of all groups, C channels, L positions of one level.
+N images, F queries of all groups, C channels.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 from ..frame_detector.modeling_frame_detector import FrameDetector, shrunk_mask_features
+from ..layers.query_groups import GroupParameters
 from ..outputs import FrameDetectorOutput
-from ..tasks.queries import GroupedQueries, QueryGroup, TaskClassPredictor, TaskQueryGroup
+from ..tasks.queries import GroupedQueries, TaskClassPredictor, TaskQueryGroup
 
 
 class HvplFrameDetector(FrameDetector):
@@ -53,15 +54,9 @@ class HvplFrameDetector(FrameDetector):
         del self.task_queries[-1]
         self.class_predictor.remove_task()
 
-    def groups(self) -> list[QueryGroup]:
+    def groups(self) -> list[GroupParameters]:
         """The base, then every later task."""
-        module = self.model.transformer_module
-        base = QueryGroup(
-            module.queries_features.weight,
-            [module.queries_embedder.weight] * len(module.decoder.layers),
-            module.decoder.mask_predictor.mask_embedder,
-        )
-        return [base, *(queries.group() for queries in self.task_queries)]
+        return [self.base_group(), *(queries.group() for queries in self.task_queries)]
 
     def predict(
         self,
@@ -71,6 +66,7 @@ class HvplFrameDetector(FrameDetector):
         num_query_layers: int = 1,
         output_predictions: bool = False,
         output_mask_features: bool = True,
+        output_hidden_states: bool = False,
     ) -> FrameDetectorOutput:
         """As that of the frame detector: all groups run, and `frame_queries` holds F queries, group after group.
 
@@ -81,13 +77,13 @@ class HvplFrameDetector(FrameDetector):
         features = [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
         groups = GroupedQueries(self.groups()[-1:] if predicts else self.groups())
         queries, mask_embeddings = self.decode(levels, features, groups)
-        output = FrameDetectorOutput(frame_queries=torch.stack(queries[-num_query_layers:]), fpn_features=fpn_features)
-        if predicts or output_mask_features:
-            output.mask_features = project_masks(fpn_features)
-        if not predicts:
-            return output
-        mask_embeddings.append(groups.mask_embeddings(queries[-1]))
-        return self._add_predictions(output, queries, mask_embeddings, labels)
+        frame_queries = torch.stack(queries[-num_query_layers:])
+        mask_features = project_masks(fpn_features) if predicts or output_mask_features else None
+        if predicts:
+            mask_embeddings.append(groups.mask_embeddings(queries[-1]))
+        return self._detector_output(
+            queries, mask_embeddings, frame_queries, fpn_features, mask_features, labels, output_hidden_states
+        )
 
     def decode(
         self, levels: list[Tensor], level_mask_features: list[Tensor], groups: GroupedQueries

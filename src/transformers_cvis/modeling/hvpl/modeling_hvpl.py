@@ -4,18 +4,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..losses import LayerPrediction
+from ..outputs import LayerPrediction
 from ..tasks.adapters import TaskAdapterMixin
 from ..tasks.queries import GroupLayout, calibrate_class_logits
+from ..video_head.modeling_video import WholeVideoModel
 from ..video_head.object_decoder import DecodedQueries, VideoStep
-from ..video_head.whole_video import WholeVideoModel
 from .configuration_hvpl import HvplConfig
 from .frame_detector import HvplFrameDetector
 from .video_head import HvplVideoHead
 
 
 class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
-    """VITA that learns task by task: each later task adds prompts at frame level and at video level, and its heads.
+    """VITA that learns task by task: each later task adds prompts and heads at the frame stage and at the video stage.
 
     With labels the newest task is trained: before `add_task` the whole model as VITA, after it the newest prompts with
     their mask heads and class heads, and the no-object heads, which all tasks share. Where a video shows more objects
@@ -40,34 +40,29 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     def criterion_settings(config: HvplConfig) -> dict[str, Any]:
         return {"classification_loss": config.classification_loss}
 
-    def task_levels(self) -> dict[str, nn.Module]:
+    def task_stages(self) -> dict[str, nn.Module]:
         return {"detector": self.detector, "video_head": self.video_head}
 
     def evaluated_modules(self) -> list[str]:
         return ["video_head.encoder"] if self.num_tasks > 1 and self.config.freeze_drop_path else []
 
-    def compile_clip_step(self, **kwargs) -> None:
-        """`torch.compile` the detector in place as one graph. The head stays as it is: the trees of its context encoder
-        are made on the host, and every video has others.
-
-        Args:
-            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
-        """
-        self.detector.compile(**{"fullgraph": True, **kwargs})
+    def _compiled_parts(self) -> list[nn.Module]:
+        # The trees of the context encoder are made on the host, and every video has others.
+        return [self.detector]
 
     # Inference
 
-    def _associate(self, frame_queries: Tensor, training: bool = False) -> VideoStep:
-        return self.video_head(frame_queries, newest_only=training, all_layers=training)
+    def _associate(self, frame_queries: Tensor, training: bool = False, all_layers: bool = False) -> VideoStep:
+        return self.video_head(frame_queries, newest_only=training, all_layers=training or all_layers)
 
-    def predict_queries(self, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict_queries(self, video_queries: Tensor) -> tuple[Tensor, Tensor]:
         head = self.video_head
         return self._calibrated_classes(video_queries, head), head.mask_embeddings(video_queries)
 
-    def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    def _predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
         return _layout(self.video_head).mask_logits(mask_embeddings, mask_features)
 
-    def similarity_embeddings(self, encoded_queries: Tensor, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _similarity_embeddings(self, encoded_queries: Tensor, video_queries: Tensor) -> tuple[Tensor, Tensor]:
         head = self.video_head
         return (
             _layout(self.detector).apply(head.frame_similarity_projection, encoded_queries),
@@ -78,9 +73,9 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         """Frame queries (..., F, C) of all tasks -> calibrated class logits (..., F, K + 1) of single frames."""
         return self._calibrated_classes(frame_queries, self.detector)
 
-    def _calibrated_classes(self, queries: Tensor, level: nn.Module) -> Tensor:
-        layout, config = _layout(level), self.config
-        class_logits = level.class_predictor(queries, layout)
+    def _calibrated_classes(self, queries: Tensor, stage: nn.Module) -> Tensor:
+        layout, config = _layout(stage), self.config
+        class_logits = stage.class_predictor(queries, layout)
         return calibrate_class_logits(class_logits, layout.widths, config.task_class_counts, config.calibration_deltas)
 
     # Training
@@ -102,20 +97,20 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         outputs = []
         hook = first_layer.self_attn_layer_norm.register_forward_hook(lambda *call: outputs.append(call[-1]))
         try:
-            self.detector(frames, output_mask_features=False)
+            self.detector(frames, output_mask_features=False, return_dict=True)
         finally:
             hook.remove()
         return _layout(self.detector).join(outputs)
 
-    def layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
+    def _layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
         newest = self.video_head.groups()[-1]
-        queries = self.split_layers(decoded.normalised, dim=1)
+        queries = self._split_layers(decoded.normalised, dim=1)
         parts = self.video_head.class_predictor(queries), newest.mask_embedder(queries)
         return [LayerPrediction(*layer) for layer in zip(*parts, strict=True)]
 
 
-def _layout(level: nn.Module) -> GroupLayout:
-    return GroupLayout([len(group.features) for group in level.groups()])
+def _layout(stage: nn.Module) -> GroupLayout:
+    return GroupLayout([len(group.features) for group in stage.groups()])
 
 
 __all__ = ["HvplForVideoInstanceSegmentation"]

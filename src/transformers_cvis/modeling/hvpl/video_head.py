@@ -6,7 +6,8 @@ B videos, T frames, F frame queries and Q video queries of all groups, C channel
 import torch
 from torch import Tensor, nn
 
-from ..tasks.queries import GroupedQueries, GroupLayout, QueryGroup, TaskClassPredictor, TaskQueryGroup
+from ..layers.query_groups import GroupParameters
+from ..tasks.queries import GroupedQueries, GroupLayout, TaskClassPredictor, TaskQueryGroup
 from ..video_head.object_decoder import DecodedQueries, VideoHead, VideoStep
 from .context_encoder import ContextEncoder
 
@@ -50,9 +51,9 @@ class HvplVideoHead(VideoHead):
         del self.task_queries[-1]
         self.class_predictor.remove_task()
 
-    def groups(self) -> list[QueryGroup]:
+    def groups(self) -> list[GroupParameters]:
         """The base, then every later task."""
-        base = QueryGroup(
+        base = GroupParameters(
             self.queries_features.weight,
             [self.queries_embedder.weight] * len(self.decoder.layers),
             self.mask_embedder,

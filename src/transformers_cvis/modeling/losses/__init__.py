@@ -6,10 +6,11 @@ Frame level (the frame detector)::
     losses, matched_queries = criterion(predictions, mask_features, frame_labels)
     matched_queries = criterion.match(predictions[-3:], mask_features, frame_labels)  # a frozen detector: no losses
 
-`predictions` is a sequence of `LayerPrediction(class_logits (N, Q, K + 1), mask_embeddings (N, Q, C))`, oldest first,
-`mask_features` is `(N, C, h, w)`, `frame_labels` a list of N `{"class_labels": (n,), "masks": (n, H, W)}`. `losses`
-holds weighted scalars: `loss_ce`, `loss_mask`, `loss_dice` of the last prediction, `loss_ce_0` ... of the earlier ones.
-`matched_queries` is `(predictions, targets)`: the query of each target, targets concatenated image after image.
+`predictions` is a sequence of `LayerPrediction(class_logits (N, Q, K + 1), mask_embeddings (N, Q, C))` of `outputs`,
+oldest first, `mask_features` is `(N, C, h, w)`, `frame_labels` is a list of N dicts
+`{"class_labels": (n,), "masks": (n, H, W)}`. `losses` holds weighted scalars: `loss_ce`, `loss_mask`, `loss_dice` of
+the last prediction, `loss_ce_0` ... of the earlier ones. `matched_queries` is `(predictions, targets)`: the query of
+each target, targets concatenated image after image.
 
 Video level (VITA: the frames of a sample are one clip)::
 
@@ -56,7 +57,6 @@ from .distillation import (
     pseudo_labels,
 )
 from .mask_classification import MaskClassificationLoss
-from .matching import LayerPrediction
 from .points import PointSampler, sample_points, select_uncertain_points
 from .targets import VideoTargets
 from .tracks import FramewiseTrackLoss, VideoTrackLoss
@@ -68,7 +68,6 @@ __all__ = [
     "ClipwiseMaskClassificationLoss",
     "FramewiseTrackLoss",
     "IncrementalClipLoss",
-    "LayerPrediction",
     "MaskClassificationLoss",
     "PointSampler",
     "VideoMaskClassificationLoss",

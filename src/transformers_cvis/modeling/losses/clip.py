@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ...precision import at_least_float32
+from ..outputs import LayerPrediction
 from .mask_classification import MaskClassificationLoss, name_losses
-from .matching import LayerPrediction
 from .targets import Targets, VideoTargets
 
 

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ...precision import at_least_float32
-from .matching import LayerPrediction, assign, matching_costs, sample_masks
+from ..outputs import LayerPrediction
+from .matching import assign, matching_costs, sample_masks
 from .points import PointSampler, sample_points
 from .targets import Targets
 
@@ -64,6 +66,26 @@ class MaskClassificationLoss(nn.Module):
         self.no_object_weight = no_object_weight
         self.classification_loss = classification_loss
         self.point_sampler = PointSampler(num_points, oversample_ratio, importance_sample_ratio)
+
+    @staticmethod
+    def settings_of(config: PreTrainedConfig) -> dict[str, float]:
+        """Return the weights and points that a configuration names, as arguments of this class and of its heirs.
+
+        Args:
+            config: of a frame detector or of a video model.
+
+        Returns:
+            The arguments by name, from `class_weight` to `importance_sample_ratio`.
+        """
+        return {
+            "class_weight": config.class_weight,
+            "mask_weight": config.mask_weight,
+            "dice_weight": config.dice_weight,
+            "no_object_weight": config.no_object_weight,
+            "num_points": config.train_num_points,
+            "oversample_ratio": config.oversample_ratio,
+            "importance_sample_ratio": config.importance_sample_ratio,
+        }
 
     def forward(
         self, predictions: Sequence[LayerPrediction], mask_features: torch.Tensor, labels: list[dict]

@@ -1,29 +1,16 @@
 """Matching of queries to objects: the cost and its optimal assignment."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from ..outputs import LayerPrediction
 from .points import sample_points
 from .targets import Targets, repeat_index
 
 # Elements of the largest temporary of a matching cost and of masks turned to floats; larger ones are made in groups.
 _GROUP_ELEMENTS = 2**25
-
-
-class LayerPrediction(NamedTuple):
-    """What one decoder layer predicts. A mask's logits are the product of its embedding with the mask features.
-
-    Leading axes: `(N,)` images at the frame level, `(L, B)` frame decoder layers and videos at the video level.
-    """
-
-    class_logits: torch.Tensor
-    """`(..., Q, K + 1)`, no-object last."""
-    mask_embeddings: torch.Tensor
-    """`(..., Q, C)`."""
 
 
 @torch.no_grad()

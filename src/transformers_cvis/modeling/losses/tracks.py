@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from ...precision import at_least_float32
+from ..layers.mask_logits import frame_mask_logits
+from ..outputs import LayerPrediction
 from .mask_classification import MaskClassificationLoss, name_losses
-from .matching import LayerPrediction
 from .targets import VideoTargets
 from .uvla import unified_video_label_assignment
 
@@ -134,6 +135,6 @@ class VideoTrackLoss(TrackLoss):
     def _video(self, layer: LayerPrediction, mask_features) -> tuple[LayerPrediction, torch.Tensor]:
         """One layer with a video as a problem: its mask logits are the features, of which each query reads one."""
         class_logits, mask_embeddings = at_least_float32(layer.class_logits), at_least_float32(layer.mask_embeddings)
-        masks = (mask_embeddings @ mask_features.flatten(3)).unflatten(3, mask_features.shape[3:])  # (B, T, Q, h, w)
+        masks = frame_mask_logits(mask_embeddings, mask_features)  # (B, T, Q, h, w)
         own = torch.eye(masks.shape[2], dtype=masks.dtype, device=masks.device).expand(1, 1, len(masks), -1, -1)
         return LayerPrediction(class_logits[None, None], own), masks

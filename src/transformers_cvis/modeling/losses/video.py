@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from ...precision import at_least_float32
+from ..outputs import LayerPrediction
 from .mask_classification import MaskClassificationLoss, average_over_ranks, name_losses
-from .matching import LayerPrediction
 from .similarity import similarity_losses
 from .targets import VideoTargets
 from .uvla import RULES, unified_video_label_assignment

@@ -5,12 +5,15 @@ B videos, T frames of a clip, Q queries, C channels, K classes.
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import nn
+from transformers.utils import can_return_tuple
 
 from ..frame_detector.modeling_frame_detector import FrameDetector
+from ..layers.mask_logits import mask_logits
 from ..layers.query_matching import match_frame_queries
 from ..losses import VideoTargets
-from ..outputs import VideoInstanceSegmentationOutput
+from ..outputs import VideoInstanceSegmentationOutput, hidden_states_requested
 from ..video_model import VideoModelMixin
 from .configuration_minvis import MinVisConfig
 
@@ -23,7 +26,12 @@ class MinVisState:
         frame_queries (`torch.Tensor` of shape `(B, Q, C)`): queries of the last frame, in the order of the tracks.
     """
 
-    frame_queries: Tensor
+    frame_queries: torch.Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """Number of videos."""
+        return len(self.frame_queries)
 
 
 class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
@@ -39,14 +47,18 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
     is_online = True
+    state_class = MinVisState
 
+    @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: Tensor,
-        pixel_mask: Tensor | None = None,
+        pixel_values_videos: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
         state: MinVisState | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
         output_embeddings: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -59,6 +71,9 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions. Every frame is an
                 image of its own, with the objects visible there; published training has T = 1.
             output_embeddings (`bool`): also return the queries, in the order of the tracks, and mask features.
+            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the learned queries and those of
+                every layer of the frame decoder, `(B, T, Q, C)`, in the order of the tracks.
+            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
 
         Returns:
             `class_queries_logits` are the mean over the frames of the clip.
@@ -66,46 +81,39 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         Raises:
             ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
         """
+        keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)
+        self._check_state(state, len(pixel_values_videos))
         pixel_values_videos = pixel_values_videos.to(self.dtype)
         if labels is not None:
             frame_labels = VideoTargets.from_labels(labels, self.config.num_labels).frame_labels()
-            detected = super().forward(pixel_values_videos.flatten(0, 1), labels=frame_labels)
+            detected = super().forward(pixel_values_videos.flatten(0, 1), labels=frame_labels, return_dict=True)
             return VideoInstanceSegmentationOutput(loss=detected.loss, loss_dict=detected.loss_dict)
-        if state is not None and len(state.frame_queries) != len(pixel_values_videos):
-            raise ValueError(
-                f"`state` belongs to a batch of {len(state.frame_queries)} videos, but `pixel_values_videos` holds "
-                f"{len(pixel_values_videos)}."
-            )
 
-        frame_queries, mask_features = self.detect(pixel_values_videos, pixel_mask)
+        frame_queries, mask_features, layers = self.detect(
+            pixel_values_videos, pixel_mask, output_hidden_states=keeps_layers
+        )
         order = match_frame_queries(frame_queries, None if state is None else state.frame_queries)
         frame_queries = frame_queries.take_along_dim(order.unsqueeze(3), dim=2)  # (B, T, Q, C)
-        mask_embeddings = self.model.transformer_module.decoder.mask_predictor.mask_embedder(frame_queries)
-        masks = mask_embeddings @ mask_features.flatten(3)  # (B, T, Q, h * w)
         output = VideoInstanceSegmentationOutput(
             class_queries_logits=self.class_predictor(frame_queries).mean(dim=1),
-            masks_queries_logits=masks.transpose(1, 2).unflatten(3, mask_features.shape[3:]),
+            masks_queries_logits=mask_logits(self.embed_masks(frame_queries), mask_features),
             state=MinVisState(frame_queries[:, -1].clone()),  # not a view that holds on to the whole clip
         )
         if output_embeddings:
             output.frame_queries = frame_queries[None]
             output.mask_features = mask_features
+        if layers is not None:
+            output.hidden_states = layers.take_along_dim(order[:, :, None, :, None], dim=3).unbind(2)
         return output
 
-    def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        detected = super().forward(frames)
-        return detected.frame_queries[-1], detected.mask_features
+    def detect_frames(self, frames: torch.Tensor, output_hidden_states: bool = False) -> tuple[torch.Tensor, ...]:
+        detected = super().forward(frames, output_hidden_states=output_hidden_states, return_dict=True)
+        last = detected.frame_queries[-1], detected.mask_features
+        return (*last, torch.stack(detected.hidden_states, dim=1)) if output_hidden_states else last
 
-    def compile_clip_step(self, **kwargs) -> None:
-        """`torch.compile` the parts of the network in place, each as one graph; matching stays on the host.
-
-        Args:
-            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
-        """
-        kwargs = {"fullgraph": True, **kwargs}
-        self.model.pixel_level_module.compile(**kwargs)
-        self.model.transformer_module.compile(**kwargs)
+    def _compiled_parts(self) -> list[nn.Module]:
+        return [self.model.pixel_level_module, self.model.transformer_module]
 
 
 __all__ = ["MinVisForVideoInstanceSegmentation", "MinVisState"]

@@ -3,36 +3,43 @@
 B videos, T frames, Q queries, C channels.
 """
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from transformers import initialization as init
 
-from ..video_head.object_decoder import VideoAttention, VideoFeedForward
+from ..layers.attention import Attention, FeedForward
+from .configuration_spvis import SpvisConfig
 
 
 class AttentionLayer(nn.Module):
     """Attention to `memory`, or to the queries themselves."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0):
+    def __init__(self, config: SpvisConfig, dropout: float = 0.0):
         super().__init__()
-        self.attention = VideoAttention(hidden_dim, num_heads)
+        self.attention = Attention(config, config.hidden_dim, config.num_attention_heads)
         self.dropout = nn.Dropout(dropout)
-        self.layer_norm = nn.LayerNorm(hidden_dim)
+        self.layer_norm = nn.LayerNorm(config.hidden_dim)
 
-    def forward(self, queries: Tensor, memory: Tensor | None = None, identity: Tensor | None = None) -> Tensor:
-        """queries (N, Q, C), memory (N, M, C), identity (N, Q, C) what is added to instead of the queries"""
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor | None = None, identity: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """queries (N, Q, C), memory (N, S, C), identity (N, Q, C) what is added to instead of the queries"""
         memory = queries if memory is None else memory
         attended = self.dropout(self.attention(queries, memory, memory))
         return self.layer_norm((queries if identity is None else identity) + attended)
 
 
 class FeedForwardLayer(nn.Module):
-    def __init__(self, hidden_dim: int, dim_feedforward: int, dropout: float = 0.0):
-        super().__init__()
-        self.feed_forward = VideoFeedForward(hidden_dim, dim_feedforward)
-        self.dropout = nn.Dropout(dropout)
-        self.layer_norm = nn.LayerNorm(hidden_dim)
+    """Feed-forward of each query."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def __init__(self, config: SpvisConfig, dropout: float = 0.0):
+        super().__init__()
+        self.feed_forward = FeedForward(config.hidden_dim, config.tracker_dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.layer_norm = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Transform each query by itself: `(..., C)` to `(..., C)`."""
         return self.layer_norm(hidden_states + self.dropout(self.feed_forward(hidden_states)))
 
 
@@ -46,21 +53,21 @@ class TimeConvolution(nn.Conv1d):
         init.xavier_uniform_(self.weight)
         init.zeros_(self.bias)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, Q, C) -> (B, T, Q, C)"""
         batch_size, _, num_queries, _ = hidden_states.shape
         over_time = hidden_states.permute(0, 2, 3, 1).flatten(0, 1)  # (B * Q, C, T)
         return super().forward(over_time).unflatten(0, (batch_size, num_queries)).permute(0, 3, 1, 2)
 
 
-def within_frames(layer: nn.Module, *tensors: Tensor | None) -> Tensor:
+def within_frames(layer: nn.Module, *tensors: torch.Tensor | None) -> torch.Tensor:
     """`layer` on the queries of each frame: tensors (B, T, Q, C), or None, as (B * T, Q, C)."""
     batch_size = tensors[0].shape[0]
     frames = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
     return layer(*frames).unflatten(0, (batch_size, -1))
 
 
-def over_time(layer: nn.Module, hidden_states: Tensor) -> Tensor:
+def over_time(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """`layer` on the frames of each query: (B, T, Q, C) as (B * Q, T, C)."""
     batch_size = hidden_states.shape[0]
     tracks = hidden_states.transpose(1, 2).flatten(0, 1)

@@ -8,12 +8,14 @@ B videos, T frames of a clip, Q queries, C channels, K classes.
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers.utils import can_return_tuple
 
 from ...precision import at_least_float32_dtype
 from ..frame_detector.modeling_frame_detector import FrameDetector
-from ..losses import FramewiseTrackLoss, LayerPrediction, VideoTargets, VideoTrackLoss
-from ..outputs import VideoInstanceSegmentationOutput
+from ..layers.mask_logits import mask_logits
+from ..losses import FramewiseTrackLoss, VideoTargets, VideoTrackLoss
+from ..outputs import LayerPrediction, VideoInstanceSegmentationOutput, hidden_states_requested
 from ..video_model import DetectedFrames, VideoModelMixin
 from .configuration_spvis import SpvisConfig
 from .refiners import REFINERS
@@ -32,23 +34,14 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
     config_class = SpvisConfig
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
+    state_class = SpvisState
 
     def __init__(self, config: SpvisConfig):
         super().__init__(config)
         self.tracker = Tracker(config)
         self.refiner = None if config.refiner is None else REFINERS[config.refiner](config)
         loss_class = FramewiseTrackLoss if config.refiner is None else VideoTrackLoss
-        self.track_criterion = loss_class(
-            config.num_labels,
-            name=config.model_type,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
-        )
+        self.track_criterion = loss_class(config.num_labels, name=config.model_type, **loss_class.settings_of(config))
         self.training_progress = 0.0
         self.post_init()
 
@@ -89,13 +82,16 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             raise ValueError(f"`progress` is the share of the training that is done, in 0..1, got {progress}.")
         self.training_progress = progress
 
+    @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: Tensor,
-        pixel_mask: Tensor | None = None,
+        pixel_values_videos: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
         state: SpvisState | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
         output_embeddings: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -108,6 +104,9 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
             output_embeddings (`bool`): also return queries and mask features.
+            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed tracks `(B, T, Q, C)` of
+                every layer of the tracker, offline those of the refiner.
+            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
 
         Returns:
             `class_queries_logits` are the mean over the frames of the clip; offline, the logarithm of the larger of the
@@ -118,32 +117,32 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch or is
                 given to an offline model.
         """
+        keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)
+        self._check_state(state, len(pixel_values_videos))
         pixel_values_videos = pixel_values_videos.to(self.dtype)
         if labels is not None:
             return self._compute_loss(pixel_values_videos, labels)
-        if state is not None and self.refiner is not None:
-            raise ValueError(
-                "An offline SPVIS takes a whole video at once and has no `state`; use `.stream(...)` to hand it in "
-                "parts, or load it with `refiner=None` to run online."
-            )
-        if state is not None and len(state.tracks) != len(pixel_values_videos):
-            raise ValueError(
-                f"`state` belongs to a batch of {len(state.tracks)} videos, but `pixel_values_videos` holds "
-                f"{len(pixel_values_videos)}."
-            )
         detected = self.detect(pixel_values_videos, pixel_mask)
         tracked = self.tracker.track(detected.frame_queries, state)
         if self.refiner is not None:
-            class_logits, mask_embeddings, queries = self._refine([tracked], [detected.frame_queries])
-            return self._make_output(detected, class_logits, mask_embeddings, queries, None, output_embeddings)
-        queries = tracked.queries[-1]
-        class_logits = self.tracker.class_predictor(queries).mean(dim=1)
-        mask_embeddings = self.tracker.mask_embedder(queries)
-        return self._make_output(detected, class_logits, mask_embeddings, queries, tracked.state, output_embeddings)
+            class_logits, mask_embeddings, layers = self._refine([tracked], [detected.frame_queries])
+        else:
+            layers = tracked.queries
+            class_logits = self.tracker.class_predictor(layers[-1]).mean(dim=1)
+            mask_embeddings = self.tracker.mask_embedder(layers[-1])
+        output = self._make_output(detected.mask_features, class_logits, mask_embeddings)
+        if self.is_online:
+            output.state = tracked.state
+        if output_embeddings:
+            output.frame_queries = layers[-1:]
+            output.mask_features = detected.mask_features
+        if keeps_layers:
+            output.hidden_states = layers.unbind(0)
+        return output
 
     @torch.no_grad()
-    def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
+    def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
         """As `VideoModelMixin.stream`. Offline all clips are read before the first output; until then the mask features
         of the video wait in host memory, and every output repeats the class logits of the video."""
         if self.refiner is None:
@@ -160,50 +159,43 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             state = tracked[-1].state
         if not tracked:
             return
-        class_logits, mask_embeddings, queries = self._refine(tracked, frame_queries)
+        class_logits, mask_embeddings, _ = self._refine(tracked, frame_queries)
         lengths = [features.shape[1] for features in mask_features]
-        parts = zip(mask_features, mask_embeddings.split(lengths, dim=1), queries.split(lengths, dim=1), strict=True)
-        for features, part_embeddings, part_queries in parts:
-            part = DetectedFrames(frame_queries=None, mask_features=features.to(self.device))
-            yield self._make_output(part, class_logits, part_embeddings, part_queries, None, output_embeddings=False)
+        for features, part_embeddings in zip(mask_features, mask_embeddings.split(lengths, dim=1), strict=True):
+            yield self._make_output(features.to(self.device), class_logits, part_embeddings)
 
-    def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        detected = super().forward(frames)
+    def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        detected = super().forward(frames, output_hidden_states=False, return_dict=True)
         return detected.frame_queries[-1], detected.mask_features
 
-    def _refine(self, tracked: list[TrackedFrames], frame_queries: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits (B, Q, K + 1), mask embeddings and queries (B, T, Q, C) of videos seen in consecutive parts."""
+    def _refine(
+        self, tracked: list[TrackedFrames], frame_queries: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Refine the tracks of videos that were seen in consecutive parts.
+
+        Returns:
+            Class logits `(B, Q, K + 1)`, mask embeddings `(B, T, Q, C)` and the queries of every layer
+            `(layers, B, T, Q, C)`.
+        """
         tracks = torch.cat([part.queries[-1] for part in tracked], dim=1)
         refined = self.refiner(tracks, self._encode_frames(torch.cat(frame_queries, dim=1)))
         online_logits = self.tracker.class_predictor(tracks).mean(dim=1)
         class_logits = join_class_logits(refined.class_logits[-1], online_logits)
-        return class_logits, refined.mask_embeddings[-1], refined.queries[-1]
+        return class_logits, refined.mask_embeddings[-1], refined.queries
 
-    def _encode_frames(self, frame_queries: Tensor) -> Tensor:
+    def _encode_frames(self, frame_queries: torch.Tensor) -> torch.Tensor:
         return self.tracker.layer_norm(self.tracker.encode_frames(frame_queries)[-1])
 
+    @staticmethod
     def _make_output(
-        self,
-        detected: DetectedFrames,
-        class_logits: Tensor,
-        mask_embeddings: Tensor,
-        queries: Tensor,
-        state: SpvisState | None,
-        output_embeddings: bool,
+        mask_features: torch.Tensor, class_logits: torch.Tensor, mask_embeddings: torch.Tensor
     ) -> VideoInstanceSegmentationOutput:
-        masks = mask_embeddings @ detected.mask_features.flatten(3)  # (B, T, Q, h * w)
-        output = VideoInstanceSegmentationOutput(
-            class_queries_logits=class_logits,
-            masks_queries_logits=masks.transpose(1, 2).unflatten(3, detected.mask_features.shape[3:]),
-            state=state,
+        return VideoInstanceSegmentationOutput(
+            class_queries_logits=class_logits, masks_queries_logits=mask_logits(mask_embeddings, mask_features)
         )
-        if output_embeddings:
-            output.frame_queries = queries[None]
-            output.mask_features = detected.mask_features
-        return output
 
     def _compute_loss(
-        self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]
+        self, pixel_values_videos: torch.Tensor, labels: list[dict[str, torch.Tensor]]
     ) -> VideoInstanceSegmentationOutput:
         targets = VideoTargets.from_labels(labels, self.config.num_labels)
         loss_dict, frames = self._detect_for_training(pixel_values_videos, targets)
@@ -228,42 +220,34 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)
 
     def _detect_for_training(
-        self, pixel_values_videos: Tensor, targets: VideoTargets
-    ) -> tuple[dict[str, Tensor], DetectedFrames]:
+        self, pixel_values_videos: torch.Tensor, targets: VideoTargets
+    ) -> tuple[dict[str, torch.Tensor], DetectedFrames]:
         """Losses of the frame detector, none when it is frozen, and what it found."""
         if self.config.freeze_detector:
             with torch.no_grad():
                 return {}, self.detect(pixel_values_videos)
-        detected = super().forward(pixel_values_videos.flatten(0, 1), labels=targets.frame_labels())
+        detected = super().forward(pixel_values_videos.flatten(0, 1), labels=targets.frame_labels(), return_dict=True)
         videos = pixel_values_videos.shape[:2]
         frames = DetectedFrames(
             detected.frame_queries[-1].unflatten(0, videos), detected.mask_features.unflatten(0, videos)
         )
         return detected.loss_dict, frames
 
-    def _track_predictions(self, queries: Tensor) -> list[LayerPrediction]:
+    def _track_predictions(self, queries: torch.Tensor) -> list[LayerPrediction]:
         """Per layer class logits (B, T, Q, K + 1) and mask embeddings (B, T, Q, C) of normalised tracks."""
         layers = zip(self.tracker.class_predictor(queries), self.tracker.mask_embedder(queries), strict=True)
         return [LayerPrediction(*layer) for layer in layers]
 
     @torch.no_grad()
-    def _detector_prediction(self, frame_queries: Tensor) -> LayerPrediction:
-        mask_embedder = self.model.transformer_module.decoder.mask_predictor.mask_embedder
-        return LayerPrediction(self.class_predictor(frame_queries), mask_embedder(frame_queries))
+    def _detector_prediction(self, frame_queries: torch.Tensor) -> LayerPrediction:
+        return LayerPrediction(self.class_predictor(frame_queries), self.embed_masks(frame_queries))
 
-    def compile_clip_step(self, **kwargs) -> None:
-        """`torch.compile` the parts of the network in place, each as one graph; matching stays on the host.
-
-        Args:
-            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
-        """
-        kwargs = {"fullgraph": True, **kwargs}
-        parts: list[nn.Module] = [self.model.pixel_level_module, self.model.transformer_module, self.tracker]
-        for part in parts if self.refiner is None else [*parts, self.refiner]:
-            part.compile(**kwargs)
+    def _compiled_parts(self) -> list[nn.Module]:
+        parts = [self.model.pixel_level_module, self.model.transformer_module, self.tracker]
+        return parts if self.refiner is None else [*parts, self.refiner]
 
 
-def join_class_logits(first: Tensor, second: Tensor) -> Tensor:
+def join_class_logits(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Logits whose probabilities are, class by class, the larger of those of two: (..., K + 1), no-object last.
 
     What the classes leave of 1 is no-object's; where they exceed 1 together, they are scaled to it.

@@ -6,10 +6,10 @@ B videos, T frames, Q queries, C channels, K classes.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..frame_detector.masked_attention_decoder import MaskEmbedder
+from ..layers.mask_logits import MaskEmbedder
 from .configuration_spvis import SpvisConfig
 from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, over_time, within_frames
 
@@ -17,25 +17,26 @@ from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, over_time
 class RefinedTracks(NamedTuple):
     """Predictions of the layers of a refiner for whole videos."""
 
-    class_logits: Tensor  # (layers, B, Q, K + 1)
-    mask_embeddings: Tensor  # (layers, B, T, Q, C)
-    queries: Tensor  # (layers, B, T, Q, C), normalised
+    class_logits: torch.Tensor  # (layers, B, Q, K + 1)
+    mask_embeddings: torch.Tensor  # (layers, B, T, Q, C)
+    queries: torch.Tensor  # (layers, B, T, Q, C), normalised
 
 
 class RefinementCompensator(nn.Module):
     """Attention of each track over time, then blocks whose residual goes around a normalised-after layer."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, dim_feedforward: int, dropout: float, num_repeats: int):
+    def __init__(self, config: SpvisConfig):
         super().__init__()
-        self.num_repeats = num_repeats
-        self.local_attn = AttentionLayer(hidden_dim, num_heads, dropout)
-        self.self_attn_layer_norm = nn.LayerNorm(hidden_dim)
-        self.self_attn = AttentionLayer(hidden_dim, num_heads, dropout)
-        self.feed_forward_layer_norm = nn.LayerNorm(hidden_dim)
-        self.feed_forward = FeedForwardLayer(hidden_dim, dim_feedforward, dropout)
+        dropout = config.refiner_dropout
+        self.num_repeats = config.compensator_repeats
+        self.local_attn = AttentionLayer(config, dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.self_attn = AttentionLayer(config, dropout)
+        self.feed_forward_layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.feed_forward = FeedForwardLayer(config, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(N, length, C) -> (N, length, C)"""
         hidden_states = self.local_attn(hidden_states)
         for _ in range(self.num_repeats):
@@ -51,17 +52,17 @@ class InteractionLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: SpvisConfig):
         super().__init__()
-        hidden_dim, num_heads, dropout = config.hidden_dim, config.num_attention_heads, config.refiner_dropout
+        hidden_dim, dropout = config.hidden_dim, config.refiner_dropout
         self.conv_residual = config.conv_residual
         self.gated = config.gate == "sigmoid"
-        self.cross_attn = AttentionLayer(hidden_dim, num_heads, dropout)
+        self.cross_attn = AttentionLayer(config, dropout)
         self.conv1 = TimeConvolution(hidden_dim, kernel_size=3)
         self.conv2 = TimeConvolution(hidden_dim, kernel_size=1)
         self.conv_layer_norm = nn.LayerNorm(hidden_dim)
-        self.self_attn = AttentionLayer(hidden_dim, num_heads, dropout)
-        self.feed_forward = FeedForwardLayer(hidden_dim, config.tracker_dim_feedforward, dropout)
+        self.self_attn = AttentionLayer(config, dropout)
+        self.feed_forward = FeedForwardLayer(config, dropout)
 
-    def forward(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+    def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
         """tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
         tracks = within_frames(self.cross_attn, tracks, frame_queries)
         moved = self.conv2(self.conv1(tracks).relu()).relu()
@@ -75,16 +76,16 @@ class TemporalRefinerLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: SpvisConfig):
         super().__init__()
-        hidden_dim, num_heads = config.hidden_dim, config.num_attention_heads
-        self.time_attn = AttentionLayer(hidden_dim, num_heads)
+        hidden_dim = config.hidden_dim
+        self.time_attn = AttentionLayer(config)
         self.conv1 = TimeConvolution(hidden_dim, kernel_size=5, padding_mode="replicate")
         self.conv2 = TimeConvolution(hidden_dim, kernel_size=3, padding_mode="replicate")
         self.conv_layer_norm = nn.LayerNorm(hidden_dim)
-        self.self_attn = AttentionLayer(hidden_dim, num_heads)
-        self.cross_attn = AttentionLayer(hidden_dim, num_heads)
-        self.feed_forward = FeedForwardLayer(hidden_dim, config.tracker_dim_feedforward)
+        self.self_attn = AttentionLayer(config)
+        self.cross_attn = AttentionLayer(config)
+        self.feed_forward = FeedForwardLayer(config)
 
-    def forward(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+    def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
         """tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
         tracks = over_time(self.time_attn, tracks)
         tracks = self.conv_layer_norm(tracks + self.conv2(self.conv1(tracks).relu()))
@@ -103,7 +104,7 @@ class Refiner(nn.Module):
         self.mask_embedder = mask_embedder
         self.frame_weight = nn.Linear(config.hidden_dim, 1)
 
-    def forward(self, tracks: Tensor, frame_queries: Tensor) -> RefinedTracks:
+    def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> RefinedTracks:
         """Predictions of all layers.
 
         Args:
@@ -112,7 +113,7 @@ class Refiner(nn.Module):
         """
         return self.predict(self.refine(tracks, frame_queries))
 
-    def refine(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+    def refine(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
         """(layers, B, T, Q, C), before the norm"""
         states = []
         for layer in self.layers:
@@ -120,7 +121,7 @@ class Refiner(nn.Module):
             states.append(tracks)
         return torch.stack(states)
 
-    def predict(self, states: Tensor) -> RefinedTracks:
+    def predict(self, states: torch.Tensor) -> RefinedTracks:
         queries = self.layer_norm(states)
         weights = self.frame_weight(queries).softmax(dim=2)  # over the frames
         class_logits = self.class_predictor((weights * queries).sum(dim=2))
@@ -148,15 +149,9 @@ class JointRefiner(Refiner):
         )
         self.joint = config.joint
         if config.joint != "interaction_only":
-            self.compensator = RefinementCompensator(
-                hidden_dim,
-                config.num_attention_heads,
-                config.tracker_dim_feedforward,
-                config.refiner_dropout,
-                config.compensator_repeats,
-            )
+            self.compensator = RefinementCompensator(config)
 
-    def refine(self, tracks: Tensor, frame_queries: Tensor) -> Tensor:
+    def refine(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
         if self.joint == "interaction_only":
             return super().refine(tracks, frame_queries)
         compensated = over_time(self.compensator, tracks)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..frame_detector.masked_attention_decoder import MaskEmbedder
+from ..layers.attention import Attention, FeedForward
+from ..layers.mask_logits import MaskEmbedder
 from ..layers.query_matching import match_frame_queries
-from ..video_head.object_decoder import VideoAttention, VideoFeedForward
 from .configuration_spvis import SpvisConfig
 from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, within_frames
 
@@ -29,15 +29,20 @@ class SpvisState:
         tracks (`torch.Tensor` of shape `(B, Q, C)`): output of the tracker's last layer in that frame, before the norm.
     """
 
-    frame_queries: Tensor
-    tracks: Tensor
+    frame_queries: torch.Tensor
+    tracks: torch.Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """Number of videos."""
+        return len(self.tracks)
 
 
 class TrackedFrames(NamedTuple):
     """What the tracker makes of the frames of a clip."""
 
-    queries: Tensor  # (layers, B, T, Q, C), normalised
-    order: Tensor  # (B, T, Q) long: the frame query matched to each track
+    queries: torch.Tensor  # (layers, B, T, Q, C), normalised
+    order: torch.Tensor  # (B, T, Q) long: the frame query matched to each track
     state: SpvisState
 
 
@@ -52,15 +57,15 @@ class DisturbanceFilter(nn.Module):
         hidden_dim, num_heads = config.hidden_dim, config.num_attention_heads
         self.adds_identity = config.filter_residual == "identity"
         self.temporal_conv = TimeConvolution(hidden_dim, kernel_size=3)
-        self.cross_attn = VideoAttention(hidden_dim, num_heads)
-        self.self_attn = VideoAttention(hidden_dim, num_heads)
-        self.feed_forward = VideoFeedForward(hidden_dim, config.filter_dim_feedforward)
+        self.cross_attn = Attention(config, hidden_dim, num_heads)
+        self.self_attn = Attention(config, hidden_dim, num_heads)
+        self.feed_forward = FeedForward(hidden_dim, config.filter_dim_feedforward)
         self.temporal_layer_norm = nn.LayerNorm(hidden_dim)
         self.cross_attn_layer_norm = nn.LayerNorm(hidden_dim)
         self.self_attn_layer_norm = nn.LayerNorm(hidden_dim)
         self.final_layer_norm = nn.LayerNorm(hidden_dim)
 
-    def forward(self, identity: Tensor, target: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, identity: torch.Tensor, target: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
         target = self.temporal_layer_norm(target + self.temporal_conv(target))
         read = within_frames(self.cross_attn, target, memory, memory)
@@ -74,9 +79,9 @@ class ReferringFilter(AttentionLayer):
     """Attention of the target to a frame's queries, added to the identity (DVIS, section 3.2)."""
 
     def __init__(self, config: SpvisConfig):
-        super().__init__(config.hidden_dim, config.num_attention_heads)
+        super().__init__(config)
 
-    def forward(self, identity: Tensor, target: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, identity: torch.Tensor, target: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
         read = super().forward(target.flatten(0, 1), memory.flatten(0, 1), identity.flatten(0, 1))
         return read.unflatten(0, target.shape[:2])
@@ -91,10 +96,10 @@ class TrackerLayer(GradientCheckpointingLayer):
     def __init__(self, config: SpvisConfig):
         super().__init__()
         self.filter = FILTERS[config.filter](config)
-        self.self_attn = AttentionLayer(config.hidden_dim, config.num_attention_heads)
-        self.feed_forward = FeedForwardLayer(config.hidden_dim, config.tracker_dim_feedforward)
+        self.self_attn = AttentionLayer(config)
+        self.feed_forward = FeedForwardLayer(config)
 
-    def forward(self, identity: Tensor, target: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, identity: torch.Tensor, target: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
         hidden_states = self.filter(identity, target, memory)
         return self.feed_forward(within_frames(self.self_attn, hidden_states))
@@ -111,7 +116,9 @@ class Tracker(nn.Module):
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
         self.mask_embedder = MaskEmbedder(config.hidden_dim, config.mask_feature_size)
 
-    def forward(self, frame_queries: Tensor, matched_queries: Tensor, tracks: Tensor | None) -> Tensor:
+    def forward(
+        self, frame_queries: torch.Tensor, matched_queries: torch.Tensor, tracks: torch.Tensor | None
+    ) -> torch.Tensor:
         """One frame.
 
         Args:
@@ -130,7 +137,7 @@ class Tracker(nn.Module):
             states.append(hidden_states)
         return torch.stack(states)
 
-    def encode_frames(self, frame_queries: Tensor) -> Tensor:
+    def encode_frames(self, frame_queries: torch.Tensor) -> torch.Tensor:
         """The queries of each frame read by themselves, without a past: (B, T, Q, C) -> (layers, B, T, Q, C)."""
         hidden_states, states = frame_queries, []
         for layer in self.layers:
@@ -138,7 +145,7 @@ class Tracker(nn.Module):
             states.append(hidden_states)
         return torch.stack(states)
 
-    def track(self, frame_queries: Tensor, state: SpvisState | None = None) -> TrackedFrames:
+    def track(self, frame_queries: torch.Tensor, state: SpvisState | None = None) -> TrackedFrames:
         """Carry tracks through the frames of a clip, `frame_queries` (B, T, Q, C), from `state` or from the first."""
         previous = None if state is None else state.frame_queries
         order = match_frame_queries(frame_queries, previous, self.inverts_matches)

@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 from ..clip_detector.modeling_clip_detector import ClipDetector, ClipFeatures
-from ..losses import LayerPrediction
-from ..outputs import VideoInstanceSegmentationOutput
+from ..layers.query_groups import GroupParameters
+from ..outputs import LayerPrediction, VideoInstanceSegmentationOutput
 from ..tasks.adapters import TaskAdapterMixin
 from ..tasks.queries import (
     DecodedGroups,
     GroupedQueries,
     GroupLayout,
-    QueryGroup,
     TaskClassPredictor,
     TaskQueryGroup,
     calibrate_class_logits,
@@ -44,7 +43,7 @@ class TaskClipDetectorForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetecto
 
     # Tasks
 
-    def task_levels(self) -> dict[str, nn.Module]:
+    def task_stages(self) -> dict[str, nn.Module]:
         return {"": self}
 
     def add_task(self, class_names: list[str], num_prompts: int | None = None) -> None:
@@ -76,15 +75,9 @@ class TaskClipDetectorForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetecto
         if self.learns_by_prompts:
             del self.task_queries[-1]
 
-    def groups(self) -> list[QueryGroup]:
+    def groups(self) -> list[GroupParameters]:
         """Return the queries of the base, then those of every later task that has prompts."""
-        module = self.model.transformer_module
-        base = QueryGroup(
-            module.queries_features.weight,
-            [module.queries_embedder.weight] * len(module.decoder.layers),
-            module.decoder.mask_predictor.mask_embedder,
-        )
-        return [base, *(queries.group() for queries in self.task_queries)]
+        return [self.base_group(), *(queries.group() for queries in self.task_queries)]
 
     @property
     def group_widths(self) -> list[int]:
@@ -118,7 +111,7 @@ class TaskClipDetectorForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetecto
             return super().embed_masks(queries)
         return GroupedQueries(self.groups()).mask_embeddings(queries)
 
-    def predict_masks(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
+    def _predict_masks(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
         return GroupLayout(self.group_widths).mask_logits(mask_embeddings, mask_features)
 
     # Training

@@ -68,7 +68,7 @@ class TaskLearningMixin:
         super().__init__(config)
         self._store = AdapterStore()
 
-    def task_levels(self) -> dict[str, nn.Module]:
+    def task_stages(self) -> dict[str, nn.Module]:
         """The modules that hold groups of task queries, by their path in the model; "" is the model itself.
 
         Each has `task_queries`, one entry per later task, `class_predictor.heads`, the no-object head and then one per
@@ -109,11 +109,11 @@ class TaskLearningMixin:
     # Adding and removing
 
     def add_task(self, class_names: list[str], num_prompts: int) -> None:
-        """Start to learn new classes: a group of prompts and heads at every level, all else frozen.
+        """Start to learn new classes: a group of prompts and heads at every stage, all else frozen.
 
         Args:
             class_names: of the new task; `config.id2label` continues with them.
-            num_prompts: prompts at each level, the most objects of the new classes that are found in a video. Where a
+            num_prompts: prompts at each stage, the most objects of the new classes that are found in a video. Where a
                 training video shows more, those that fit worst are left out of its losses.
 
         Raises:
@@ -279,12 +279,12 @@ class TaskLearningMixin:
     # Inside the model
 
     def _add_groups(self, num_classes: int, num_prompts: int) -> None:
-        for level in self.task_levels().values():
-            level.add_task(num_classes, num_prompts)
+        for stage in self.task_stages().values():
+            stage.add_task(num_classes, num_prompts)
 
     def _remove_groups(self) -> None:
-        for level in self.task_levels().values():
-            level.remove_task()
+        for stage in self.task_stages().values():
+            stage.remove_task()
 
     def _set_classes(self, names: list[str]) -> None:
         self.config.id2label = dict(enumerate(names))
@@ -318,7 +318,7 @@ class TaskLearningMixin:
         return self._parameters_of(no_object_parts())
 
     def _parameters_of(self, parts: list[str]) -> dict[str, nn.Parameter]:
-        prefixes = tuple(f"{level}.{part}.".removeprefix(".") for level in self.task_levels() for part in parts)
+        prefixes = tuple(f"{stage}.{part}.".removeprefix(".") for stage in self.task_stages() for part in parts)
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(prefixes)}
 
     def frozen_modules(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Where the parts of each task lie in a model that learns task by task.
 
-Task 0 is the base, task t the t-th one after it. Every stage of a model (see `TaskLearningMixin.task_levels`) holds
+Task 0 is the base, task t the t-th one after it. Every stage of a model (see `TaskLearningMixin.task_stages`) holds
 
     class_predictor.heads    the no-object head, which all tasks share, then the class head of task 0, 1, ...
     task_queries             the prompts and mask head of task 1, 2, ...; those of the base are the model's own queries

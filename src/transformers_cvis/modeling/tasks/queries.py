@@ -11,18 +11,18 @@ N images or videos, F queries of all groups, P queries of a group, C channels, K
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import BatchInvariance, batch_invariant_linear
-from ..frame_detector.masked_attention_decoder import MaskedAttentionDecoder, MaskEmbedder, inside_masks, multiply_masks
+from ..frame_detector.masked_attention_decoder import MaskedAttentionDecoder, inside_masks
 from ..frame_detector.pixel_decoder import NUM_LEVELS
+from ..layers.mask_logits import MaskEmbedder, group_mask_logits
+from ..layers.query_groups import GroupParameters
 from .places import NO_OBJECT_HEAD
 
 # Rows and outputs of the class heads are filled up to cache lines, which keeps the matrices of a batch aligned.
@@ -31,10 +31,10 @@ FOREIGN_CLASS_LOGIT = -10.0
 
 
 class TaskQueryGroup(nn.Module):
-    """What a task adds at one level: prompts, their positions in every layer, and a mask head.
+    """What a task adds at one stage: prompts, their positions in every layer, and a mask head.
 
     Args:
-        token_positions: also positions of the group's frame queries, where these are read (video level).
+        token_positions: also positions of the group's frame queries, where these are read (video stage).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TaskQueryGroup(nn.Module):
         self.token_positions = nn.Embedding(num_prompts, hidden_dim) if token_positions else None
 
     @torch.no_grad()
-    def start_from(self, base: "QueryGroup") -> None:
+    def start_from(self, base: GroupParameters) -> None:
         """Prompts and positions become the mean row of the base's, the mask head a copy of its mask head."""
         pairs = [(self.features, base.features), *zip(self.positions, base.positions, strict=True)]
         if self.token_positions is not None:
@@ -56,10 +56,10 @@ class TaskQueryGroup(nn.Module):
             embedding.weight.copy_(rows.mean(dim=0).expand_as(embedding.weight))
         self.mask_embedder.load_state_dict(base.mask_embedder.state_dict())
 
-    def group(self) -> "QueryGroup":
+    def group(self) -> GroupParameters:
         token_positions = None if self.token_positions is None else self.token_positions.weight
         positions = [embedding.weight for embedding in self.positions]
-        return QueryGroup(self.features.weight, positions, self.mask_embedder, token_positions)
+        return GroupParameters(self.features.weight, positions, self.mask_embedder, token_positions)
 
 
 class TaskClassPredictor(nn.Module):
@@ -123,7 +123,7 @@ class TaskClassPredictor(nn.Module):
         """Of one run: the heads are further elements of the batch, as they are more with every task, too."""
         groups = queries.reshape(num_groups, -1, queries.shape[-1])  # (groups, rows, C)
         num_rows = groups.shape[1]
-        groups = F.pad(groups, (0, 0, 0, _aligned(num_rows) - num_rows))[:, None]
+        groups = nn.functional.pad(groups, (0, 0, 0, _aligned(num_rows) - num_rows))[:, None]
         heads = [_linear_layers(head) for head in self.heads]
         widths = [layers[-1].out_features for layers in heads]
         heads_of_width = defaultdict(list)
@@ -137,16 +137,6 @@ class TaskClassPredictor(nn.Module):
                 logits[head] = result[:, :num_rows, : widths[head]]
         no_object = logits.pop(NO_OBJECT_HEAD)
         return torch.cat([*logits, no_object], dim=-1).reshape(*queries.shape[:-1], -1)
-
-
-@dataclass
-class QueryGroup:
-    """The parameters of one group at one level, whether of the base or of a later task."""
-
-    features: Tensor  # (P, C)
-    positions: list[Tensor]  # per decoder layer (P, C)
-    mask_embedder: nn.Module
-    token_positions: Tensor | None = None  # (frame queries of the group, C), video level only
 
 
 class GroupRun(NamedTuple):
@@ -201,7 +191,7 @@ class GroupLayout:
         num_frames, _, height, width = mask_features.shape[1:]
         logits = mask_features.new_empty(*mask_embeddings.shape[:2], num_frames, height * width)
         for frame, features in enumerate(mask_features.flatten(3).unbind(1)):
-            logits[:, :, frame] = self.apply(partial(multiply_masks, mask_features=features), mask_embeddings)
+            logits[:, :, frame] = self.apply(partial(group_mask_logits, mask_features=features), mask_embeddings)
         return logits.unflatten(-1, (height, width))
 
 
@@ -229,7 +219,7 @@ class GroupedQueries:
         positions (`list[list[Tensor]]`): by layer and run.
     """
 
-    def __init__(self, groups: Sequence[QueryGroup]):
+    def __init__(self, groups: Sequence[GroupParameters]):
         self.layout = GroupLayout([len(group.features) for group in groups])
         self.features = self._by_run([group.features for group in groups])
         self.positions = [self._by_run(layer) for layer in zip(*(group.positions for group in groups), strict=True)]
@@ -346,8 +336,12 @@ class _StackedLayers:
         for layers in zip(*networks, strict=True):
             last = layers[0] is networks[0][-1] and output_width is not None
             width = output_width if last else layers[0].out_features
-            weights.append(torch.stack([F.pad(layer.weight, (0, 0, 0, width - len(layer.weight))) for layer in layers]))
-            biases.append(torch.stack([F.pad(layer.bias, (0, width - len(layer.bias))) for layer in layers]))
+            weights.append(
+                torch.stack([nn.functional.pad(layer.weight, (0, 0, 0, width - len(layer.weight))) for layer in layers])
+            )
+            biases.append(
+                torch.stack([nn.functional.pad(layer.bias, (0, width - len(layer.bias))) for layer in layers])
+            )
         return cls(weights, biases)
 
     def repeated(self, times: int) -> "_StackedLayers":

@@ -1,20 +1,23 @@
-"""What the models made of a frame detector and a video head share.
+"""Bases of the models made of a frame detector and a video head.
 
 B videos, T frames, F frame queries per frame, C channels, H x W pixels of the padded network input.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers.utils import can_return_tuple
 
 from ..frame_detector.modeling_frame_detector import FrameDetector
-from ..losses import LayerPrediction, VideoTargets
+from ..layers.mask_logits import mask_logits
+from ..losses import VideoMaskClassificationLoss, VideoTargets
 from ..modeling_base import CvisPreTrainedModel
-from ..outputs import FrameDetectorOutput, VideoInstanceSegmentationOutput
+from ..outputs import FrameDetectorOutput, LayerPrediction, VideoInstanceSegmentationOutput, hidden_states_requested
 from ..video_model import DetectedFrames, VideoModelMixin
 from .configuration_video import CvisVideoConfig
-from .object_decoder import DecodedQueries, VideoHead, mask_logits
+from .object_decoder import DecodedQueries, VideoHead, VideoStep
 
 
 class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
@@ -27,7 +30,7 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
 
     config_class = CvisVideoConfig
     video_head_class: type[nn.Module] = VideoHead
-    criterion_class: type[nn.Module]
+    criterion_class: type[VideoMaskClassificationLoss]
 
     def __init__(self, config: CvisVideoConfig):
         super().__init__(config)
@@ -38,13 +41,7 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
             config.num_labels,
             name=config.model_type,
             similarity_weight=config.similarity_weight,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
+            **self.criterion_class.settings_of(config),
             **self.criterion_settings(config),
         )
         self.post_init()
@@ -62,23 +59,14 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         """What the system's criterion takes beyond the common weights."""
         return {}
 
-    def compile_clip_step(self, **kwargs) -> None:
-        """`torch.compile` the detector and the video head in place, each as one graph.
+    def _compiled_parts(self) -> list[nn.Module]:
+        return [self.detector, self.video_head]
 
-        The memory of GenVIS grows from clip to clip: it is compiled for 0, 1 and any other number of clips.
-
-        Args:
-            kwargs: as of `torch.compile`; `fullgraph=True` unless given.
-        """
-        kwargs = {"fullgraph": True, **kwargs}
-        self.detector.compile(**kwargs)
-        self.video_head.compile(**kwargs)
-
-    def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        detected = self.detector(frames, output_mask_features=False)
+    def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        detected = self.detector(frames, output_mask_features=False, output_hidden_states=False, return_dict=True)
         return detected.frame_queries[-1], self.video_head.mask_projection(detected.fpn_features)
 
-    def detect_for_training(self, pixel_values_videos: Tensor) -> tuple[FrameDetectorOutput, DetectedFrames]:
+    def _detect_for_training(self, pixel_values_videos: torch.Tensor) -> tuple[FrameDetectorOutput, DetectedFrames]:
         """All predictions of the detector, and the frame queries of its last layers as further videos (layer first).
 
         With a frozen detector no graph is built through it; the mask projection belongs to the head and trains.
@@ -89,12 +77,15 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
                 pixel_values_videos.flatten(0, 1),
                 num_query_layers=self.config.num_frame_query_layers,
                 output_predictions=True,
+                return_dict=True,
             )
         frame_queries = detected.frame_queries.unflatten(1, (batch_size, num_frames)).flatten(0, 1)
         mask_features = self.video_head.mask_projection(detected.fpn_features).unflatten(0, (batch_size, num_frames))
         return detected, DetectedFrames(frame_queries, mask_features)
 
-    def frame_losses(self, detected: FrameDetectorOutput, targets: VideoTargets) -> tuple[dict[str, Tensor], Tensor]:
+    def _frame_losses(
+        self, detected: FrameDetectorOutput, targets: VideoTargets
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Losses of the frame detector, none when it is frozen, and the matches that the similarity loss needs.
 
         Returns:
@@ -110,43 +101,46 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
             losses, matched = criterion(detected.predictions, detected.mask_features, labels)
         return losses, targets.frame_matches(matched[-num_layers:])
 
-    def layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
+    def _layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
         """Per video decoder layer class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)`."""
-        queries = self.split_layers(decoded.normalised, dim=1)
+        queries = self._split_layers(decoded.normalised, dim=1)
         class_logits, mask_embeddings = self.video_head.class_predictor(queries), self.video_head.mask_embedder(queries)
         return [LayerPrediction(*layer) for layer in zip(class_logits, mask_embeddings, strict=True)]
 
-    def split_layers(self, states: Tensor, dim: int = 0) -> Tensor:
+    def _split_layers(self, states: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """`(..., L * B, ...)` at `dim` -> `(..., L, B, ...)`, L layers of the frame detector."""
         return states.unflatten(dim, (self.config.num_frame_query_layers, -1))
 
-    def predict_queries(self, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict_queries(self, video_queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Video queries (B, Q, C) -> class logits (B, Q, K + 1) and mask embeddings (B, Q, C)."""
         return self.video_head.class_predictor(video_queries), self.video_head.mask_embedder(video_queries)
 
-    def predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    def _predict_masks(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
         """Mask embeddings (B, Q, C) and mask features (B, T, C, h, w) of one clip -> mask logits (B, Q, T, h, w)."""
         return mask_logits(mask_embeddings, mask_features)
 
-    def similarity_embeddings(self, encoded_queries: Tensor, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _similarity_embeddings(
+        self, encoded_queries: torch.Tensor, video_queries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of encoded frame queries (B, T, F, C) and of video queries (B, Q, C); what the similarity loss compares."""
         head = self.video_head
         return head.frame_similarity_projection(encoded_queries), head.video_similarity_projection(video_queries)
 
-    def make_output(
+    def _make_output(
         self,
         detected: DetectedFrames,
-        encoded_queries: Tensor,
+        encoded_queries: torch.Tensor,
         decoded: DecodedQueries,
-        output_embeddings: bool,
+        output_embeddings: bool = False,
+        output_hidden_states: bool = False,
         state: Any = None,
     ) -> VideoInstanceSegmentationOutput:
         """Predictions of the last decoder layer for one clip."""
         queries = decoded.normalised[-1]
-        class_logits, mask_embeddings = self.predict_queries(queries)
+        class_logits, mask_embeddings = self._predict_queries(queries)
         output = VideoInstanceSegmentationOutput(
             class_queries_logits=class_logits,
-            masks_queries_logits=self.predict_masks(mask_embeddings, detected.mask_features),
+            masks_queries_logits=self._predict_masks(mask_embeddings, detected.mask_features),
             state=state,
         )
         if output_embeddings:
@@ -155,6 +149,103 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
             output.mask_embeddings = mask_embeddings
             output.mask_features = detected.mask_features
             output.encoded_frame_queries = encoded_queries
-            embeddings = self.similarity_embeddings(encoded_queries, queries)
+            embeddings = self._similarity_embeddings(encoded_queries, queries)
             output.frame_similarity_embeddings, output.video_similarity_embeddings = embeddings
+        if output_hidden_states:
+            output.hidden_states = decoded.normalised.unbind(0)
         return output
+
+
+class WholeVideoModel(CvisVideoModel):
+    """Base of VITA and of what extends it: one set of video queries reads the frame queries of the whole video."""
+
+    criterion_class = VideoMaskClassificationLoss
+    is_online = False
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        state: None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        output_embeddings: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> VideoInstanceSegmentationOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): whole videos, normalised; H and W multiples
+                of 32.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
+                at inference, where each video of a batch gives what it gives alone.
+            state: None; nothing is carried from clip to clip.
+            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
+                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
+            output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
+            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed video queries
+                `(B, Q, C)` of every layer of the object decoder.
+            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
+
+        Raises:
+            ValueError: when an input has the wrong shape, type or range, or a `state` is given.
+        """
+        keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
+        self.check_inputs(pixel_values_videos, pixel_mask, labels)
+        self._check_state(state, len(pixel_values_videos))
+        pixel_values_videos = pixel_values_videos.to(self.dtype)
+        if labels is not None:
+            return self._compute_loss(pixel_values_videos, labels)
+        detected = self.detect(pixel_values_videos, pixel_mask)
+        step = self._associate(detected.frame_queries, all_layers=keeps_layers)
+        return self._make_output(detected, *step, output_embeddings, keeps_layers)
+
+    @torch.no_grad()
+    def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
+        """As `CvisVideoModel.stream`. All clips are read before the first output; until then the mask features of the
+        video wait in host memory. Every output repeats the class logits of the video."""
+        self._check_stream()
+        frame_queries, mask_features = [], []
+        for clip in clips:
+            self.check_inputs(clip, None, None)
+            detected = self.detect(clip.to(self.device, self.dtype))
+            frame_queries.append(detected.frame_queries)
+            mask_features.append(detected.mask_features.cpu())
+        if not frame_queries:
+            return
+        encoded_queries, decoded = self._associate(torch.cat(frame_queries, dim=1))
+        start = 0
+        for features in mask_features:
+            end = start + features.shape[1]
+            part = DetectedFrames(frame_queries=None, mask_features=features.to(self.device))
+            yield self._make_output(part, encoded_queries[:, start:end], decoded)
+            start = end
+
+    def _associate(self, frame_queries: torch.Tensor, training: bool = False, all_layers: bool = False) -> VideoStep:
+        """Let the learned video queries read the frame queries of whole videos.
+
+        Args:
+            frame_queries: `(B, T, F, C)`.
+            training: whether the result is for the losses, which need all layers.
+            all_layers: return the decoded queries of all layers in any case.
+        """
+        video_queries = self.video_head.initial_queries(len(frame_queries))
+        return self.video_head(frame_queries, video_queries, training or all_layers)
+
+    def _compute_loss(
+        self, pixel_values_videos: torch.Tensor, labels: list[dict[str, torch.Tensor]]
+    ) -> VideoInstanceSegmentationOutput:
+        targets = VideoTargets.from_labels(labels, self.config.num_labels)
+        detected, frames = self._detect_for_training(pixel_values_videos)
+        loss_dict, frame_matches = self._frame_losses(detected, targets)
+        encoded_queries, decoded = self._associate(frames.frame_queries, training=True)
+        video_losses = self.criterion(
+            self._layer_predictions(decoded),
+            frames.mask_features,
+            targets,
+            frame_matches,
+            self._split_layers(self.video_head.frame_similarity_projection(encoded_queries)),
+            self._split_layers(self.video_head.video_similarity_projection(decoded.normalised[-1])),
+        )
+        loss_dict = {**loss_dict, **video_losses}
+        return VideoInstanceSegmentationOutput(loss=sum(loss_dict.values()), loss_dict=loss_dict)

@@ -1,6 +1,6 @@
 """VITA: video instance segmentation via object token association (Heo et al., NeurIPS 2022)."""
 
-from ..video_head.whole_video import WholeVideoModel
+from ..video_head.modeling_video import WholeVideoModel
 from .configuration_vita import VitaConfig
 
 

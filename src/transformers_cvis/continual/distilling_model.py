@@ -17,13 +17,12 @@ from ..modeling.clip_detector.modeling_clip_detector import ClipDetector
 from ..modeling.layers.mask_logits import mask_logits
 from ..modeling.losses import (
     IncrementalClipLoss,
-    LayerPrediction,
     class_distillation_loss,
     mask_distillation_loss,
     pooled_distillation_loss,
     pseudo_labels,
 )
-from ..modeling.outputs import VideoInstanceSegmentationOutput
+from ..modeling.outputs import LayerPrediction, VideoInstanceSegmentationOutput
 from ..precision import at_least_float32
 
 

@@ -12,7 +12,8 @@ from transformers_cvis import AutoModelForVideoInstanceSegmentation, CrispForVid
 from transformers_cvis.continual.distillation import PRESETS, DistillationRecipe, DistillingModel
 from transformers_cvis.data import make_moving_shapes
 from transformers_cvis.modeling.crisp import ECLIPSE
-from transformers_cvis.training.build import build_dataset, build_model, collate
+from transformers_cvis.processing import CvisVideoProcessor
+from transformers_cvis.training.build import build_collate, build_dataset, build_model
 from transformers_cvis.training.trainer import Trainer
 
 SEGMENTATION = {f"loss_{kind}{layer}" for kind in ("ce", "mask", "dice") for layer in ("", "_0", "_1")}
@@ -168,7 +169,7 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
     base = build_model(recipe, names[:1])
     model = DistillingModel.add_task(base, names[1:], DistillationRecipe.preset("mib"))
     before = copy.deepcopy(model.student.state_dict())
-    trainer = Trainer(recipe, tmp_path / "out", model, dataset, collate)
+    trainer = Trainer(recipe, tmp_path / "out", model, dataset, build_collate(CvisVideoProcessor()))
     trainer.run()
     trainer.finish()
     (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()

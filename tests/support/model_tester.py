@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.support.helpers import tiny_detector_config
+from tests.support.track_tests import TrackTests
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 
 LABELS = {0: "disk", 1: "star", 2: "ring"}
@@ -51,7 +52,7 @@ def predictions(output) -> tuple[torch.Tensor, torch.Tensor]:
     return output.class_queries_logits, output.masks_queries_logits
 
 
-class CommonTests:
+class CommonTests(TrackTests):
     """Common tests of the models behind `AutoModelForVideoInstanceSegmentation`.
 
     A model has 5 queries, the classes `LABELS`, and otherwise the sizes of `tiny_detector_config`.
@@ -200,6 +201,7 @@ class CommonTests:
         output = self.model().train()(video_batch(), labels=video_labels())
         torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
         assert all(loss.ndim == 0 for loss in output.loss_dict.values())
+        assert output.score_rule is None  # nothing but losses: there are no tracks to score
 
     def test_optimiser_steps_reduce_the_loss(self):
         model = self.model(**self.nothing_frozen)

@@ -451,8 +451,8 @@ def add_train_continual(commands) -> None:
 
 
 def run_train_continual(options: argparse.Namespace) -> int:
-    from ..continual.schedule import SCHEDULES_DIRECTORY
     from ..continual import train_continual
+    from ..continual.schedule import SCHEDULES_DIRECTORY
 
     if options.list:
         print_shipped(SCHEDULES_DIRECTORY)

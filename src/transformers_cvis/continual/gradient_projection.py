@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data import collate_clips
+from ..processing import CvisVideoProcessor
 from ..training.build import config_of_base
 from ..training.recipe import Recipe
 from .schedule import Schedule
@@ -110,6 +111,7 @@ class FeatureEnergy:
 def collect_directions(
     model: nn.Module,
     dataset: Dataset,
+    video_processor: CvisVideoProcessor,
     space: str = "features",
     threshold: float = 0.7,
     num_clips: int = 256,
@@ -121,6 +123,7 @@ def collect_directions(
         model: has `prompt_features(frames)`, the features that prompts of later tasks will meet, and
             `protected_directions()`, those of earlier tasks.
         dataset: training clips of the task; its samples 0, 1, ... are looked at.
+        video_processor: the processor of the task, which normalises the clips.
         space: "features", or "released" for the published procedure, which wants as many frames as channels.
         threshold, centre: see [`grow_basis`], [`FeatureEnergy`].
         num_clips: how many clips are looked at, over all processes together.
@@ -138,7 +141,7 @@ def collect_directions(
     numbers = range(state.process_index, num_clips, state.num_processes) if shared else range(num_clips)
     energy, samples = None, []
     for number in numbers:
-        frames = collate_clips([dataset[number]])["pixel_values_videos"][0]
+        frames = collate_clips([dataset[number]], video_processor)["pixel_values_videos"][0]
         features = model.prompt_features(frames.to(model.device, model.dtype))  # (T, F, C)
         if shared:
             energy = energy or FeatureEnergy(features.shape[-1], centre)

@@ -27,7 +27,15 @@ from ..hub.push import push_to_hub, read_training_summary
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation, load_config
 from ..modeling.crisp import CrispConfig
 from ..modeling.tasks.adapters import ADAPTER_WEIGHTS_FILE, task_name
-from ..training.build import build_dataset, build_model, build_processor, collate, config_of_base
+from ..processing import CvisVideoProcessor
+from ..training.build import (
+    build_collate,
+    build_dataset,
+    build_model,
+    build_processor,
+    config_of_base,
+    keep_processor,
+)
 from ..training.checkpoints import find_checkpoint, write_json
 from ..training.measure import predict_on_processes
 from ..training.recipe import Recipe, SourceRecipe
@@ -307,7 +315,7 @@ class _ContinualRun:
         recipe, folder = self.recipes[number], self.folder(number)
         state = PartialState()
         folder.mkdir(parents=True, exist_ok=True)
-        processor = build_processor(recipe.evaluation)
+        processor = self._processor(number)
         if number == 0 and self.schedule.base_model is not None:
             summary = read_training_summary(self.schedule.base_model) or {}
             model = AutoModelForVideoInstanceSegmentation.from_pretrained(
@@ -315,8 +323,8 @@ class _ContinualRun:
             )
             model.to(state.device)
         else:
-            model, summary = self._train(number, model, recipe, folder)
-        self._protect(number, model, recipe)
+            model, summary = self._train(number, model, recipe, folder, processor)
+        self._protect(number, model, recipe, processor)
         model.eval()
         evaluation = self._evaluate(number, model, processor, recipe)
         if state.is_main_process:
@@ -329,7 +337,12 @@ class _ContinualRun:
         return model
 
     def _train(
-        self, number: int, model: PreTrainedModel | None, recipe: Recipe, folder: Path
+        self,
+        number: int,
+        model: PreTrainedModel | None,
+        recipe: Recipe,
+        folder: Path,
+        processor: CvisVideoProcessor,
     ) -> tuple[PreTrainedModel, dict]:
         checkpoint = find_checkpoint(folder / "checkpoints", "auto")
         set_seed(recipe.seed)
@@ -348,7 +361,10 @@ class _ContinualRun:
         if number > 0 and distillation is not None:
             learner = DistillingModel(model, self._model_after(number - 1), distillation)
         projection = self._projection(number, model)
+        collate = build_collate(processor)
         trainer = Trainer(recipe, folder, learner, self.datasets[number], collate, None, checkpoint, projection)
+        if trainer.accelerator.is_main_process:
+            keep_processor(processor, trainer.checkpoint_dir)
         try:
             result = trainer.run()
             # A teacher beside the model is not part of it.
@@ -365,7 +381,7 @@ class _ContinualRun:
             return None
         return GradientProjection(model.projected_parameters(), basis, recipe.project_update)
 
-    def _protect(self, number: int, model: PreTrainedModel, recipe: Recipe) -> None:
+    def _protect(self, number: int, model: PreTrainedModel, recipe: Recipe, processor: CvisVideoProcessor) -> None:
         """Have the model remember the directions that its tasks use; nothing to do after the last one."""
         projection = self.schedule.gradient_projection
         if projection is None or number == len(self.tasks) - 1:
@@ -375,6 +391,7 @@ class _ContinualRun:
         directions = collect_directions(
             model,
             self.datasets[number],
+            processor,
             projection.space,
             projection.threshold,
             projection.num_clips,
@@ -439,7 +456,7 @@ class _ContinualRun:
             model: as it was left by the task; None to load it from its folder.
         """
         model = self._model_after(number) if model is None else model
-        processor = build_processor(self.recipes[number].evaluation)
+        processor = self._processor(number)
         card = {
             "report": self._report(evaluations),
             "training_summary": read_training_summary(self.folder(number)),
@@ -449,6 +466,12 @@ class _ContinualRun:
             model.push_task_adapter(self.repository, processor, base=self.repository, base_revision="main", **card)
         else:
             push_to_hub(model, processor, self.repository, revision=self._revision(number), **card)
+
+    def _processor(self, number: int) -> CvisVideoProcessor:
+        """Build the video processor of a task, with the pixels of the task before it, or of the base model."""
+        checkpoints = self.folder(number) / "checkpoints"
+        start = self.schedule.base_model if number == 0 else self.folder(number - 1)
+        return build_processor(self.recipes[number], checkpoints if checkpoints.is_dir() else None, start)
 
     def _revision(self, number: int) -> str | None:
         return task_name(number) if number else None

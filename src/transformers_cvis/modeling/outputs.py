@@ -58,6 +58,13 @@ class VideoInstanceSegmentationOutput(ModelOutput):
         frame_similarity_embeddings (`torch.Tensor` of shape `(B, T, F, C)`, *optional*): embeddings whose products with
             those of the video queries tell the same object.
         video_similarity_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*).
+        original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before they were
+            resized, where the model was given them.
+        input_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the network input without its
+            padding, where the model was given a `pixel_mask`.
+        score_rule (`str`, *optional*): how tracks are scored, "max_times_quality" or "mean_logits"; None with a loss.
+            It is an item like the tensors, so that it stays with an output that is pickled, moved, cast or returned as
+            a tuple. Gather several outputs as objects (`accelerate.utils.gather_object`), since a string has no shape.
     """
 
     loss: torch.Tensor | None = None
@@ -72,3 +79,6 @@ class VideoInstanceSegmentationOutput(ModelOutput):
     encoded_frame_queries: torch.Tensor | None = None
     frame_similarity_embeddings: torch.Tensor | None = None
     video_similarity_embeddings: torch.Tensor | None = None
+    original_sizes: torch.Tensor | None = None
+    input_sizes: torch.Tensor | None = None
+    score_rule: str | None = None

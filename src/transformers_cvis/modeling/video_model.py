@@ -34,6 +34,32 @@ class VideoModelMixin:
 
     is_online: bool
 
+    @property
+    def score_rule(self) -> str:
+        """How tracks of this model are scored; every output of inference carries it."""
+        return getattr(self.config, "score_rule", "max_times_quality")
+
+    def complete_output(
+        self,
+        output: VideoInstanceSegmentationOutput,
+        pixel_mask: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+    ) -> VideoInstanceSegmentationOutput:
+        """Add to an output of inference what the video processor needs to make tracks of it.
+
+        Args:
+            output: of one clip; it is changed in place.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): as given to `forward`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): as given to `forward`.
+
+        Returns:
+            The same output, with `score_rule`, `original_sizes` and `input_sizes`.
+        """
+        output.score_rule = self.score_rule
+        output.original_sizes = original_sizes
+        output.input_sizes = None if pixel_mask is None else _content_sizes(pixel_mask)
+        return output
+
     def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (N, 3, H, W) -> frame queries of the last layer (N, F, C), mask features (N, C, H / 4, W / 4)."""
         raise NotImplementedError
@@ -170,11 +196,15 @@ def _own_sizes(pixel_values_videos: Tensor, pixel_mask: Tensor | None) -> list[t
     batch_size, _, _, height, width = pixel_values_videos.shape
     if pixel_mask is None:
         return [(height, width)] * batch_size
-    heights = pixel_mask.any(dim=2).sum(dim=1).tolist()
-    widths = pixel_mask.any(dim=1).sum(dim=1).tolist()
-    if min(heights) == 0 or min(widths) == 0:
+    sizes = _content_sizes(pixel_mask).tolist()
+    if any(0 in size for size in sizes):
         raise ValueError("`pixel_mask` marks a video without any valid pixel.")
     return [
         (-(-own_height // SIZE_DIVISOR) * SIZE_DIVISOR, -(-own_width // SIZE_DIVISOR) * SIZE_DIVISOR)
-        for own_height, own_width in zip(heights, widths, strict=True)
+        for own_height, own_width in sizes
     ]
+
+
+def _content_sizes(pixel_mask: Tensor) -> Tensor:
+    """Height and width `(B, 2)` of what a `pixel_mask` `(B, H, W)` marks."""
+    return torch.stack([pixel_mask.any(dim=2).sum(dim=1), pixel_mask.any(dim=1).sum(dim=1)], dim=1)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tracks in the result format of the YouTube-VIS and OVIS test servers."""
 
 from collections.abc import Mapping, Sequence

@@ -20,7 +20,7 @@ from .. import __version__
 from ..data import read_annotations
 from ..hub.push import save_model
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
-from .build import build_dataset, build_model, build_processor, collate
+from .build import build_collate, build_dataset, build_model, build_processor, keep_processor
 from .checkpoints import TEMPORARY_SUFFIX, find_checkpoint
 from .measure import evaluate_on_processes
 from .recipe import Recipe
@@ -75,7 +75,7 @@ def train(
             tqdm.write(f"Continuing from {checkpoint}.", file=sys.stderr)
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    processor = build_processor(recipe.evaluation)
+    processor = build_processor(recipe, None if checkpoint is None else checkpoint.parent)
 
     evaluate = None
     if recipe.data.valid is not None:
@@ -85,7 +85,9 @@ def train(
         def evaluate(model):
             return evaluate_on_processes(model, processor, valid, recipe.evaluation)
 
-    trainer = Trainer(recipe, output_dir, model, dataset, collate, evaluate, checkpoint)
+    trainer = Trainer(recipe, output_dir, model, dataset, build_collate(processor), evaluate, checkpoint)
+    if trainer.accelerator.is_main_process:
+        keep_processor(processor, trainer.checkpoint_dir)
     try:
         result = trainer.run()
         summary = summarise(recipe, result, trainer)

@@ -118,6 +118,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         state: None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_embeddings: bool = False,
+        original_sizes: Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -131,6 +132,8 @@ class ClipDetector(VideoModelMixin, FrameDetector):
                 clip.
             output_embeddings (`bool`): also return the queries, mask embeddings and mask features; of a video in
                 several windows the queries and mask embeddings of the last.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Returns:
             Where a video is longer than `config.max_clip_frames`, or memory lets less be one clip, windows of it are
@@ -156,8 +159,11 @@ class ClipDetector(VideoModelMixin, FrameDetector):
             outputs.append(self._segment(own, output_embeddings))
             order += videos
         if len(outputs) == 1 and whole:
-            return outputs[0]
-        return _batch(outputs, torch.tensor(order, device=self.device).argsort(), (height // 4, width // 4))
+            output = outputs[0]
+        else:
+            back = torch.tensor(order, device=self.device).argsort()
+            output = _batch(outputs, back, (height // 4, width // 4))
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
@@ -176,7 +182,8 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         for window in self._windows(noted()):
             windows.append(window)
             while lengths and lengths[0] <= sum(window.num_frames for window in windows):
-                yield _join([self._answer(part) for part in _take_frames(windows, lengths.popleft())])
+                parts = [self._answer(part) for part in _take_frames(windows, lengths.popleft())]
+                yield self.complete_output(_join(parts))
 
     def read_frames(self, pixel_values_videos: Tensor, feature_maps: list[Tensor] | None = None) -> ClipFeatures:
         """Frames (B, T, 3, H, W), each by itself -> features; from the maps of the backbone where they are there."""

@@ -184,6 +184,7 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         state: GenVisState | None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_embeddings: bool = False,
+        original_sizes: Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -196,6 +197,8 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict`, summed over the clips, instead of
                 predictions. Gradients flow through the state from clip to clip.
             output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Raises:
             ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
@@ -213,7 +216,8 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
             )
         detected = self.detect(pixel_values_videos, pixel_mask)
         step = self.video_head(detected.frame_queries, state.video_queries, state.memory.keys, state.memory.values)
-        return self.make_output(detected, step.encoded_queries, step.decoded, output_embeddings, state.append(step))
+        output = self.make_output(detected, step.encoded_queries, step.decoded, output_embeddings, state.append(step))
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     def _initial_state(self, batch_size: int) -> GenVisState:
         video_queries = self.video_head.initial_queries(batch_size)

@@ -47,6 +47,7 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         state: MinVisState | None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_embeddings: bool = False,
+        original_sizes: Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -59,6 +60,8 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions. Every frame is an
                 image of its own, with the objects visible there; published training has T = 1.
             output_embeddings (`bool`): also return the queries, in the order of the tracks, and mask features.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Returns:
             `class_queries_logits` are the mean over the frames of the clip.
@@ -91,7 +94,7 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         if output_embeddings:
             output.frame_queries = frame_queries[None]
             output.mask_features = mask_features
-        return output
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         detected = super().forward(frames)

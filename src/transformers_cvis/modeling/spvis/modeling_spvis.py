@@ -106,6 +106,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         state: SpvisState | None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_embeddings: bool = False,
+        original_sizes: Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -118,6 +119,8 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
             output_embeddings (`bool`): also return queries and mask features.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Returns:
             `class_queries_logits` are the mean over the frames of the clip; offline, the logarithm of the larger of the
@@ -146,11 +149,13 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         tracked = self.tracker.track(detected.frame_queries, state)
         if self.refiner is not None:
             class_logits, mask_embeddings, queries = self._refine([tracked], [detected.frame_queries])
-            return self._make_output(detected, class_logits, mask_embeddings, queries, None, output_embeddings)
+            output = self._make_output(detected, class_logits, mask_embeddings, queries, None, output_embeddings)
+            return self.complete_output(output, pixel_mask, original_sizes)
         queries = tracked.queries[-1]
         class_logits = self.tracker.class_predictor(queries).mean(dim=1)
         mask_embeddings = self.tracker.mask_embedder(queries)
-        return self._make_output(detected, class_logits, mask_embeddings, queries, tracked.state, output_embeddings)
+        output = self._make_output(detected, class_logits, mask_embeddings, queries, tracked.state, output_embeddings)
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
@@ -175,7 +180,8 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         parts = zip(mask_features, mask_embeddings.split(lengths, dim=1), queries.split(lengths, dim=1), strict=True)
         for features, part_embeddings, part_queries in parts:
             part = DetectedFrames(frame_queries=None, mask_features=features.to(self.device))
-            yield self._make_output(part, class_logits, part_embeddings, part_queries, None, output_embeddings=False)
+            output = self._make_output(part, class_logits, part_embeddings, part_queries, None, output_embeddings=False)
+            yield self.complete_output(output)
 
     def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         detected = super().forward(frames)

@@ -28,6 +28,7 @@ class WholeVideoModel(CvisVideoModel):
         state: None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_embeddings: bool = False,
+        original_sizes: Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -39,6 +40,8 @@ class WholeVideoModel(CvisVideoModel):
             labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
                 absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
             output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Raises:
             ValueError: when an input has the wrong shape, type or range, or a `state` is given.
@@ -53,7 +56,8 @@ class WholeVideoModel(CvisVideoModel):
         if labels is not None:
             return self._compute_loss(pixel_values_videos, labels)
         detected = self.detect(pixel_values_videos, pixel_mask)
-        return self.make_output(detected, *self._associate(detected.frame_queries), output_embeddings)
+        output = self.make_output(detected, *self._associate(detected.frame_queries), output_embeddings)
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
@@ -73,7 +77,8 @@ class WholeVideoModel(CvisVideoModel):
         for features in mask_features:
             end = start + features.shape[1]
             part = DetectedFrames(frame_queries=None, mask_features=features.to(self.device))
-            yield self.make_output(part, encoded_queries[:, start:end], decoded, output_embeddings=False)
+            output = self.make_output(part, encoded_queries[:, start:end], decoded, output_embeddings=False)
+            yield self.complete_output(output)
             start = end
 
     def _associate(self, frame_queries: Tensor, training: bool = False) -> VideoStep:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers_cvis.modeling.clip_detector.modeling_clip_detector.modeling_clip_detector import ClipFeatures
+from transformers_cvis.modeling.clip_detector.modeling_clip_detector import ClipFeatures
 
 from tests.support.goldens import assert_matches, load_case
 from tests.support.helpers import tiny_detector_config

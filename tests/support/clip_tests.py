@@ -7,7 +7,7 @@ import torch
 
 from tests.support.helpers import tiny_detector_config
 from tests.support.model_tester import LABELS, CommonTests, predictions, video_batch, video_labels
-from transformers_cvis.modeling.clip_detector.modeling_clip_detector import modeling_clip_detector as clip_detector
+from transformers_cvis.modeling.clip_detector import modeling_clip_detector as clip_detector
 from transformers_cvis.processing import CvisVideoProcessor, segment_video
 
 

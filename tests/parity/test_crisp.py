@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers_cvis.modeling.clip_detector.modeling_clip_detector import ClipFeatures
 
 from tests.support.goldens import assert_matches, load_case
 from tests.support.helpers import tiny_detector_config
 from transformers_cvis.conversion import convert_state_dict
+from transformers_cvis.modeling.clip_detector.modeling_clip_detector import ClipFeatures
 from transformers_cvis.modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from transformers_cvis.modeling.crisp.initialization import principal_rows
 from transformers_cvis.modeling.crisp.losses import match_prompts

@@ -50,10 +50,9 @@ class TrackTests:
     @torch.no_grad()
     def test_outputs_of_clips_equal_segment_video(self):
         model, video = self.model(), noise_video(5)
-        inputs = PROCESSOR(video, return_tensors="pt")
-        outputs = list(model.stream(inputs["pixel_values_videos"].split(2, dim=1)))
+        clips = (PROCESSOR.preprocess_clip(video[start : start + 2]) for start in (0, 2, 4))
         (tracks,) = PROCESSOR.post_process_video_instance_segmentation(
-            outputs, inputs["original_sizes"], top_k=7, id2label=model.config.id2label
+            list(model.stream(clips)), [video.shape[1:3]], top_k=7, id2label=model.config.id2label
         )
         assert tracks == segment_video(model, PROCESSOR, video, clip_length=2, threshold=None, top_k=7).tracks
 

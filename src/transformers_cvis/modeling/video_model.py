@@ -55,9 +55,10 @@ class VideoModelMixin:
         Returns:
             The same output, with `score_rule`, `original_sizes` and `input_sizes`.
         """
-        output.score_rule = self.score_rule
+        # In the order of the fields, which is that of a tuple made of the output.
         output.original_sizes = original_sizes
         output.input_sizes = None if pixel_mask is None else _content_sizes(pixel_mask)
+        output.score_rule = self.score_rule
         return output
 
     def detect_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:

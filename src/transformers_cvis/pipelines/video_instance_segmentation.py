@@ -349,15 +349,17 @@ def _batches(prepared: Iterator[dict[str, PreparedVideo]], batch_size: int) -> I
     """Group neighbouring videos that can run side by side; warn once if not every batch is as large as was asked."""
     batch: list[dict[str, PreparedVideo]] = []
     for inputs in prepared:
-        if batch and not (len(batch) < batch_size and batch[0]["video"].runs_beside(inputs["video"])):
-            if len(batch) < batch_size:
-                logger.warning_once(
-                    f"`batch_size={batch_size}`: only neighbouring videos of one size and one known number of frames "
-                    "run side by side; the others run alone."
-                )
+        if batch and not batch[0]["video"].runs_beside(inputs["video"]):
+            logger.warning_once(
+                f"`batch_size={batch_size}`: only neighbouring videos of one size and one known number of frames run "
+                "side by side; the others run alone."
+            )
             yield batch
             batch = []
         batch.append(inputs)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 

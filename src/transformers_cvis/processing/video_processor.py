@@ -399,17 +399,16 @@ def find_video_processor(name: str | os.PathLike | None, revision: str | None = 
     Returns:
         `CvisVideoProcessor` or `None`: `None` if the folder or the repository holds none.
     """
-    if not name:
-        return None
-    folder = Path(name)
-    if any((folder / file).is_file() for file in PROCESSOR_FILES):
-        return AutoVideoProcessor.from_pretrained(folder)
-    if folder.exists():
+    if not name or (Path(name).exists() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES)):
         return None
     try:
         return AutoVideoProcessor.from_pretrained(name, revision=revision)
     except OSError:
         return None
+    except (
+        ValueError
+    ):  # neither the processor nor the model states a type of video processor: take the pixels' settings
+        return CvisVideoProcessor.from_pretrained(name, revision=revision)
 
 
 def _sizes(sizes: Any, name: str, batch_size: int) -> list[tuple[int, int]] | None:

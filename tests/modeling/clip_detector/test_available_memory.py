@@ -1,9 +1,9 @@
 """How much memory is left, with and without a container's limit."""
 
 import torch
-from transformers_cvis.modeling.clip_detector.available_memory import available_memory
 
 from transformers_cvis.modeling.clip_detector import available_memory as module
+from transformers_cvis.modeling.clip_detector.available_memory import available_memory
 
 CPU = torch.device("cpu")
 

@@ -183,6 +183,8 @@ class TestPostProcess:
         for name in ("target_sizes", "input_sizes"):
             with pytest.raises(ValueError, match=f"`{name}` {message}"):
                 processor.post_process_video_instance_segmentation(self.outputs(1, 0), **{name: [(45, 70)]})
+        with pytest.raises(TypeError, match="Got Tensor in place of a model's output: .* `return_dict=True`"):
+            processor.post_process_video_instance_segmentation(tuple(vars(self.outputs(1, 0)).values()))
         with pytest.raises(ValueError, match="There is no output to make tracks of"):
             processor.post_process_video_instance_segmentation([])
 

@@ -52,7 +52,7 @@ class TrackTests:
         model, video = self.model(), noise_video(5)
         clips = (PROCESSOR.preprocess_clip(video[start : start + 2]) for start in (0, 2, 4))
         (tracks,) = PROCESSOR.post_process_video_instance_segmentation(
-            list(model.stream(clips)), [video.shape[1:3]], top_k=7, id2label=model.config.id2label
+            model.stream(clips), [video.shape[1:3]], top_k=7, id2label=model.config.id2label
         )
         assert tracks == segment_video(model, PROCESSOR, video, clip_length=2, threshold=None, top_k=7).tracks
 

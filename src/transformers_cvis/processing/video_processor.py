@@ -23,8 +23,8 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .sizes import MASK_STRIDE, SIZE_DIVISOR, padded_size, resized_size
-from .tracks import Track, TrackAccumulator, clip_predictions
+from .post_processing import TrackPostProcessing
+from .sizes import SIZE_DIVISOR, padded_size, resized_size
 from .video_reading import channel_axis, check_float_range, is_list_of_videos, open_video
 
 # Files that a video processor is made from; the second one is that of an image model.
@@ -43,7 +43,7 @@ class CvisVideosKwargs(VideosKwargs, total=False):
     size_divisor: int
 
 
-class CvisVideoProcessor(BaseVideoProcessor):
+class CvisVideoProcessor(TrackPostProcessing, BaseVideoProcessor):
     r"""Prepares videos for the models of this package and turns their outputs into tracks.
 
     Frames are resized so that the short side is `size["shortest_edge"]` and the long side at most
@@ -143,94 +143,6 @@ class CvisVideoProcessor(BaseVideoProcessor):
         if self.do_pad:
             clip = _pad(clip, padded_size(clip.shape[-2:], self.size_divisor))
         return clip[None]
-
-    def post_process_video_instance_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
-        threshold: float | None = None,
-        top_k: int | None = 10,
-        id2label: dict[int, str] | None = None,
-        input_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
-        score_rule: str | None = None,
-    ) -> list[list[Track]]:
-        """Make tracks of a model's output for a batch of videos, or of its outputs for their consecutive clips.
-
-        With the same `threshold` and `top_k` the tracks are those of [`segment_video`], for every model of the package.
-        What the call needs travels with the output: the rule by which the model scores tracks, and the sizes of the
-        videos if the model was called with everything that the processor returned.
-
-        Args:
-            outputs ([`VideoInstanceSegmentationOutput`], or a `list` of them): one output, or those of consecutive
-                clips. A list carries sizes and rule in its first output.
-            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*): height and
-                width of the masks for each video, in pixels. By default the original sizes of the videos, if the
-                output carries them; otherwise those of the network input without its padding; and those of the padded
-                network input where the output carries neither.
-            threshold (`float`, *optional*): least score of a track, in 0..1. With a threshold a query gives one track
-                at most (see [`TrackAccumulator`]); [`segment_video`] uses 0.3 by default.
-            top_k (`int`, *optional*, defaults to 10): largest number of (query, label) pairs that become tracks.
-            id2label (`dict[int, str]`, *optional*): the model's `config.id2label`; without it labels are numbers.
-            input_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*): height and
-                width of each network input without its padding. By default those that the output carries, otherwise
-                those that this processor gives to videos of the original or target sizes.
-            score_rule (`str`, *optional*): `"max_times_quality"` or `"mean_logits"`, in place of the rule that the
-                output carries. A model from outside the package that states none is scored by `"max_times_quality"`.
-
-        Returns:
-            `list[list[Track]]`: for each video its tracks, best first.
-
-        Raises:
-            ValueError: the sizes are not one for each video, `threshold` and `top_k` are both None, or an argument is
-                out of range.
-
-        Example:
-        ```python
-        >>> import torch
-        >>> import transformers_cvis
-        >>> from transformers import AutoVideoProcessor
-
-        >>> folder = transformers_cvis.default_model_path()
-        >>> processor = AutoVideoProcessor.from_pretrained(folder)
-        >>> model = transformers_cvis.AutoModelForVideoInstanceSegmentation.from_pretrained(folder)
-
-        >>> frames = list(transformers_cvis.open_video(transformers_cvis.demo_video_path(), max_frames=2))
-        >>> inputs = processor(frames, return_tensors="pt")
-        >>> with torch.no_grad():
-        ...     outputs = model(**inputs)
-        >>> (tracks,) = processor.post_process_video_instance_segmentation(
-        ...     outputs, threshold=0.3, id2label=model.config.id2label
-        ... )
-        >>> [len(track.segmentations) for track in tracks] == [2] * len(tracks)
-        True
-
-        ```
-        """
-        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        if not outputs:
-            raise ValueError("There is no output to make tracks of: the list is empty.")
-        batch_size = len(outputs[0].class_queries_logits)
-        original_sizes = _sizes(getattr(outputs[0], "original_sizes", None), "original_sizes", batch_size)
-        target_sizes = _sizes(target_sizes, "target_sizes", batch_size) or original_sizes
-        if input_sizes is None:
-            input_sizes = getattr(outputs[0], "input_sizes", None)
-        input_sizes = _sizes(input_sizes, "input_sizes", batch_size)
-        if input_sizes is None:
-            sources = original_sizes or target_sizes
-            if sources is not None:
-                input_sizes = [self.resized_size(*size) for size in sources]
-            else:
-                height, width = outputs[0].masks_queries_logits.shape[-2:]
-                input_sizes = [(MASK_STRIDE * height, MASK_STRIDE * width)] * batch_size
-        videos = []
-        for video, (target_size, input_size) in enumerate(zip(target_sizes or input_sizes, input_sizes, strict=True)):
-            accumulator = TrackAccumulator(
-                target_size, input_size, id2label, threshold=threshold, top_k=top_k, score_rule=score_rule
-            )
-            for output in outputs:
-                accumulator.update(*clip_predictions(output, video))
-            videos.append(accumulator.tracks())
-        return videos
 
     def preprocess(self, videos: Any, **kwargs: Unpack[CvisVideosKwargs]) -> BatchFeature:
         """Prepare one video or a list of videos.
@@ -409,18 +321,6 @@ def find_video_processor(name: str | os.PathLike | None, revision: str | None = 
         ValueError
     ):  # neither the processor nor the model states a type of video processor: take the pixels' settings
         return CvisVideoProcessor.from_pretrained(name, revision=revision)
-
-
-def _sizes(sizes: Any, name: str, batch_size: int) -> list[tuple[int, int]] | None:
-    """Return height and width of each video as integers, from a list or a tensor."""
-    if sizes is None:
-        return None
-    sizes = [(int(height), int(width)) for height, width in sizes]
-    if len(sizes) != batch_size:
-        raise ValueError(
-            f"`{name}` must hold a height and a width for each video: got {len(sizes)} for a batch of {batch_size}."
-        )
-    return sizes
 
 
 def _array_or_path(video: Any) -> Any:

@@ -82,6 +82,12 @@ class ProgressLines:
             yield item
             self.update()
 
+    def __enter__(self) -> "ProgressLines":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
     def update(self, count: int = 1) -> None:
         """Count further steps."""
         self.count += count

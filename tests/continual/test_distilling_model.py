@@ -11,7 +11,8 @@ from tests.support.tiny_run import tiny_recipe
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, TaskClipDetectorForVideoInstanceSegmentation
 from transformers_cvis.continual.distilling_model import PRESETS, DistillationSettings, DistillingModel
 from transformers_cvis.data import make_moving_shapes
-from transformers_cvis.training.build import build_dataset, build_model, collate
+from transformers_cvis.processing import CvisVideoProcessor
+from transformers_cvis.training.build import build_collate, build_dataset, build_model
 from transformers_cvis.training.trainer import Trainer
 
 SEGMENTATION = {f"loss_{kind}{layer}" for kind in ("ce", "mask", "dice") for layer in ("", "_0", "_1")}
@@ -166,7 +167,7 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
     base = build_model(recipe, names[:1])
     model = DistillingModel.add_task(base, names[1:], DistillationSettings.preset("mib"))
     before = copy.deepcopy(model.student.state_dict())
-    trainer = Trainer(recipe, tmp_path / "out", model, dataset, collate)
+    trainer = Trainer(recipe, tmp_path / "out", model, dataset, build_collate(CvisVideoProcessor()))
     trainer.train()
     trainer.finish()
     (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()

@@ -13,6 +13,7 @@ from transformers_cvis.continual.gradient_projection import (
     released_representation,
 )
 from transformers_cvis.data import collate_clips
+from transformers_cvis.processing import CvisVideoProcessor
 
 CHANNELS = 16
 
@@ -126,9 +127,9 @@ class Clips(torch.utils.data.Dataset):
 def test_released_directions_are_those_of_the_first_256_frames(num_earlier):
     before = None if num_earlier is None else torch.eye(256, dtype=torch.float64)[:, :num_earlier]
     model, clips = TinyLearner(before).train(), Clips()
-    directions = collect_directions(model, clips, "released", threshold=0.9, num_clips=300)
+    directions = collect_directions(model, clips, CvisVideoProcessor(), "released", threshold=0.9, num_clips=300)
     assert model.training and clips.looked_at == list(range(52))  # of 5 frames each
-    videos = collate_clips([clips[number] for number in range(52)])["pixel_values_videos"]
+    videos = collate_clips([clips[number] for number in range(52)], CvisVideoProcessor())["pixel_values_videos"]
     samples = torch.cat([model.eval().prompt_features(video).flatten(1) for video in videos])
     basis = grow_basis_released(released_representation(samples), 0.9, before)
     assert torch.equal(directions, basis[:, num_earlier or 0 :]) and directions.shape[1] > 0
@@ -138,10 +139,10 @@ def test_released_directions_are_those_of_the_first_256_frames(num_earlier):
     prompt.grad = torch.randn(4, 256)
     GradientProjection([prompt], whole, project_update=False).project_gradients()
     assert (prompt.grad @ whole.float()).abs().max() < 1e-4
-    by_channel = collect_directions(model, clips, "features", threshold=0.9, num_clips=52)
+    by_channel = collect_directions(model, clips, CvisVideoProcessor(), "features", threshold=0.9, num_clips=52)
     assert by_channel.shape[1] != directions.shape[1]
     with pytest.raises(ValueError, match=r"There are 255 frames, .* needs 256: collect more clips \(`num_clips`\)"):
-        collect_directions(model, clips, "released", num_clips=51)
+        collect_directions(model, clips, CvisVideoProcessor(), "released", num_clips=51)
 
 
 def trained_change(projection: bool, **options) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from transformers_cvis.data import (
     make_moving_shapes,
     sample_clip_frames,
 )
+from transformers_cvis.processing import CvisVideoProcessor
 
 SMALL = ClipAugmentation(short_sides=(40, 48, 56), crop=RandomCropPath(short_sides=(48, 60), window=(36, 60)))
 AS_IT_IS = evaluation_resize(20)  # the tiny videos are 20x30
@@ -331,8 +332,9 @@ def sample_of_size(height, width, num_frames=2, value=255):
 
 
 def test_collate_normalises_then_pads():
-    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
-    batch = collate_clips([sample_of_size(40, 70), sample_of_size(64, 33, value=0)], mean, std)
+    mean, std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
+    processor = CvisVideoProcessor(image_mean=mean, image_std=std)
+    batch = collate_clips([sample_of_size(40, 70), sample_of_size(64, 33, value=0)], processor)
     assert batch["pixel_values_videos"].shape == (2, 2, 3, 64, 96)
     assert batch["pixel_values_videos"].dtype == torch.float32
     first = batch["pixel_values_videos"][0, 1]
@@ -341,14 +343,15 @@ def test_collate_normalises_then_pads():
     torch.testing.assert_close(batch["pixel_values_videos"][1, 0, :, 0, 0], torch.tensor([-5.0, -2.0, -1.0]))
     assert [labels["masks"].shape for labels in batch["labels"]] == [(1, 2, 64, 96)] * 2
     assert [labels["masks"].sum().item() for labels in batch["labels"]] == [2 * 40 * 70, 2 * 64 * 33]
-    assert collate_clips([sample_of_size(33, 64)], size_divisor=8)["pixel_values_videos"].shape[-2:] == (40, 64)
+    narrow = collate_clips([sample_of_size(33, 64)], CvisVideoProcessor(size_divisor=8))
+    assert narrow["pixel_values_videos"].shape[-2:] == (40, 64)
 
 
 def test_collate_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"have \[2, 3\] frames; they must have the same number"):
-        collate_clips([sample_of_size(8, 8, 2), sample_of_size(8, 8, 3)])
+        collate_clips([sample_of_size(8, 8, 2), sample_of_size(8, 8, 3)], CvisVideoProcessor())
     with pytest.raises(ValueError, match=r"give it for pixels in 0..1, divided by 255"):
-        collate_clips([sample_of_size(8, 8)], image_mean=(123.675, 116.28, 103.53))
+        collate_clips([sample_of_size(8, 8)], CvisVideoProcessor(image_mean=[123.675, 116.28, 103.53]))
 
 
 def test_loading_is_no_bottleneck(tmp_path_factory):

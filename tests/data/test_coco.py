@@ -26,6 +26,7 @@ from transformers_cvis.data import (
     load_ytvis,
     read_annotations,
 )
+from transformers_cvis.processing import CvisVideoProcessor
 
 SMALL = PseudoVideoAugmentation(
     ClipAugmentation(short_sides=(48, 64), crop=RandomCropPath(short_sides=(60, 80), window=(40, 60)))
@@ -222,7 +223,7 @@ def test_images_and_videos_are_mixed_by_ratio(load, shapes_dir, cache_dir):
     share = sum(sample["name"].startswith("image") for sample in samples) / 60
     assert 0.65 < share < 0.95
     assert all(samples[0].keys() == sample.keys() for sample in samples)
-    batch = collate_clips(samples)
+    batch = collate_clips(samples, CvisVideoProcessor())
     assert batch["pixel_values_videos"].shape[:3] == (60, 2, 3)
     classes = {
         label

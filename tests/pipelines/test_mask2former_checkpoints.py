@@ -256,7 +256,7 @@ class TestOthers:
             MinVisForVideoInstanceSegmentation.from_pretrained(maskformer)
 
     def test_by_pipeline(self, maskformer):
-        with pytest.raises(ValueError, match="MaskFormerForInstanceSegmentation is no video instance segmentation"):
+        with pytest.raises(ValueError, match="MaskFormerForInstanceSegmentation is not a video instance segmentation"):
             pipeline(TASK, model=maskformer, video_processor=CvisVideoProcessor())
 
     def test_by_command_line(self, maskformer, frames, tmp_path, capsys):

@@ -23,7 +23,7 @@ class TestPreprocess:
         processor = CvisVideoProcessor()
         assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (360, 1333)
         assert processor.size_divisor == 32
-        assert processor.model_input_names == ["pixel_values_videos", "pixel_mask"]
+        assert processor.model_input_names == ["pixel_values_videos", "pixel_mask", "original_sizes"]
 
     @pytest.mark.parametrize(
         "size, expected",
@@ -179,5 +179,42 @@ class TestPostProcess:
         assert len(first) == 10 and len(first[0].segmentations) == 2
 
     def test_number_of_sizes(self, processor):
-        with pytest.raises(ValueError, match="Got 1 target sizes for a batch of 2 videos"):
-            processor.post_process_video_instance_segmentation(self.outputs(1, 0), target_sizes=[(45, 70)])
+        message = "must hold a height and a width for each video: got 1 for a batch of 2"
+        for name in ("target_sizes", "input_sizes"):
+            with pytest.raises(ValueError, match=f"`{name}` {message}"):
+                processor.post_process_video_instance_segmentation(self.outputs(1, 0), **{name: [(45, 70)]})
+        with pytest.raises(TypeError, match="Got Tensor in place of a model's output: .* `return_dict=True`"):
+            processor.post_process_video_instance_segmentation(tuple(vars(self.outputs(1, 0)).values()))
+        with pytest.raises(ValueError, match="There is no output to make tracks of"):
+            processor.post_process_video_instance_segmentation([])
+
+    def sizes_of_masks(self, videos):
+        """Height and width of the masks of each video."""
+        return [
+            {tuple(rle["size"]) for track in tracks for rle in track.segmentations if rle is not None}
+            for tracks in videos
+        ]
+
+    def test_sizes_that_the_output_carries(self, processor):
+        outputs = self.outputs(1, 0)
+        make_tracks = processor.post_process_video_instance_segmentation
+        assert self.sizes_of_masks(make_tracks(outputs)) == [{(64, 64)}, {(64, 64)}]  # the padded network input
+        outputs.input_sizes = torch.tensor([[36, 56], [36, 36]])
+        assert self.sizes_of_masks(make_tracks(outputs)) == [{(36, 56)}, {(36, 36)}]
+        outputs.original_sizes = torch.tensor([[45, 70], [30, 30]])
+        assert self.sizes_of_masks(make_tracks(outputs)) == [{(45, 70)}, {(30, 30)}]
+        assert make_tracks(outputs) == make_tracks(self.outputs(1, 0), target_sizes=[(45, 70), (30, 30)])
+        for sizes in ([(90, 140), (20, 20)], torch.tensor([[90, 140], [20, 20]])):
+            assert self.sizes_of_masks(make_tracks(outputs, target_sizes=sizes)) == [{(90, 140)}, {(20, 20)}]
+
+    def test_rule_that_the_output_carries(self, processor):
+        outputs = self.outputs(2, 0)
+        make_tracks = processor.post_process_video_instance_segmentation
+        assert make_tracks(outputs) == make_tracks(outputs, score_rule="max_times_quality")  # of models from outside
+        by_quality = make_tracks(outputs)
+        outputs.score_rule = "mean_logits"
+        assert make_tracks(outputs) == make_tracks(self.outputs(2, 0), score_rule="mean_logits") != by_quality
+        assert make_tracks(outputs, score_rule="max_times_quality") == by_quality
+        outputs.score_rule = "best"
+        with pytest.raises(ValueError, match="`score_rule` is one of max_times_quality, mean_logits; got 'best'"):
+            make_tracks(outputs)

@@ -1,4 +1,6 @@
 import http.server
+import io
+import re
 import threading
 import types
 
@@ -33,6 +35,24 @@ class TestVideoFiles:
     def test_can_be_read_again(self, tmp_path, write_video, numbered_frames):
         video = open_video(write_video(tmp_path / "a.mp4", numbered_frames(4)))
         assert brightness(video) == brightness(video) == [0, 1, 2, 3]
+
+    def test_open_files_and_bytes(self, tmp_path, write_video, numbered_frames):
+        path = write_video(tmp_path / "a.mp4", numbered_frames(4))
+        content = path.read_bytes()
+        with open(path, "rb") as file:
+            for source in (content, bytearray(content), io.BytesIO(content), file):
+                video = open_video(source)
+                assert (video.num_frames, video.fps) == (4, 10)
+                assert brightness(video) == brightness(video) == [0, 1, 2, 3]
+            assert open_video(content, name="upload").name == "upload" and video.name == str(path)
+        with pytest.raises(ValueError, match="The video file cannot be opened as a video"):
+            open_video(b"no video")
+        (tmp_path / "a.txt").write_text("text")
+        with (
+            open(tmp_path / "a.txt") as file,
+            pytest.raises(TypeError, match=r"a\.txt is a file that was opened as text: open it in binary mode"),
+        ):
+            open_video(file)
 
     def test_one_frame(self, tmp_path, write_video, numbered_frames):
         video = open_video(write_video(tmp_path / "a.mp4", numbered_frames(1)))
@@ -259,8 +279,10 @@ class TestBadInput:
             list(open_video(frames))
 
     def test_wrong_shapes(self):
-        with pytest.raises(ValueError, match=r"\(48, 64, 3\) looks like one image.*use `image\[None\]`"):
-            open_video(np.zeros((48, 64, 3), np.uint8))
+        for shape in ((48, 64, 3), (48, 64, 4), (3, 48, 64), (4, 48, 64)):
+            message = rf"{re.escape(str(shape))} looks like one image.*use `image\[None\]` .* `frames\[..., None\]`"
+            with pytest.raises(ValueError, match=message):
+                open_video(np.zeros(shape, np.uint8))
         with pytest.raises(ValueError, match=r"must be \(num_frames, height, width, 3\), got shape \(2, 2, 4, 4, 3\)"):
             open_video(np.zeros((2, 2, 4, 4, 3), np.uint8))
         with pytest.raises(ValueError, match=r"with 1, 3 or 4 channels, got shape \(8, 8, 5\)"):

@@ -17,11 +17,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.support.convention_tests import ConventionTests
 from tests.support.helpers import tiny_detector_config
+from tests.support.track_tests import TrackTests
 from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 
 
-class CommonTests(ConventionTests):
+class CommonTests(ConventionTests, TrackTests):
     """Common tests of the models behind `AutoModelForVideoInstanceSegmentation`.
 
     A model has 5 queries, the classes `LABELS`, and otherwise the sizes of `tiny_detector_config`.
@@ -170,6 +171,7 @@ class CommonTests(ConventionTests):
         output = self.model().train()(video_batch(), labels=video_labels())
         torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
         assert all(loss.ndim == 0 for loss in output.loss_dict.values())
+        assert output.score_rule is None  # nothing but losses: there are no tracks to score
 
     def test_optimiser_steps_reduce_the_loss(self):
         model = self.model(**self.nothing_frozen)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from tests.support.tiny_run import tiny_recipe
 from transformers_cvis.continual.gradient_projection import collect_directions
+from transformers_cvis.processing import CvisVideoProcessor
 from transformers_cvis.training.build import build_dataset, build_model
 from transformers_cvis.training.train import join_processes
 
@@ -20,7 +21,7 @@ def tiny_directions(data_folder):
     recipe = tiny_recipe(data_folder, "hvpl")
     dataset, names = build_dataset(recipe)
     set_seed(recipe.seed)
-    return collect_directions(build_model(recipe, names), dataset, threshold=0.95, num_clips=5)
+    return collect_directions(build_model(recipe, names), dataset, CvisVideoProcessor(), threshold=0.95, num_clips=5)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,25 @@
 from pathlib import Path
 
 import pytest
-from transformers import Mask2FormerConfig, PreTrainedConfig
+import torch
+from transformers import Mask2FormerConfig, Mask2FormerImageProcessor, PreTrainedConfig
 
+from tests.support.helpers import tiny_detector_config
 from transformers_cvis.continual import Schedule
 from transformers_cvis.modeling.genvis import GenVisConfig
 from transformers_cvis.modeling.hvpl import HvplConfig
 from transformers_cvis.modeling.vita import VitaConfig
+from transformers_cvis.processing import CvisVideoProcessor
 from transformers_cvis.training import Recipe, shipped_recipes
-from transformers_cvis.training.build import GENERATED_DATA, build_config, build_dataset, build_model
+from transformers_cvis.training.build import (
+    GENERATED_DATA,
+    build_collate,
+    build_config,
+    build_dataset,
+    build_model,
+    build_processor,
+    keep_processor,
+)
 
 NAMES = ["ape", "zebra"]
 
@@ -108,6 +119,60 @@ def test_data_that_is_not_there(name, overrides, message, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=message):
         build_dataset(Recipe.load(name, overrides))
+
+
+class TestProcessor:
+    """One processor for training, evaluation and the saved model."""
+
+    def test_default(self):
+        recipe = Recipe.load("genvis_moving_shapes")
+        processor = build_processor(Recipe.from_dict({**recipe.to_dict(), "model": {}}))
+        settings = recipe.evaluation
+        size = {"shortest_edge": settings.short_side, "longest_edge": settings.max_size}
+        assert processor.to_dict() == CvisVideoProcessor(size=size).to_dict()
+
+    @pytest.mark.parametrize("kind", ["video", "image"])
+    def test_pixels_come_from_the_model_that_a_run_starts_from(self, kind, tmp_path):
+        pixels = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+        if kind == "video":
+            CvisVideoProcessor(size={"shortest_edge": 99}, size_divisor=64, **pixels).save_pretrained(tmp_path)
+        else:
+            tiny_detector_config().save_pretrained(tmp_path)
+            Mask2FormerImageProcessor(size={"shortest_edge": 99}, **pixels).save_pretrained(tmp_path)
+        recipe = Recipe.load("genvis_moving_shapes", [f"model.init_from={tmp_path}"])
+        processor = build_processor(recipe)
+        assert [list(processor.image_mean), list(processor.image_std)] == list(pixels.values())
+        assert processor.size_divisor == (64 if kind == "video" else 32)
+        assert processor.size["shortest_edge"] == recipe.evaluation.short_side
+
+        batch, names = build_collate(processor)([SAMPLE])
+        expected = torch.tensor([(1 - mean) / std for mean, std in zip(*pixels.values(), strict=True)])
+        torch.testing.assert_close(batch["pixel_values_videos"][0, 0, :, 0, 0], expected)
+        assert batch["pixel_values_videos"].shape[-1] == processor.size_divisor and names == ["video 1"]
+
+    def test_a_resumed_run_needs_no_other_folder(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        keep_processor(CvisVideoProcessor(image_mean=[0.1, 0.2, 0.3]), tmp_path / "checkpoints")
+        recipe = Recipe.load("genvis_moving_shapes", [f"model.init_from={tmp_path / 'deleted'}"])
+        assert list(build_processor(recipe, tmp_path / "checkpoints").image_mean) == [0.1, 0.2, 0.3]
+
+    def test_default_batches_are_those_of_imagenet_to_the_last_bit(self):
+        clip = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
+        labels = {**SAMPLE["labels"], "masks": torch.ones(1, 2, 16, 16, dtype=torch.bool)}
+        batch, _ = build_collate(CvisVideoProcessor())([{**SAMPLE, "pixel_values_videos": clip, "labels": labels}])
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+        assert torch.equal(batch["pixel_values_videos"][0, :, :, :16, :16], (clip / 255 - mean) / std)
+
+
+SAMPLE = {
+    "pixel_values_videos": torch.full((2, 3, 8, 8), 255, dtype=torch.uint8),
+    "labels": {
+        "class_labels": torch.tensor([0]),
+        "ids": torch.zeros(1, 2, dtype=torch.int64),
+        "masks": torch.ones(1, 2, 8, 8, dtype=torch.bool),
+    },
+    "name": "video 1",
+}
 
 
 def test_recipes_for_moving_shapes_share_their_data():

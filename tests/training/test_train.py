@@ -15,6 +15,8 @@ from tests.support.launching import finish, kill_after_first_checkpoint, launch
 from tests.support.tiny_run import tiny_recipe, with_fixed_points
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 from transformers_cvis.data import SHAPES, make_moving_shapes
+from transformers_cvis.modeling.minvis import MinVisForVideoInstanceSegmentation
+from transformers_cvis.processing import CvisVideoProcessor
 from transformers_cvis.training import Recipe, train
 from transformers_cvis.training.build import build_dataset, build_model
 from transformers_cvis.training.train import command_line
@@ -75,6 +77,36 @@ def test_from_scratch_to_an_evaluated_model(shapes, tmp_path):
 def test_the_command_of_a_training_can_be_typed_again(monkeypatch, program, shown):
     monkeypatch.setattr(sys, "argv", [program, "train", "mine.yaml", "--set", "output_dir=my runs"])
     assert command_line() == f"{shown} train mine.yaml --set 'output_dir=my runs'"
+
+
+def test_mean_and_std_of_the_start_reach_training_evaluation_and_the_saved_processor(shapes, tmp_path, monkeypatch):
+    pixels = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    build_model(tiny_recipe(shapes, "minvis"), list(SHAPES)).save_pretrained(tmp_path / "start")
+    CvisVideoProcessor(**pixels).save_pretrained(tmp_path / "start")
+    seen = {True: [], False: []}  # by whether the model trains: the smallest and largest value of each clip
+    forward = MinVisForVideoInstanceSegmentation.forward
+
+    def noting(self, pixel_values_videos, **inputs):
+        clip = pixel_values_videos.flatten(0, 1)
+        seen[self.training].append((clip.amin(dim=(0, 2, 3)), clip.amax(dim=(0, 2, 3))))
+        return forward(self, pixel_values_videos, **inputs)
+
+    monkeypatch.setattr(MinVisForVideoInstanceSegmentation, "forward", noting)
+    recipe = tiny_recipe(shapes, "minvis", model={"init_from": str(tmp_path / "start")}, max_steps=1)
+    valid = {"json": str(shapes / "valid.json"), "images": str(shapes / "JPEGImages")}
+    train(
+        Recipe.from_dict({**recipe.to_dict(), "data": {**recipe.to_dict()["data"], "valid": valid}}), tmp_path / "out"
+    )
+
+    mean, std = torch.tensor(pixels["image_mean"]), torch.tensor(pixels["image_std"])
+    assert seen[True] and seen[False]
+    for lowest, highest in seen[True] + seen[False]:
+        assert (lowest >= (0 - mean) / std - 1e-5).all() and (highest <= (1 - mean) / std + 1e-5).all()
+    for trains in seen:  # pixels that are so dark would lie below the bound with the mean of ImageNet
+        assert min(lowest.min() for lowest, _ in seen[trains]) < 0
+    saved = AutoVideoProcessor.from_pretrained(tmp_path / "out")
+    assert [list(saved.image_mean), list(saved.image_std)] == list(pixels.values())
+    assert (saved.size["shortest_edge"], saved.size["longest_edge"]) == (64, 96)
 
 
 def test_genvis_starts_from_vita(shapes, tmp_path, caplog):
@@ -356,7 +388,7 @@ def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
     finish(launch(TINY_RUN, shapes, "vita", tmp_path / "whole", half, "max_steps=2"))
     for steps in (1, 2):
         finish(launch(TINY_RUN, shapes, "vita", tmp_path / "pieces", half, f"max_steps={steps}"))
-    names = sorted(path.name for path in (tmp_path / "pieces/checkpoints").iterdir())
+    names = sorted(path.name for path in (tmp_path / "pieces/checkpoints").glob("step-*"))
     assert names == ["step-00000001", "step-00000002"]
     whole, pieces = weights(tmp_path / "whole"), weights(tmp_path / "pieces")
     for name, value in whole.items():

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ..data import collate_clips
 from ..precision import at_least_float32_dtype
+from ..processing import CvisVideoProcessor
 from ..training.callbacks import RunningTrainer, Task, TrainingCallback
 
 RELEASED_ROWS = 256
@@ -121,6 +122,7 @@ class FeatureEnergy:
 def collect_directions(
     model: nn.Module,
     dataset: Dataset,
+    video_processor: CvisVideoProcessor,
     space: str = "features",
     threshold: float = 0.7,
     num_clips: int = 256,
@@ -134,6 +136,7 @@ def collect_directions(
         model: has `prompt_features(frames)`, the features that prompts of later tasks will meet, and
             `protected_directions()`, those of earlier tasks.
         dataset: training clips of the task; samples 0, 1, ... are used.
+        video_processor: the processor of the task, which normalises the clips.
         space: "features", or "released" for the published procedure, which wants as many frames as channels.
         threshold: see [`grow_basis`].
         num_clips: number of clips, over all processes together.
@@ -152,7 +155,7 @@ def collect_directions(
     numbers = range(state.process_index, num_clips, state.num_processes) if shared else range(num_clips)
     energy, samples = None, []
     for number in numbers:
-        frames = collate_clips([dataset[number]])["pixel_values_videos"][0]
+        frames = collate_clips([dataset[number]], video_processor)["pixel_values_videos"][0]
         features = model.prompt_features(frames.to(model.device, model.dtype))  # (T, F, C)
         if shared:
             energy = energy or FeatureEnergy(features.shape[-1], centre)
@@ -341,7 +344,13 @@ class OrthogonalGradientCorrection(TrainingCallback):
             return  # they came with the base
         settings = self.settings
         directions = collect_directions(
-            task.model, task.dataset, settings.space, settings.threshold, settings.num_clips, settings.centre
+            task.model,
+            task.dataset,
+            task.video_processor,
+            settings.space,
+            settings.threshold,
+            settings.num_clips,
+            settings.centre,
         )
         task.model.protect_directions(directions)
 

@@ -21,7 +21,7 @@ from ..hub.push import push_to_hub
 from ..modeling.auto import MODELS, SYSTEMS, AutoModelForVideoInstanceSegmentation
 from ..modeling.tasks.adapter_files import ADAPTER_WEIGHTS_FILE, task_name
 from ..processing import CvisVideoProcessor
-from ..training.build import build_model, build_processor, collate
+from ..training.build import build_collate, build_model, build_processor, keep_processor
 from ..training.callbacks import Task, TrainingCallback, with_model_callbacks
 from ..training.checkpoint_files import find_checkpoint
 from ..training.measure import predict_on_processes
@@ -136,7 +136,7 @@ class ContinualRun:
         recipe, folder = self.plan.recipes[number], self.folder(number)
         state = PartialState()
         folder.mkdir(parents=True, exist_ok=True)
-        processor = build_processor(recipe.evaluation)
+        processor = self._processor(number)
         base_model = self.schedule.base_model if number == 0 else None
         if base_model is not None:
             summary = read_training_summary(base_model) or {}
@@ -144,8 +144,8 @@ class ContinualRun:
             model = model_class.from_pretrained(base_model, **recipe.model.config)
             model.to(state.device)
         else:
-            model, summary = self._train(number, model)
-        task = self._task(number, model, is_trained=base_model is None)
+            model, summary = self._train(number, model, processor)
+        task = self._task(number, model, processor, is_trained=base_model is None)
         for callback in self.callbacks:
             callback.after_task(task)
         model.eval()
@@ -159,7 +159,9 @@ class ContinualRun:
         state.wait_for_everyone()
         return model
 
-    def _train(self, number: int, model: PreTrainedModel | None) -> tuple[PreTrainedModel, dict]:
+    def _train(
+        self, number: int, model: PreTrainedModel | None, processor: CvisVideoProcessor
+    ) -> tuple[PreTrainedModel, dict]:
         """Train one task, from its last checkpoint if there is one.
 
         Returns:
@@ -182,9 +184,12 @@ class ContinualRun:
         if number > 0 and distillation is not None:
             learner = DistillingModel(model, self._model_after(number - 1), distillation)
         for callback in self.callbacks:
-            callback.before_task(self._task(number, model))
+            callback.before_task(self._task(number, model, processor))
         callbacks = with_model_callbacks(learner, self.callbacks)
-        trainer = Trainer(recipe, folder, learner, self.plan.datasets[number], collate, None, checkpoint, callbacks)
+        dataset, collate = self.plan.datasets[number], build_collate(processor)
+        trainer = Trainer(recipe, folder, learner, dataset, collate, None, checkpoint, callbacks)
+        if trainer.accelerator.is_main_process:
+            keep_processor(processor, trainer.checkpoint_dir)
         try:
             result = trainer.train()
             # The summary counts the parameters of the model, without those of a teacher.
@@ -192,7 +197,9 @@ class ContinualRun:
         finally:
             trainer.finish()
 
-    def _task(self, number: int, model: PreTrainedModel, is_trained: bool = True) -> Task:
+    def _task(
+        self, number: int, model: PreTrainedModel, processor: CvisVideoProcessor, is_trained: bool = True
+    ) -> Task:
         """Return a task as callbacks get it."""
         return Task(
             number,
@@ -200,6 +207,7 @@ class ContinualRun:
             self.tasks[number],
             model,
             self.plan.datasets[number],
+            processor,
             self.plan.recipes[number],
             is_trained,
         )
@@ -272,7 +280,7 @@ class ContinualRun:
             evaluations: evaluations after the tasks up to this one.
         """
         model = self._model_after(number) if model is None else model
-        processor = build_processor(self.plan.recipes[number].evaluation)
+        processor = self._processor(number)
         repository = self.plan.repository
         card = {
             "report": self._report(evaluations),
@@ -283,6 +291,12 @@ class ContinualRun:
             model.push_task_adapter(repository, processor, base=repository, base_revision="main", **card)
         else:
             push_to_hub(model, processor, repository, revision=self._revision(number), **card)
+
+    def _processor(self, number: int) -> CvisVideoProcessor:
+        """Build the video processor of a task, with the pixels of the task before it, or of the base model."""
+        checkpoints = self.folder(number) / "checkpoints"
+        start = self.schedule.base_model if number == 0 else self.folder(number - 1)
+        return build_processor(self.plan.recipes[number], checkpoints if checkpoints.is_dir() else None, start)
 
     def _revision(self, number: int) -> str | None:
         return task_name(number) if number else None

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .. import rle
+from ..processing import resized_size, scaled_size
 
 PADDING_VALUE = 128  # of each channel, as in the released COCO pre-training
 
@@ -324,7 +325,8 @@ class LargeScaleJitter:
     def draw(self, height: int, width: int, num_frames: int, rng: np.random.Generator) -> list[FrameTransform]:
         """One transform for a frame of (height, width), `num_frames` times."""
         flip = [HorizontalFlip(width)] if rng.random() < self.flip_probability else []
-        resize = _resize(height, width, self.size * rng.uniform(*self.scale) / max(height, width))
+        scale = self.size * rng.uniform(*self.scale) / max(height, width)
+        resize = Resize(height, width, *scaled_size(height, width, scale))
         crop_height, crop_width = min(resize.height, self.size), min(resize.width, self.size)
         share = rng.random()  # one for both sides, as released
         top, left = (round(share * free) for free in (resize.height - crop_height, resize.width - crop_width))
@@ -402,9 +404,12 @@ def evaluation_resize(short_side: int = 360, max_size: int = 1333) -> ClipAugmen
 
 
 def resize_short_side(height: int, width: int, short_side: int, max_size: int) -> Resize:
-    """The resize that brings the short side to `short_side`, or the long side to `max_size` if it would exceed it."""
-    return _resize(height, width, min(short_side / min(height, width), max_size / max(height, width)))
+    """Return the resize of a frame by its short side, the same as that of the video processor.
 
-
-def _resize(height: int, width: int, scale: float) -> Resize:
-    return Resize(height, width, max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+    Args:
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+        short_side: length of the short side after the resize, pixels.
+        max_size: limit of the long side; where the long side would exceed it, it decides instead.
+    """
+    return Resize(height, width, *resized_size(height, width, short_side, max_size))

@@ -9,12 +9,11 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from ..messages import check_at_least
+from ..processing import CvisVideoProcessor, padded_size
 from ..rle import decode_all
 from .augmentation import ClipAugmentation, FrameTransform, LargeScaleJitter, PseudoVideoAugmentation
 
 SMALLEST_BOX_SIDE = 1e-5  # pixels; an instance whose box gets smaller in a frame counts as absent there
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def sample_clip_frames(length: int, num_frames: int, frame_range: int | None, rng: np.random.Generator) -> np.ndarray:
@@ -293,42 +292,51 @@ class _Video:
             ) from error
 
 
-def collate_clips(
-    samples: Sequence[dict],
-    image_mean: Sequence[float] = IMAGENET_MEAN,
-    image_std: Sequence[float] = IMAGENET_STD,
-    size_divisor: int = 32,
-) -> dict:
-    """Normalise the clips and pad them (right and bottom, zeros after the normalisation) to one size.
+def collate_clips(samples: Sequence[dict], video_processor: CvisVideoProcessor) -> dict:
+    """Make a batch of clips: normalise them, and pad them right and bottom, with zeros, to one size.
 
     Args:
         samples: of `ClipDataset`, all with the same number of frames.
-        image_mean, image_std: per channel, for pixels in 0..1 as in transformers' image processors.
-        size_divisor: the padded height and width are the smallest multiples of it that hold every clip.
+        video_processor: the processor that is saved with the model. Its rescaling, mean, standard deviation and size
+            divisor are those of the batch; frames keep the size that the augmentation gave them.
 
     Returns:
         `pixel_values_videos` float32 `(batch, num_frames, 3, height, width)` and `labels`, a list of `batch` dicts with
         masks padded to the same size.
 
     Raises:
-        ValueError: clips of different lengths, or a mean that is not meant for 0..1.
+        ValueError: the clips have different lengths, or the mean is not meant for pixels in 0..1.
     """
-    if max(image_mean) > 1:
-        raise ValueError(f"image_mean is {tuple(image_mean)}; give it for pixels in 0..1, divided by 255.")
+    mean, std = _mean_and_std(video_processor)
     lengths = {len(sample["pixel_values_videos"]) for sample in samples}
     if len(lengths) != 1:
         raise ValueError(f"The clips of a batch have {sorted(lengths)} frames; they must have the same number.")
     sizes = np.array([sample["pixel_values_videos"].shape[-2:] for sample in samples])
-    height, width = (-(-sizes.max(0) // size_divisor) * size_divisor).tolist()
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image_mean, image_std))
+    height, width = padded_size(sizes.max(0).tolist(), video_processor.size_divisor)
+    divisor = 1 / video_processor.rescale_factor if video_processor.do_rescale else 1
 
     pixel_values = torch.zeros(len(samples), lengths.pop(), 3, height, width)
     labels = []
     for padded, sample in zip(pixel_values, samples, strict=True):
         clip = sample["pixel_values_videos"]
         clip_height, clip_width = clip.shape[-2:]
-        padded[..., :clip_height, :clip_width] = (clip / 255 - mean) / std
+        padded[..., :clip_height, :clip_width] = (clip / divisor - mean) / std
         masks = sample["labels"]["masks"]
         padding = (0, width - clip_width, 0, height - clip_height)
         labels.append({**sample["labels"], "masks": torch.nn.functional.pad(masks, padding)})
     return {"pixel_values_videos": pixel_values, "labels": labels}
+
+
+def _mean_and_std(video_processor: CvisVideoProcessor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation `(1, 3, 1, 1)`, 0 and 1 for a processor that does not normalise."""
+    if not video_processor.do_normalize:
+        return torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    if video_processor.do_rescale and max(video_processor.image_mean) > 1:
+        raise ValueError(
+            f"The video processor has the `image_mean` {tuple(video_processor.image_mean)}: give it for pixels in "
+            "0..1, divided by 255."
+        )
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1) for values in (video_processor.image_mean, video_processor.image_std)
+    )
+    return mean, std

@@ -374,12 +374,12 @@ def make_moving_shapes(
                     length,
                     size,
                     (*rng_key, 1),
-                    categories,
-                    num_objects,
-                    object_size,
-                    typical_colours,
-                    backgrounds,
-                    stride,
+                    categories=categories,
+                    num_objects=num_objects,
+                    object_size=object_size,
+                    typical_colours=typical_colours,
+                    background_images=backgrounds,
+                    stride=stride,
                 )
                 video_name = f"{name}_{index:05d}"
                 _write_frames(video.frames, folder / "JPEGImages" / video_name)

@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 from ..logs import progress_bar
-from ..processing import segment_video, tracks_to_ytvis_json
+from ..processing import CvisVideoProcessor, VideoModel, segment_video, tracks_to_ytvis_json
 from ..ytvis_json import file_names_messages
 from .ground_truth import GroundTruth
 
 
 def predict_dataset(
-    model,
-    video_processor,
+    model: VideoModel,
+    video_processor: CvisVideoProcessor,
     ground_truth: GroundTruth | dict | str | os.PathLike,
     image_root: str | os.PathLike,
     *,
@@ -23,7 +23,7 @@ def predict_dataset(
     """Segment every video of a YouTube-VIS json; labels become the data set's category ids by name.
 
     Args:
-        model: A video instance segmentation model (anything that [`segment_video`] takes).
+        model: a video instance segmentation model.
         video_processor: The processor saved with the model.
         ground_truth: The json, annotations not needed, or its path.
         image_root: Folder that the videos' `file_names` are relative to.

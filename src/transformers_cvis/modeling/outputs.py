@@ -79,6 +79,13 @@ class VideoInstanceSegmentationOutput(ModelOutput):
             `(B, Q, C)` for VITA, GenVIS and HVPL (layers of the object decoder) and for Mask2Former-VIS and CRISP
             (learned queries and layers of the clip decoder), `(B, T, Q, C)` for MinVIS (learned queries and layers of
             the frame decoder) and SPVIS (layers of the tracker, offline those of the refiner).
+        original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before they were
+            resized, where the model was given them.
+        input_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the network input without its
+            padding, where the model was given a `pixel_mask`.
+        score_rule (`str`, *optional*): how tracks are scored, "max_times_quality" or "mean_logits"; None with a loss.
+            It is an item like the tensors, so that it stays with an output that is pickled, moved, cast or returned as
+            a tuple. Gather several outputs as objects (`accelerate.utils.gather_object`), since a string has no shape.
     """
 
     loss: torch.Tensor | None = None
@@ -94,6 +101,9 @@ class VideoInstanceSegmentationOutput(ModelOutput):
     frame_similarity_embeddings: torch.Tensor | None = None
     video_similarity_embeddings: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    original_sizes: torch.Tensor | None = None
+    input_sizes: torch.Tensor | None = None
+    score_rule: str | None = None
 
 
 def hidden_states_requested(

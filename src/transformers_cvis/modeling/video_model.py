@@ -39,6 +39,33 @@ class VideoModelMixin:
     is_online: bool
     state_class: type | None = None
 
+    @property
+    def score_rule(self) -> str:
+        """How tracks of this model are scored; every output of inference carries it."""
+        return getattr(self.config, "score_rule", "max_times_quality")
+
+    def complete_output(
+        self,
+        output: VideoInstanceSegmentationOutput,
+        pixel_mask: torch.Tensor | None = None,
+        original_sizes: torch.Tensor | None = None,
+    ) -> VideoInstanceSegmentationOutput:
+        """Add to an output of inference what the video processor needs to make tracks of it.
+
+        Args:
+            output: of one clip; it is changed in place.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): as given to `forward`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): as given to `forward`.
+
+        Returns:
+            The same output, with `score_rule`, `original_sizes` and `input_sizes`.
+        """
+        # In the order of the fields, which is that of a tuple made of the output.
+        output.original_sizes = original_sizes
+        output.input_sizes = None if pixel_mask is None else _content_sizes(pixel_mask)
+        output.score_rule = self.score_rule
+        return output
+
     def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Detect the objects of single frames.
 
@@ -236,11 +263,15 @@ def _own_sizes(pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | Non
     batch_size, _, _, height, width = pixel_values_videos.shape
     if pixel_mask is None:
         return [(height, width)] * batch_size
-    heights = pixel_mask.any(dim=2).sum(dim=1).tolist()
-    widths = pixel_mask.any(dim=1).sum(dim=1).tolist()
-    if min(heights) == 0 or min(widths) == 0:
+    sizes = _content_sizes(pixel_mask).tolist()
+    if any(0 in size for size in sizes):
         raise ValueError("`pixel_mask` marks a video without any valid pixel.")
     return [
         (-(-own_height // SIZE_DIVISOR) * SIZE_DIVISOR, -(-own_width // SIZE_DIVISOR) * SIZE_DIVISOR)
-        for own_height, own_width in zip(heights, widths, strict=True)
+        for own_height, own_width in sizes
     ]
+
+
+def _content_sizes(pixel_mask: torch.Tensor) -> torch.Tensor:
+    """Height and width `(B, 2)` of what a `pixel_mask` `(B, H, W)` marks."""
+    return torch.stack([pixel_mask.any(dim=2).sum(dim=1), pixel_mask.any(dim=1).sum(dim=1)], dim=1)

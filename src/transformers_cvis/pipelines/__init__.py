@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`pipeline("video-instance-segmentation")`."""
 
 from .video_instance_segmentation import TASK, VideoInstanceSegmentationPipeline, register_pipeline

@@ -1,10 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
 """The transformers pipeline for video instance segmentation, and its entry in the pipeline registry."""
 
+import itertools
 import os
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from transformers import AutoVideoProcessor, Pipeline
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
@@ -13,46 +18,59 @@ from ..hub.card import TASK
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..processing import (
     CvisVideoProcessor,
+    PreparedVideo,
     VideoFrames,
-    VideoSegmentation,
+    VideosDifferError,
+    find_video_processor,
+    gather_tracks,
+    is_frame,
     is_list_of_videos,
-    open_video,
-    segment_video,
+    prepare_video,
 )
 
-_READING_PARAMETERS = ("fps", "stride", "max_frames")
-_SEGMENTATION_PARAMETERS = ("clip_length", "threshold", "top_k", "progress")
-# What a video processor is made from; the second is that of an image model.
-_PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
-# Videos of at least this many frames, or of unknown length, get a progress bar unless `progress` says otherwise.
+# Videos of at least this many frames, or of unknown length, get a progress bar unless `progress` decides.
 _LONG_VIDEO = 100
 
 logger = logging.get_logger(__name__)
 
 
+class _NotGiven:
+    """Marks a parameter that a call leaves as it was when the pipeline was made; `None` is a value of its own."""
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+_NOT_GIVEN: Any = _NotGiven()
+
+
 class VideoInstanceSegmentationPipeline(Pipeline):
     """Detects, segments and tracks the objects of videos.
 
+    A Mask2Former checkpoint of the Hub becomes a MinVIS. Without `model` the small model that ships with the package
+    is used. For a model object without `video_processor`, the processor saved with its weights is used, or else the
+    default one. The parameters of a call (see [`VideoInstanceSegmentationPipeline.__call__`]) can also be given when
+    the pipeline is made.
+
+    Args:
+        model (`PreTrainedModel`): a video instance segmentation model of this package.
+        video_processor (`CvisVideoProcessor`, *optional*): the processor saved with the model.
+        kwargs: as of every pipeline (`device`, `batch_size`, ...), and the parameters of a call.
+
+    Raises:
+        ValueError: the model is not a video instance segmentation model, or parts of it are untrained.
+
+    Example:
     ```python
-    from transformers import pipeline
-    import transformers_cvis  # registers the task
+    >>> import transformers_cvis  # registers the task
+    >>> from transformers import pipeline
 
-    segment = pipeline("video-instance-segmentation", model="user/model", revision="main")
-    result = segment("my.mp4", threshold=0.5)
-    result["tracks"][0].label
+    >>> segmenter = pipeline("video-instance-segmentation", model=str(transformers_cvis.default_model_path()))
+    >>> result = segmenter(transformers_cvis.demo_video_path(), max_frames=2, threshold=0.5)
+    >>> sorted(result), result["num_frames"]
+    (['fps', 'num_frames', 'size', 'tracks'], 2)
+
     ```
-
-    A Mask2Former checkpoint of the Hub works as it is: it becomes a MinVIS. Without `model` the small model that
-    ships with the package is used. A model object may be given without
-    `video_processor`: the one saved next to its weights is used, or else the default one.
-
-    Each parameter can be given when the pipeline is made or when it is called:
-        clip_length (`int`): frames that the model sees at once; 1 is online. By default the model's own.
-        threshold (`float`, defaults to 0.3): least score of a track. `None` together with `top_k` selects as video
-            benchmarks do.
-        top_k (`int`): most tracks of a video.
-        fps (`float`), stride (`int`), max_frames (`int`): which frames are read, see [`open_video`].
-        progress (`bool`): show a progress bar; by default for videos of 100 frames and more.
     """
 
     _load_tokenizer = False
@@ -62,68 +80,288 @@ class VideoInstanceSegmentationPipeline(Pipeline):
     # Loaded if it is there: a model object has no name to load it from, and then __init__ finds one.
     _load_video_processor = None
 
-    def __init__(self, model, video_processor: CvisVideoProcessor | None = None, **kwargs):
+    def __init__(
+        self, model: PreTrainedModel, video_processor: CvisVideoProcessor | None = None, **kwargs: Any
+    ) -> None:
         if not hasattr(model, "stream"):
             raise ValueError(
-                f"{type(model).__name__} is no video instance segmentation model. The pipeline takes the models of "
+                f"{type(model).__name__} is not a video instance segmentation model. The pipeline takes the models of "
                 "transformers_cvis, and Mask2Former checkpoints by their name or folder."
             )
         model.check_trained()
         super().__init__(model=model, **kwargs)
-        self.video_processor = video_processor if video_processor is not None else _find_video_processor(model)
+        self.video_processor = video_processor if video_processor is not None else _processor_of(model)
 
-    def __call__(self, videos: Any, batch_size: int | None = None, num_workers: int | None = None, **parameters):
-        """Segment one video or a list of videos.
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        clip_length: int | None = _NOT_GIVEN,
+        threshold: float | None = _NOT_GIVEN,
+        top_k: int | None = _NOT_GIVEN,
+        fps: float | None = _NOT_GIVEN,
+        stride: int = _NOT_GIVEN,
+        max_frames: int | None = _NOT_GIVEN,
+        progress: bool | None = _NOT_GIVEN,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        """Segment one video, a list of videos, or a stream of videos.
 
         Args:
-            videos: Whatever [`open_video`] takes, or a list of such sources. (A list of images, of frames or of paths
-                of images is one video.)
-            batch_size, num_workers: Accepted as by every pipeline. Videos are streams of different lengths, so they
-                run one after the other whatever is given.
-            parameters: See the class.
+            inputs: one video in any form that [`open_video`] takes, or several of them.
+
+                - A list of images, of frames or of paths of images is one video, and so is an iterator of frames.
+                - Any other list, a column of a table (of `datasets`, pandas or NumPy) and an array with five axes are
+                  several videos; all results come at once.
+                - A PyTorch `Dataset`, such as `KeyDataset(table, "path")`, and a generator of videos or of their paths
+                  are read one by one; the results come as an iterator.
+            clip_length (`int`, *optional*): frames that the model sees at once; 1 is online. The model's own by
+                default.
+            threshold (`float`, *optional*, defaults to 0.3): least score of a track. `None` together with `top_k`
+                selects as video benchmarks do.
+            top_k (`int`, *optional*): largest number of tracks of a video.
+            fps (`float`, *optional*): frames per second to read, for a source that has a clock.
+            stride (`int`, *optional*, defaults to 1): read every `stride`-th frame.
+            max_frames (`int`, *optional*): stop after this many frames that were read.
+            progress (`bool`, *optional*): show a progress bar; by default for videos of 100 frames and more.
+            batch_size (`int`, *optional*, defaults to 1): number of videos that run side by side. Neighbours of one
+                size and one length make a batch; any other video runs alone, with one warning for all of them.
+            num_workers (`int`, *optional*): accepted like by every pipeline, without effect: frames are read when the
+                model needs them, so that videos of any length fit into memory.
 
         Returns:
-            For each video a dict with `tracks` (`list[Track]`, best first), `size` (height, width), `num_frames` and
-            `fps` (`None` if the source has no clock); a list of these for a list of videos.
+            `dict`, or a `list` or an iterator of them for several videos: `tracks` (`list[Track]`, best first), `size`
+            (height and width, in pixels), `num_frames`, and `fps` (`None` if the source has no clock).
+
+        Raises:
+            FileNotFoundError: a path leads to no file or folder.
+            TypeError: an input is not a video, or a parameter is unknown.
+            ValueError: a parameter is out of range, or a video cannot be read.
         """
-        if is_list_of_videos(videos):
-            return [super(VideoInstanceSegmentationPipeline, self).__call__(_One(v), **parameters) for v in videos]
-        return super().__call__(_One(videos), **parameters)
+        given = {
+            "clip_length": clip_length,
+            "threshold": threshold,
+            "top_k": top_k,
+            "fps": fps,
+            "stride": stride,
+            "max_frames": max_frames,
+            "progress": progress,
+        }
+        reading, segmentation, tracks = self._sanitize_parameters(**given)
+        stages = (
+            {**self._preprocess_params, **reading},
+            {**self._forward_params, **segmentation},
+            {**self._postprocess_params, **tracks},
+        )
+        videos, several = _videos_of(inputs)
+        if not several:
+            return self.run_single(videos, *stages)
+        batch_size = self._batch_size if batch_size is None else batch_size
+        results = self.get_iterator(videos, num_workers or 0, batch_size or 1, *stages)
+        is_stream = isinstance(videos, (Dataset, Iterator)) or not isinstance(videos, Sized)
+        return results if is_stream else list(results)
 
-    def _sanitize_parameters(self, **parameters):
-        unknown = set(parameters) - {*_READING_PARAMETERS, *_SEGMENTATION_PARAMETERS}
-        if unknown:
+    def _sanitize_parameters(
+        self,
+        clip_length: int | None = _NOT_GIVEN,
+        threshold: float | None = _NOT_GIVEN,
+        top_k: int | None = _NOT_GIVEN,
+        fps: float | None = _NOT_GIVEN,
+        stride: int = _NOT_GIVEN,
+        max_frames: int | None = _NOT_GIVEN,
+        progress: bool | None = _NOT_GIVEN,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        reading = {"clip_length": clip_length, "fps": fps, "stride": stride, "max_frames": max_frames}
+        segmentation = {"threshold": threshold, "top_k": top_k, "progress": progress}
+        return _given(reading), _given(segmentation), {}
+
+    def preprocess(
+        self,
+        video: Any,
+        clip_length: int | None = None,
+        fps: float | None = None,
+        stride: int = 1,
+        max_frames: int | None = None,
+    ) -> dict[str, PreparedVideo]:
+        """Open a video; its frames are decoded, resized and normalised when `_forward` takes the next clip.
+
+        Args:
+            video: any source that [`open_video`] takes.
+            clip_length (`int`, *optional*): as for a call.
+            fps (`float`, *optional*): as for a call.
+            stride (`int`, defaults to 1): as for a call.
+            max_frames (`int`, *optional*): as for a call.
+
+        Returns:
+            `dict`: `video`, whose `clips()` are network inputs.
+
+        Raises:
+            FileNotFoundError: the path leads to no file or folder.
+            TypeError: the source is not a video.
+            ValueError: a parameter is out of range, or the video cannot be read.
+        """
+        if isinstance(video, Mapping):
             raise TypeError(
-                f"Unknown parameter {', '.join(sorted(unknown))}; the pipeline knows "
-                f"{', '.join(_READING_PARAMETERS + _SEGMENTATION_PARAMETERS)}."
+                f"Got a dict with {', '.join(map(repr, video)) or 'no keys'} in place of a video: give the column of "
+                "the videos, `table['path']`, or `KeyDataset(table, 'path')` of `transformers.pipelines.pt_utils`."
             )
-        reading = {name: parameters[name] for name in _READING_PARAMETERS if name in parameters}
-        segmentation = {name: parameters[name] for name in _SEGMENTATION_PARAMETERS if name in parameters}
-        return reading, segmentation, {}
+        reading = {"clip_length": clip_length, "fps": fps, "stride": stride, "max_frames": max_frames}
+        return {"video": prepare_video(self.model, self.video_processor, video, **reading)}
 
-    def preprocess(self, video: "_One", **reading) -> dict[str, VideoFrames]:
-        return {"video": open_video(video.source, **reading)}
+    def _forward(
+        self, model_inputs: dict[str, Any] | list[dict[str, Any]], progress: bool | None = None, **parameters: Any
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Run the model over a prepared video, or over several of one size and length side by side.
 
-    def _forward(self, inputs: dict[str, VideoFrames], progress: bool | None = None, **parameters) -> VideoSegmentation:
-        video = inputs["video"]
+        The masks of a clip become run lengths at once, so that the logits of only one clip are in memory.
+        """
+        batch = model_inputs if isinstance(model_inputs, list) else [model_inputs]
+        videos = [inputs["video"] for inputs in batch]
         if progress is None:
-            progress = video.num_frames is None or video.num_frames >= _LONG_VIDEO
-        return segment_video(self.model, self.video_processor, video, progress=progress, **parameters)
+            num_frames = videos[0].frames.num_frames
+            progress = num_frames is None or num_frames >= _LONG_VIDEO
+        try:
+            gathered = gather_tracks(self.model, videos, progress=progress, **parameters)
+        except VideosDifferError as error:
+            logger.warning(f"{error} They are segmented one by one now.")
+            gathered = [gather_tracks(self.model, [video], progress=progress, **parameters)[0] for video in videos]
+        outputs = [{**inputs, "accumulator": accumulator} for inputs, accumulator in zip(batch, gathered, strict=True)]
+        return outputs if isinstance(model_inputs, list) else outputs[0]
 
-    def postprocess(self, segmentation: VideoSegmentation) -> dict[str, Any]:
-        return vars(segmentation)
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
+        """Build the tracks of a video.
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save model and processor; `pipeline(TASK, model=save_directory)` loads them."""
+        Args:
+            model_outputs (`dict`): `video`, and `accumulator` with the scores and run lengths of its clips.
+
+        Returns:
+            `dict`: `tracks`, `size`, `num_frames` and `fps`, as a call returns them.
+        """
+        frames, accumulator = model_outputs["video"].frames, model_outputs["accumulator"]
+        return {
+            "tracks": accumulator.tracks(),
+            "size": frames.size,
+            "num_frames": accumulator.num_frames,
+            "fps": frames.fps,
+        }
+
+    def get_iterator(
+        self,
+        inputs: Iterable[Any],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> "_Results":
+        """Segment videos one batch after the other, each when its results are asked for.
+
+        Args:
+            inputs (`Iterable`): videos.
+            num_workers (`int`): without effect.
+            batch_size (`int`): largest number of videos that run side by side.
+            preprocess_params (`dict`): parameters of `preprocess`.
+            forward_params (`dict`): parameters of `_forward`.
+            postprocess_params (`dict`): parameters of `postprocess`.
+
+        Returns:
+            An iterator of results, with a length if the inputs have one.
+        """
+
+        def results() -> Iterator[dict[str, Any]]:
+            prepared = (self.preprocess(video, **preprocess_params) for video in _items(inputs))
+            for batch in _batches(prepared, batch_size):
+                for outputs in self.forward(batch, **forward_params):
+                    yield self.postprocess(outputs, **postprocess_params)
+
+        return _Results(results(), len(inputs) if isinstance(inputs, Sized) else None)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model and processor; `pipeline(TASK, model=save_directory)` loads them.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): folder to write to.
+            kwargs: as of the model's `save_pretrained`.
+        """
         self.model.save_pretrained(save_directory, **kwargs)
         self.video_processor.save_pretrained(save_directory)
 
 
-class _One:
-    """One video, wrapped so that the base class does not take a list or generator of frames for a list of inputs."""
+class _Results(Iterator[dict[str, Any]]):
+    """The results of several videos, each computed when it is asked for."""
 
-    def __init__(self, source: Any):
-        self.source = source
+    def __init__(self, results: Iterator[dict[str, Any]], length: int | None) -> None:
+        self._results = results
+        self._length = length
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._results)
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError(
+                "The results of a generator of videos come one by one, and their number is not known: loop over them, "
+                "or give a list of paths, `list(videos)`, to get a list of results."
+            )
+        return self._length
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not _NOT_GIVEN}
+
+
+def _videos_of(inputs: Any) -> tuple[Any, bool]:
+    """Return the inputs of a call, with an iterator unread, and whether they are several videos."""
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OU":
+        inputs = inputs.tolist()  # of paths
+    if isinstance(inputs, Dataset):
+        return inputs, True
+    if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)):
+        return inputs, is_list_of_videos(inputs)
+    is_file = isinstance(inputs, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(inputs, "read")
+    if is_file or isinstance(inputs, (VideoFrames, Mapping)) or not isinstance(inputs, Iterable):
+        return inputs, False
+    if isinstance(inputs, Sized) and not len(inputs):
+        return [], True
+    # The first item of a column, of a generator or of another collection decides.
+    items = iter(inputs)
+    try:
+        first = next(items)
+    except StopIteration:
+        return items, False
+    if items is inputs:
+        inputs = itertools.chain([first], items)
+    return inputs, not is_frame(first)
+
+
+def _items(inputs: Iterable[Any]) -> Iterator[Any]:
+    """Iterate a collection; a map-style `Dataset` has only a length and numbers."""
+    if isinstance(inputs, Dataset) and isinstance(inputs, Sized):
+        return (inputs[index] for index in range(len(inputs)))
+    return iter(inputs)
+
+
+def _batches(prepared: Iterator[dict[str, PreparedVideo]], batch_size: int) -> Iterator[list[dict[str, PreparedVideo]]]:
+    """Group neighbouring videos that can run side by side; warn once if not every batch is as large as was asked."""
+    batch: list[dict[str, PreparedVideo]] = []
+    for inputs in prepared:
+        if batch and not batch[0]["video"].runs_beside(inputs["video"]):
+            logger.warning_once(
+                f"`batch_size={batch_size}`: only neighbouring videos of one size and one known number of frames run "
+                "side by side; the others run alone."
+            )
+            yield batch
+            batch = []
+        batch.append(inputs)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 class _EmbeddedModel(dict):
@@ -136,7 +374,7 @@ class _EmbeddedModel(dict):
 
 
 def register_pipeline() -> None:
-    """Make `transformers.pipeline` know the task; without a model it uses the embedded one and says so in a warning."""
+    """Register the task with `transformers.pipeline`; without a model it uses the embedded one, with a warning."""
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
@@ -147,20 +385,14 @@ def register_pipeline() -> None:
         )
 
 
-def _find_video_processor(model) -> CvisVideoProcessor:
-    name = model.name_or_path
-    if name and any((Path(name) / file).is_file() for file in _PROCESSOR_FILES):
-        return AutoVideoProcessor.from_pretrained(name)
-    if name and not Path(name).exists():
-        try:
-            return AutoVideoProcessor.from_pretrained(name, revision=getattr(model.config, "_commit_hash", None))
-        except OSError:
-            pass  # the repository has none
-    processor = CvisVideoProcessor()
-    logger.warning(
-        "There is no %s next to the weights of the model: using the default CvisVideoProcessor (short side %d pixels). "
-        "Give `video_processor` for another one.",
-        _PROCESSOR_FILES[0],
-        processor.size["shortest_edge"],
-    )
+def _processor_of(model: PreTrainedModel) -> CvisVideoProcessor:
+    """Return the processor saved with a model's weights, or the default one with a warning."""
+    processor = find_video_processor(model.name_or_path, getattr(model.config, "_commit_hash", None))
+    if processor is None:
+        processor = CvisVideoProcessor()
+        logger.warning(
+            "No video_preprocessor_config.json was found next to the weights of the model: using the default "
+            f"CvisVideoProcessor (short side {processor.size['shortest_edge']} pixels). Give `video_processor` for "
+            "another one."
+        )
     return processor

@@ -1,4 +1,5 @@
-"""Tracks drawn onto frames: tinted masks with contours, labels with scores, one colour per track."""
+# SPDX-License-Identifier: Apache-2.0
+"""Drawing of tracks onto frames: tinted masks with contours, labels with scores, one colour for each track."""
 
 import colorsys
 from collections.abc import Sequence
@@ -12,26 +13,35 @@ from ..rle import decode
 from .tracks import Track
 
 _GOLDEN_RATIO = 0.618033988749895
+_Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def track_colour(track_id: int) -> tuple[int, int, int]:
-    """The RGB colour, 0..255, of a track: a function of its number alone, far apart for neighbouring numbers."""
+    """Return the RGB colour of a track, 0..255: a function of its number alone, far apart for neighbouring numbers."""
     hue = (0.58 + track_id * _GOLDEN_RATIO) % 1.0
     saturation, value = ((0.80, 1.0), (0.60, 0.95), (0.95, 0.80))[track_id % 3]
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
 
 
 def draw_tracks(
     frame: np.ndarray, tracks: Sequence[Track], frame_index: int, opacity: float = 0.4, labels: bool = True
 ) -> np.ndarray:
-    """A copy of a frame with the tracks that are visible in it.
+    """Draw the tracks that are visible in a frame.
 
     Args:
-        frame (`np.ndarray` of shape `(height, width, 3)`, uint8): RGB.
-        tracks (`Sequence[Track]`): the better ones come out on top.
-        frame_index (`int`): which of the tracks' segmentations belongs to the frame.
-        opacity (`float`, defaults to 0.4): how much of the mask's colour covers the object, in 0..1.
+        frame (`np.ndarray` of shape `(height, width, 3)`): uint8 RGB.
+        tracks (`Sequence[Track]`): tracks of the video; those of higher score are drawn on top.
+        frame_index (`int`): number of the frame in the tracks' segmentations.
+        opacity (`float`, defaults to 0.4): share of the mask's colour in the object's pixels, in 0..1.
         labels (`bool`): also write label and score.
+
+    Returns:
+        `np.ndarray` of shape `(height, width, 3)`, uint8: a copy of the frame with the tracks.
+
+    Raises:
+        ValueError: a mask is of another size than the frame.
     """
     visible = [track for track in tracks if _is_visible(track, frame_index)]
     visible.sort(key=lambda track: track.score)
@@ -53,13 +63,19 @@ def contact_sheet(
     columns: int | None = None,
     tile_width: int = 320,
 ) -> Image.Image:
-    """Frames of one size side by side as one image.
+    """Put frames of one size next to each other into one image.
 
     Args:
-        frames: uint8 RGB `(height, width, 3)`, already annotated.
+        frames (`Sequence[np.ndarray]`): uint8 RGB `(height, width, 3)`, already annotated.
         captions (`Sequence[str]`, *optional*): one line below each frame.
         columns (`int`, *optional*): tiles in a row; about as many rows as columns by default.
-        tile_width (`int`, defaults to 320): width of a tile in pixels; smaller frames are not enlarged beyond twice.
+        tile_width (`int`, defaults to 320): width of a tile, in pixels; a frame is enlarged at most twice.
+
+    Returns:
+        `PIL.Image.Image`: the sheet, RGB.
+
+    Raises:
+        ValueError: no frame is given, or the captions are not one for each frame.
     """
     if not len(frames):
         raise ValueError("A contact sheet needs at least one frame.")
@@ -86,12 +102,12 @@ def contact_sheet(
 
 
 def _is_visible(track: Track, frame_index: int) -> bool:
-    """Whether the mask has pixels; results read from files may spell absence as a mask that is off everywhere."""
+    """Return whether the mask has pixels; in results from files an absent object may have a mask that is off."""
     segmentation, box = track.segmentations[frame_index], track.boxes[frame_index]
     return segmentation is not None and box[2] > box[0] and box[3] > box[1]
 
 
-def _tint(frame: np.ndarray, mask: np.ndarray, box, track_id: int, opacity: float, thickness: int) -> None:
+def _tint(frame: np.ndarray, mask: np.ndarray, box: _Box, track_id: int, opacity: float, thickness: int) -> None:
     """Blend the track's colour into `frame`, in place, and draw the mask's inner contour."""
     height, width = mask.shape
     x0, y0, x1, y1 = (int(edge) for edge in box)
@@ -101,23 +117,23 @@ def _tint(frame: np.ndarray, mask: np.ndarray, box, track_id: int, opacity: floa
     inside, region = mask[around], frame[around]
     colour = np.array(track_colour(track_id), dtype=np.float32)
     region[inside] = np.rint(region[inside] * (1 - opacity) + colour * opacity).astype(np.uint8)
-    # What lies outside the frame counts as object, so that the frame's edge is no contour.
+    # Pixels outside the frame count as object, so that no contour runs along the frame's edge.
     core = ndimage.binary_erosion(inside, iterations=thickness, border_value=1)
     region[inside & ~core] = colour.astype(np.uint8)
 
 
 def _write_labels(frame: np.ndarray, tracks: Sequence[Track], frame_index: int) -> np.ndarray:
-    """Label each track at its box, best first, where no label stands yet and always within the frame."""
+    """Label each track at its box, best first, within the frame and without covering another label."""
     height, width = frame.shape[:2]
     font = _font(int(np.clip(round(min(height, width) / 26), 10, 36)))
     margin = max(1, round(font.size / 6))
     image = Image.fromarray(frame)
     draw = ImageDraw.Draw(image)
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[_Box] = []
     for track in tracks:
         text = _fitting_text(track, font, width - 2 * margin)
         left, top, right, bottom = font.getbbox(text)
-        # The height of a tall letter and of one with a tail, so that all labels are of one height.
+        # Measure a tall letter and one with a tail, so that all labels are of one height.
         _, top, _, bottom = font.getbbox("Ag")
         label_width, label_height = right - left + 2 * margin, bottom - top + 2 * margin
         x, y = _free_place(track.boxes[frame_index], label_width, label_height, (height, width), taken)
@@ -130,7 +146,8 @@ def _write_labels(frame: np.ndarray, tracks: Sequence[Track], frame_index: int) 
     return np.array(image)
 
 
-def _fitting_text(track: Track, font, width: int) -> str:
+def _fitting_text(track: Track, font: _Font, width: int) -> str:
+    """Return label and score, or as much of the label as fits."""
     text = f"{track.label} {track.score:.2f}"
     if font.getlength(text) <= width:
         return text
@@ -140,8 +157,10 @@ def _fitting_text(track: Track, font, width: int) -> str:
     return label + "…" if label != track.label else label
 
 
-def _free_place(box, width: int, height: int, frame_size, taken) -> tuple[int, int]:
-    """Top left corner of a label: above the box if there is room, else inside a large box, else below or anywhere."""
+def _free_place(
+    box: _Box, width: int, height: int, frame_size: tuple[int, int], taken: Sequence[_Box]
+) -> tuple[int, int]:
+    """Return the top left corner of a label: above the box, or else inside a large box, below it or anywhere."""
     x0, y0, x1, y1 = (int(edge) for edge in box)
     above, below, inside = y0 - height, y1, (y0, y1 - height)
     heights = (above, *inside, below) if y1 - y0 > 3 * height else (above, below, *inside)
@@ -159,15 +178,16 @@ def _free_place(box, width: int, height: int, frame_size, taken) -> tuple[int, i
     return left, start
 
 
-def _within(place, width, height, frame_size) -> bool:
-    return 0 <= place[0] and place[0] + width <= frame_size[1] and 0 <= place[1] and place[1] + height <= frame_size[0]
+def _within(place: tuple[int, int], width: int, height: int, frame_size: tuple[int, int]) -> bool:
+    left, top = place
+    return min(left, top) >= 0 and left + width <= frame_size[1] and top + height <= frame_size[0]
 
 
-def _overlaps(place, width, height, taken) -> bool:
+def _overlaps(place: tuple[int, int], width: int, height: int, taken: Sequence[_Box]) -> bool:
     x, y = place
     return any(x < right and left < x + width and y < bottom and top < y + height for left, top, right, bottom in taken)
 
 
 @lru_cache
-def _font(size: int):
+def _font(size: int) -> _Font:
     return ImageFont.load_default(size)

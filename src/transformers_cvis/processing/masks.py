@@ -1,4 +1,5 @@
-"""Mask logits -> run lengths, without ever building a dense mask of a whole frame.
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion of mask logits to run lengths, without a dense mask of a whole frame.
 
 Bilinear interpolation only averages, so where all logits around a pixel are negative the pixel is off. All work is
 therefore done inside the window of the positive logits; an empty mask costs nothing.
@@ -12,6 +13,7 @@ from torch import nn
 
 from .. import rle
 from ..precision import at_least_float32
+from .sizes import MASK_STRIDE
 
 # Windows keep this many negative logits around the positive ones: one for each of the two interpolations.
 _MARGIN = 2
@@ -22,11 +24,11 @@ class ClipMasks:
     """The masks of some queries over the frames of one clip.
 
     Attributes:
-        segmentations (`list[list[dict | None]]`): per query, per frame, a compressed RLE at the original size, `None`
-            where the mask is empty.
+        segmentations (`list[list[dict | None]]`): for each query and frame a compressed RLE at the original size, or
+            `None` where the mask is empty.
         probability_sum (`np.ndarray` of shape `(num_queries,)`, float64): sum of the probabilities of the pixels that
             are on, at network-input resolution, over the frames.
-        pixel_count (`np.ndarray` of shape `(num_queries,)`, float64): how many pixels those are.
+        pixel_count (`np.ndarray` of shape `(num_queries,)`, float64): number of those pixels.
     """
 
     segmentations: list[list[dict | None]]
@@ -47,6 +49,12 @@ def segment_masks(
             fraction (a quarter) of the padded network input.
         input_size (`tuple[int, int]`): height and width of the network input without its padding.
         original_size (`tuple[int, int]`): height and width of the video's frames.
+
+    Returns:
+        `ClipMasks`: run lengths, and sums of probabilities, of every query.
+
+    Raises:
+        ValueError: the logits cover less than `input_size`.
     """
     num_queries, num_frames, height, width = masks_queries_logits.shape
     stride = _mask_stride((height, width), input_size)
@@ -100,9 +108,9 @@ def covered_share(segmentations: list[dict | None], others: list[dict | None]) -
 
 
 class _LinearResize:
-    """One axis of a bilinear resize (pixel centres aligned, as `align_corners=False`), for a window of the axis."""
+    """One axis of a bilinear resize (pixel centres aligned, like `align_corners=False`), for a window of the axis."""
 
-    def __init__(self, input_length: int, output_length: int, dtype: torch.dtype):
+    def __init__(self, input_length: int, output_length: int, dtype: torch.dtype) -> None:
         source = (torch.arange(output_length, dtype=torch.float64) + 0.5) * (input_length / output_length) - 0.5
         source = source.clamp(min=0)
         self.lower = source.floor().long().clamp(max=input_length - 1)
@@ -110,7 +118,11 @@ class _LinearResize:
         self.weight = (source - self.lower).to(dtype)
 
     def __call__(self, window: torch.Tensor, offset: int, on: torch.Tensor, axis: int) -> tuple[torch.Tensor, int]:
-        """Resize `window`, which starts at `offset`, to the outputs that see an entry marked in `on`; their offset."""
+        """Resize a window to the outputs that depend on an entry marked in `on`.
+
+        Returns:
+            The resized window, and the offset of its first output.
+        """
         marked = on.nonzero()
         first, last = int(marked[0]) + offset, int(marked[-1]) + offset
         begin = int(torch.searchsorted(self.upper, first))
@@ -123,8 +135,8 @@ class _LinearResize:
 
 
 def _mask_stride(mask_size: tuple[int, int], input_size: tuple[int, int]) -> int:
-    """Network-input pixels per logit: the padded input is a multiple of 32 and the logits are at a quarter of it."""
-    stride = 4
+    """Return the network-input pixels per logit, after a check that the logits cover the network input."""
+    stride = MASK_STRIDE
     if any(length * stride < wanted for length, wanted in zip(mask_size, input_size, strict=True)):
         raise ValueError(
             f"Mask logits of {mask_size} cover a network input of {tuple(stride * length for length in mask_size)}, "

@@ -1,6 +1,8 @@
-"""What the network says about its queries, clip by clip, gathered into the tracks of a video."""
+# SPDX-License-Identifier: Apache-2.0
+"""Tracks of a video, gathered from the class and mask logits that a network gives clip by clip."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +22,14 @@ class Track:
     """One object of a video.
 
     Attributes:
-        score (`float`): how sure the model is, in 0..1; see `score_rule` of [`TrackAccumulator`].
-        label_id (`int`): class index, as in the model's `id2label`.
-        label (`str`): class name.
-        query_id (`int`): which query of the model follows the object; the same for all clips of a video.
-        segmentations (`list[dict | None]`): per frame the mask as a compressed COCO RLE
-            (`{"size": [height, width], "counts": str}`), `None` where the object is absent.
-        boxes (`list[tuple[float, float, float, float] | None]`): per frame the tight box `(x0, y0, x1, y1)` in pixels,
-            right and bottom exclusive, `None` where the object is absent.
+        score (`float`): confidence in 0..1, computed by the `score_rule` of [`TrackAccumulator`].
+        label_id (`int`): index of the class, a key of the model's `id2label`.
+        label (`str`): name of the class.
+        query_id (`int`): query of the model that follows the object; the same in all clips of a video.
+        segmentations (`list[dict | None]`): for each frame the mask as a compressed COCO RLE
+            (`{"size": [height, width], "counts": str}`), or `None` where the object is absent.
+        boxes (`list[tuple[float, float, float, float] | None]`): for each frame the tight box `(x0, y0, x1, y1)` in
+            pixels, right and bottom exclusive, or `None` where the object is absent.
     """
 
     score: float
@@ -39,7 +41,7 @@ class Track:
 
     @property
     def num_frames_visible(self) -> int:
-        """In how many frames the object has a mask."""
+        """Number of frames in which the object has a mask."""
         return sum(segmentation is not None for segmentation in self.segmentations)
 
     def __repr__(self) -> str:
@@ -52,30 +54,35 @@ class Track:
 class TrackAccumulator:
     """Gathers the outputs of a video's clips and selects its tracks; between clips it keeps run lengths, no pixels.
 
-    Class probabilities leave out the no-object class. The score of a (query, label) pair follows the `score_rule`,
-    which a model declares as `config.score_rule` if it is not the first of these:
+    Class probabilities leave out the no-object class. A (query, label) pair is scored by one of two rules:
 
-    - `"max_times_quality"` (VITA, GenVIS): the largest class probability over the clips times the mask quality, the
-      mean probability of the pixels that are on, over all frames, at network-input resolution without padding
+    - `"max_times_quality"` (VITA, GenVIS, HVPL): the largest class probability over the clips times the mask quality,
+      the mean probability of the pixels that are on, over all frames, at network-input resolution without padding
       (`sum(p * [p > 0.5]) / (sum([p > 0.5]) + 1e-6)`).
-    - `"mean_logits"` (MinVIS): the class probability of the logits averaged over the frames.
+    - `"mean_logits"` (MinVIS, SPVIS, Mask2Former-VIS, CRISP): the class probability of the logits averaged over the
+      frames.
 
-    Which pairs become tracks:
+    A model states its rule as `score_rule` of its outputs. Two selections turn pairs into tracks:
 
-    - Without a threshold, as videos are evaluated: the `top_k` pairs of largest class probability, whatever their
-      masks; a query may appear with several labels.
-    - With a `threshold`, as tracks are shown: each query with its best label, where the score reaches the threshold;
-      a track goes if more than half of its pixels are those of a better one, since objects share no pixels.
-      A query is recorded from the first clip in which its class probability, in the clip or in the video so far,
-      reaches the threshold; before, it stands for no object, so its masks are not even computed.
+    - Without a threshold, as benchmarks evaluate: the `top_k` pairs of largest class probability, whatever their
+      masks. A query may appear with several labels.
+    - With a `threshold`, for display: each query with its best label, if the score reaches the threshold. A track is
+      dropped if more than half of its pixels belong to a better one, since objects share no pixels. A query is
+      recorded from the first clip in which its class probability, in the clip or in the video so far, reaches the
+      threshold. Until then it stands for no object, and its masks are not computed.
 
     Args:
-        original_size (`tuple[int, int]`): height and width of the video's frames, in pixels.
+        original_size (`tuple[int, int]`): height and width of the tracks' masks, usually those of the video's frames,
+            in pixels.
         input_size (`tuple[int, int]`): height and width of the network input without padding.
-        id2label (`dict[int, str]`, *optional*): names of the classes; by default their numbers.
+        id2label (`dict[int, str]`, *optional*): names of the classes; their numbers by default.
         threshold (`float`, *optional*): least score of a track, in 0..1.
-        top_k (`int`, *optional*): most tracks of the video.
-        score_rule (`str`): one of those above.
+        top_k (`int`, *optional*): largest number of tracks.
+        score_rule (`str`, *optional*): one of the rules above; by default the rule that the first output states, and
+            `"max_times_quality"` if it states none.
+
+    Raises:
+        ValueError: neither `threshold` nor `top_k` is given, or an argument is out of range.
     """
 
     def __init__(
@@ -85,15 +92,16 @@ class TrackAccumulator:
         id2label: dict[int, str] | None = None,
         threshold: float | None = None,
         top_k: int | None = None,
-        score_rule: str = DEFAULT_SCORE_RULE,
-    ):
+        score_rule: str | None = None,
+    ) -> None:
         if threshold is None and top_k is None:
             raise ValueError("Give a `threshold`, `top_k` or both: otherwise every query would become a track.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` is a score in 0..1, got {threshold}.")
         if top_k is not None:
             check_at_least("top_k", top_k, 1)
-        check_choice("score_rule", score_rule, SCORE_RULES)
+        if score_rule is not None:
+            check_choice("score_rule", score_rule, SCORE_RULES)
         self.original_size = original_size
         self.input_size = input_size
         self.id2label = id2label
@@ -107,34 +115,60 @@ class TrackAccumulator:
         self._pixel_count = np.zeros(0)  # (num_queries,)
         self._segmentations: list[list[dict | None]] = []  # [query][frame]
 
-    def update(self, class_queries_logits: torch.Tensor, masks_queries_logits: torch.Tensor) -> None:
+    def update(
+        self, class_queries_logits: torch.Tensor, masks_queries_logits: torch.Tensor, score_rule: str | None = None
+    ) -> None:
         """Add the next clip.
 
         Args:
             class_queries_logits (`torch.Tensor` of shape `(num_queries, num_labels + 1)`): no-object last.
             masks_queries_logits (`torch.Tensor` of shape `(num_queries, num_frames, height / 4, width / 4)`): for the
                 frames of this clip, at a quarter of the padded network input.
+            score_rule (`str`, *optional*): the rule that the model states for this output. The first clip decides,
+                unless the accumulator was given a rule.
+
+        Raises:
+            ValueError: the rule is unknown, the number of classes is not that of `id2label`, or the logits cover less
+                than the network input.
         """
-        clip = self._see(class_queries_logits, masks_queries_logits)
+        clip = self._see(class_queries_logits, masks_queries_logits, score_rule)
         num_frames = masks_queries_logits.shape[1]
         if not self._segmentations:
             self._segmentations = [[] for _ in range(len(masks_queries_logits))]
         for recorded, segmentations in zip(self._segmentations, clip, strict=True):
             recorded.extend(segmentations if segmentations is not None else [None] * num_frames)
 
-    def step(self, class_queries_logits: torch.Tensor, masks_queries_logits: torch.Tensor) -> list[Track]:
-        """The tracks of the next clip alone, scored by all clips so far; keeps nothing that grows with the video."""
-        clip = self._see(class_queries_logits, masks_queries_logits)
+    def step(
+        self, class_queries_logits: torch.Tensor, masks_queries_logits: torch.Tensor, score_rule: str | None = None
+    ) -> list[Track]:
+        """Return the tracks of the next clip alone, scored by all clips so far, and keep nothing that grows.
+
+        Args and errors are those of [`TrackAccumulator.update`].
+        """
+        clip = self._see(class_queries_logits, masks_queries_logits, score_rule)
         return self._select([segmentations or [None] * masks_queries_logits.shape[1] for segmentations in clip])
 
     def tracks(self) -> list[Track]:
-        """The tracks of all clips that [`update`] has seen, best first."""
+        """Return the tracks of all clips that were added by [`TrackAccumulator.update`], best first.
+
+        Raises:
+            ValueError: no clip was added.
+        """
         if self._class_scores is None:
             raise ValueError("There are no tracks before the first clip.")
         return self._select(self._segmentations)
 
-    def _see(self, class_queries_logits, masks_queries_logits) -> list[list[dict | None] | None]:
-        """Update scores and qualities; the clip's segmentations per query, `None` for those that cannot matter."""
+    def _see(
+        self, class_queries_logits: torch.Tensor, masks_queries_logits: torch.Tensor, score_rule: str | None
+    ) -> list[list[dict | None] | None]:
+        """Update scores and qualities.
+
+        Returns:
+            The clip's segmentations for each query, `None` for a query below the threshold.
+        """
+        if self.score_rule is None:
+            self.score_rule = score_rule or DEFAULT_SCORE_RULE
+            check_choice("score_rule", self.score_rule, SCORE_RULES)
         logits = class_queries_logits.detach().cpu()
         logits = at_least_float32(logits)
         scores = logits.softmax(dim=-1)[:, :-1]
@@ -202,8 +236,19 @@ class TrackAccumulator:
         return tracks if self.threshold is None else _without_duplicates(tracks)
 
 
+def clip_predictions(output: Any, video: int = 0) -> tuple[torch.Tensor, torch.Tensor, str | None]:
+    """Return the arguments of [`TrackAccumulator.update`] for one video of a model's output.
+
+    Args:
+        output: output of a model for a batch of clips; `score_rule` may be missing.
+        video (`int`, defaults to 0): number of the video in the batch.
+    """
+    rule = getattr(output, "score_rule", None)
+    return output.class_queries_logits[video], output.masks_queries_logits[video], rule
+
+
 def _without_duplicates(tracks: list[Track]) -> list[Track]:
-    """Those of `tracks`, best first, of which no better one covers more than `DUPLICATE_SHARE`."""
+    """Return the `tracks`, best first, of which no better one covers more than `DUPLICATE_SHARE`."""
     kept: list[Track] = []
     for track in tracks:
         if all(covered_share(track.segmentations, other.segmentations) <= DUPLICATE_SHARE for other in kept):

@@ -1,12 +1,16 @@
-"""Frames in, network input out, and the network's output back to tracks."""
+# SPDX-License-Identifier: Apache-2.0
+"""The video processor: frames in, network input out, and the outputs of a model back to tracks."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as tv_functional
+from transformers import AutoVideoProcessor
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -19,15 +23,19 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .tracks import DEFAULT_SCORE_RULE, Track, TrackAccumulator
+from .post_processing import TrackPostProcessing
+from .sizes import SIZE_DIVISOR, padded_size, resized_size
 from .video_reading import channel_axis, check_float_range, is_list_of_videos, open_video
 
-# What the network expects of its pixels, whatever their source.
+# Files that a video processor is made from; the second one is that of an image model.
+PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
+# Settings that belong to the pixels of a network, whether they come from images or videos.
 _SETTINGS_OF_IMAGES = ("do_normalize", "do_rescale", "image_mean", "image_std", "rescale_factor")
 
 
 class CvisVideosKwargs(VideosKwargs, total=False):
-    """
+    """Settings of [`CvisVideoProcessor`] beyond those that every video processor has.
+
     size_divisor (`int`, *optional*):
         Height and width of the network input are padded, right and bottom, to multiples of this.
     """
@@ -35,42 +43,64 @@ class CvisVideosKwargs(VideosKwargs, total=False):
     size_divisor: int
 
 
-class CvisVideoProcessor(BaseVideoProcessor):
-    r"""
-    Prepares videos for the models of this package and turns their outputs into tracks.
+class CvisVideoProcessor(TrackPostProcessing, BaseVideoProcessor):
+    r"""Prepares videos for the models of this package and turns their outputs into tracks.
 
     Frames are resized so that the short side is `size["shortest_edge"]` and the long side at most
     `size["longest_edge"]`, rescaled, normalised and then zero-padded, right and bottom, to the largest video of the
-    batch rounded up to `size_divisor`.
+    batch rounded up to `size_divisor`. Pixels are uint8 in 0..255, or float in 0..1, which are not rescaled again.
 
-    Pixels are uint8 in 0..255, or float in 0..1 (those are not rescaled again).
+    A call returns the arguments of a model:
 
-    Returns `pixel_values_videos` `(batch_size, num_frames, 3, height, width)` and `pixel_mask`
-    `(batch_size, height, width)`, 1 where there is a pixel of the video and 0 where there is padding.
+    - `pixel_values_videos`: `(batch_size, num_frames, 3, height, width)`, float32;
+    - `pixel_mask`: `(batch_size, height, width)`, int64, 1 where a video is and 0 where it is padded;
+    - `original_sizes`: `(batch_size, 2)`, int64, height and width of each video before the resize, in pixels.
+
+    Example:
+    ```python
+    >>> import numpy as np
+    >>> from transformers_cvis import CvisVideoProcessor
+
+    >>> processor = CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96})
+    >>> inputs = processor(np.zeros((4, 60, 100, 3), np.uint8), return_tensors="pt")
+    >>> {name: tuple(value.shape) for name, value in inputs.items()}
+    {'pixel_values_videos': (1, 4, 3, 64, 96), 'pixel_mask': (1, 64, 96), 'original_sizes': (1, 2)}
+
+    ```
     """
 
     resample = PILImageResampling.BILINEAR
-    image_mean = list(IMAGENET_DEFAULT_MEAN)
-    image_std = list(IMAGENET_DEFAULT_STD)
-    size = {"shortest_edge": 360, "longest_edge": 1333}
+    image_mean: ClassVar[list[float]] = list(IMAGENET_DEFAULT_MEAN)
+    image_std: ClassVar[list[float]] = list(IMAGENET_DEFAULT_STD)
+    size: ClassVar[dict[str, int]] = {"shortest_edge": 360, "longest_edge": 1333}
     default_to_square = False
     do_resize = True
     do_rescale = True
     do_normalize = True
     do_pad = True
     do_sample_frames = False
-    size_divisor = 32
-    model_input_names = ["pixel_values_videos", "pixel_mask"]
+    size_divisor = SIZE_DIVISOR
+    model_input_names: ClassVar[list[str]] = ["pixel_values_videos", "pixel_mask", "original_sizes"]
     valid_kwargs = CvisVideosKwargs
 
-    def __init__(self, **kwargs: Unpack[CvisVideosKwargs]):
+    def __init__(self, **kwargs: Unpack[CvisVideosKwargs]) -> None:
         super().__init__(**kwargs)
 
     @classmethod
-    def get_video_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """As in transformers; of an image model, which has a `preprocessor_config.json` only, mean and std are taken.
+    def get_video_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict, dict]:
+        """Read the settings of a saved processor.
 
-        Its sizes are made for single images, often large ones; videos take the default size of this class.
+        An image model has only a `preprocessor_config.json`. Its mean, standard deviation and rescaling are taken; its
+        sizes, which are made for single images, are replaced by those of this class.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder, or repository on the Hub.
+            kwargs: as of `from_pretrained`.
+
+        Returns:
+            `tuple[dict, dict]`: the settings, and the keyword arguments that are left.
         """
         settings, kwargs = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "video_processor_type" not in settings:
@@ -78,13 +108,25 @@ class CvisVideoProcessor(BaseVideoProcessor):
         return settings, kwargs
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the network input, without padding, of a video of `height` x `width` pixels."""
-        return _resized_size(height, width, self.size) if self.do_resize else (height, width)
+        """Return the size of the network input, without padding, of a video.
+
+        Args:
+            height (`int`): height of the video's frames, in pixels.
+            width (`int`): width of the video's frames, in pixels.
+
+        Returns:
+            `tuple[int, int]`: height and width, in pixels.
+        """
+        return _size_after_resize(height, width, self.size) if self.do_resize else (height, width)
 
     def preprocess_clip(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        """The frames of one clip, uint8 RGB `(height, width, 3)` of one size, as `pixel_values_videos` of batch size 1.
+        """Prepare one clip for the frame loop of a stream: the numbers of a call of the processor, without its checks.
 
-        The same numbers as calling the processor, without its checks: for the frame loop of a stream.
+        Args:
+            frames (`Sequence[np.ndarray]`): uint8 RGB frames `(height, width, 3)` of one size.
+
+        Returns:
+            `torch.Tensor`: `pixel_values_videos` `(1, num_frames, 3, height, width)`, float32.
         """
         clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
         clip = self._resize_and_normalize(
@@ -99,70 +141,42 @@ class CvisVideoProcessor(BaseVideoProcessor):
             image_std=self.image_std,
         )
         if self.do_pad:
-            clip = _pad(clip, _round_up(clip.shape[-2:], self.size_divisor))
+            clip = _pad(clip, padded_size(clip.shape[-2:], self.size_divisor))
         return clip[None]
 
-    def post_process_video_instance_segmentation(
-        self,
-        outputs,
-        target_sizes: Sequence[tuple[int, int]],
-        threshold: float | None = None,
-        top_k: int | None = 10,
-        id2label: dict[int, str] | None = None,
-        input_sizes: Sequence[tuple[int, int]] | None = None,
-        score_rule: str = DEFAULT_SCORE_RULE,
-    ) -> list[list[Track]]:
-        """Tracks of each video of a batch, from one output or from the outputs of its consecutive clips.
+    def preprocess(self, videos: Any, **kwargs: Unpack[CvisVideosKwargs]) -> BatchFeature:
+        """Prepare one video or a list of videos.
 
         Args:
-            outputs: A [`VideoInstanceSegmentationOutput`], or a list of those of consecutive clips.
-            target_sizes: Height and width of each video, in pixels: the size of the tracks' masks.
-            threshold (`float`, *optional*): Least score of a track; with it a query gives one track at most (see
-                [`TrackAccumulator`]).
-            top_k (`int`, *optional*, defaults to 10): How many (query, label) pairs of a video become tracks.
-            id2label (`dict[int, str]`, *optional*): The model's `config.id2label`, for the tracks' label names.
-            input_sizes: Height and width of each network input without padding; by default what this processor
-                makes of `target_sizes`.
-            score_rule (`str`): How tracks are scored (see [`TrackAccumulator`]); the model's `config.score_rule` if it
-                has one.
-        """
-        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        batch_size = len(outputs[0].class_queries_logits)
-        if len(target_sizes) != batch_size:
-            raise ValueError(f"Got {len(target_sizes)} target sizes for a batch of {batch_size} videos.")
-        if input_sizes is None:
-            input_sizes = [self.resized_size(*size) for size in target_sizes]
-        videos = []
-        for index in range(batch_size):
-            accumulator = TrackAccumulator(
-                tuple(target_sizes[index]),
-                tuple(input_sizes[index]),
-                id2label,
-                threshold=threshold,
-                top_k=top_k,
-                score_rule=score_rule,
-            )
-            for output in outputs:
-                accumulator.update(output.class_queries_logits[index], output.masks_queries_logits[index])
-            videos.append(accumulator.tracks())
-        return videos
+            videos: arrays or tensors `(num_frames, height, width, 3)` or `(num_frames, 3, height, width)`, paths or
+                URLs, or lists of frames.
+            kwargs: settings for this call, in place of those of the processor.
 
-    def preprocess(self, videos, **kwargs: Unpack[CvisVideosKwargs]) -> BatchFeature:
-        """Prepare one video or a list of videos: arrays or tensors `(num_frames, height, width, 3)` or
-        `(num_frames, 3, height, width)`, paths or URLs, or lists of frames.
+        Returns:
+            `BatchFeature`: `pixel_values_videos`, `pixel_mask` and `original_sizes` (see the class).
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a video cannot be read, holds no frame, or its pixels are of another dtype or out of range;
-                videos of one batch have different numbers of frames.
+            FileNotFoundError: a path leads to no file.
+            ValueError: a video cannot be read or holds no frame, its pixels are of another dtype or out of range, or
+                the videos of a batch have different numbers of frames.
         """
         videos = videos if is_list_of_videos(videos) else [videos]
         if not len(videos):
             raise ValueError("There is no video to prepare: the list is empty.")
         return super().preprocess([_array_or_path(video) for video in videos], **kwargs)
 
-    def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
-        """Read whole videos into memory with our own reader (the base class can only use torchcodec here)."""
+    def fetch_videos(
+        self, video_url_or_urls: Any, sample_indices_fn: Callable[..., np.ndarray] | None = None
+    ) -> tuple[Any, Any] | list:
+        """Read whole videos into memory, by the reader of this package; the base class can only use torchcodec here.
+
+        Args:
+            video_url_or_urls (`str`, or nested `list` of them): paths or URLs.
+            sample_indices_fn (`Callable`, *optional*): chooses the frames to keep, from the metadata of a video.
+
+        Returns:
+            Frames `(num_frames, height, width, 3)`, uint8, and the video's metadata; lists of both for a list.
+        """
         if isinstance(video_url_or_urls, (list, tuple)):
             return list(zip(*[self.fetch_videos(item, sample_indices_fn) for item in video_url_or_urls], strict=True))
         frames = open_video(video_url_or_urls)
@@ -180,8 +194,14 @@ class CvisVideoProcessor(BaseVideoProcessor):
             video = video[metadata.frames_indices]
         return video, metadata
 
-    def _prepare_input_videos(self, videos, input_data_format=None, device=None, **kwargs) -> list[torch.Tensor]:
-        """Each video as an RGB tensor `(num_frames, 3, height, width)`; grey is repeated, an alpha channel dropped."""
+    def _prepare_input_videos(
+        self,
+        videos: Sequence[Any],
+        input_data_format: str | ChannelDimension | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> list[torch.Tensor]:
+        """Return each video as an RGB tensor `(num_frames, 3, height, width)`; repeat grey, drop an alpha channel."""
         prepared = []
         for index, video in enumerate(videos):
             name = f"Video {index}"
@@ -204,33 +224,43 @@ class CvisVideoProcessor(BaseVideoProcessor):
         self,
         videos: list[torch.Tensor],
         do_resize: bool,
-        size,
-        resample,
+        size: Any,
+        resample: Any,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean,
-        image_std,
+        image_mean: Sequence[float] | None,
+        image_std: Sequence[float] | None,
         do_pad: bool,
         size_divisor: int,
-        return_tensors=None,
-        **kwargs,
+        return_tensors: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
+        original_sizes = torch.tensor([video.shape[-2:] for video in videos], device=videos[0].device)
         videos = [
             self._resize_and_normalize(
-                video, do_resize, size, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+                video,
+                do_resize=do_resize,
+                size=size,
+                resample=resample,
+                do_rescale=do_rescale,
+                rescale_factor=rescale_factor,
+                do_normalize=do_normalize,
+                image_mean=image_mean,
+                image_std=image_std,
             )
             for video in videos
         ]
         if not do_pad:
-            return BatchFeature(data={"pixel_values_videos": videos}, tensor_type=return_tensors)
+            data = {"pixel_values_videos": videos, "original_sizes": original_sizes}
+            return BatchFeature(data=data, tensor_type=return_tensors)
 
         largest = [max(video.shape[axis] for video in videos) for axis in (-2, -1)]
-        padded_size = _round_up(largest, size_divisor)
-        pixel_mask = torch.zeros(len(videos), *padded_size, dtype=torch.long, device=videos[0].device)
+        batch_size = padded_size(largest, size_divisor)
+        pixel_mask = torch.zeros(len(videos), *batch_size, dtype=torch.long, device=videos[0].device)
         for mask, video in zip(pixel_mask, videos, strict=True):
             mask[: video.shape[-2], : video.shape[-1]] = 1
-        videos = [_pad(video, padded_size) for video in videos]
+        videos = [_pad(video, batch_size) for video in videos]
         lengths = {len(video) for video in videos}
         if len(lengths) == 1:
             videos = torch.stack(videos)
@@ -239,24 +269,26 @@ class CvisVideoProcessor(BaseVideoProcessor):
                 f"Videos of {', '.join(map(str, sorted(lengths)))} frames make no batch: give clips of one length, or "
                 "one video at a time."
             )
-        return BatchFeature(data={"pixel_values_videos": videos, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
+        data = {"pixel_values_videos": videos, "pixel_mask": pixel_mask, "original_sizes": original_sizes}
+        return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _resize_and_normalize(
         self,
         video: torch.Tensor,
+        *,
         do_resize: bool,
-        size,
-        resample,
+        size: Any,
+        resample: Any,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean,
-        image_std,
+        image_mean: Sequence[float] | None,
+        image_std: Sequence[float] | None,
     ) -> torch.Tensor:
-        """One video `(num_frames, 3, height, width)`, still without padding; floats are in 0..1 already."""
+        """Prepare one video `(num_frames, 3, height, width)`, without padding; floats are in 0..1 already."""
         do_rescale = do_rescale and not video.is_floating_point()
         if do_resize:
-            height, width = _resized_size(*video.shape[-2:], size)
+            height, width = _size_after_resize(*video.shape[-2:], size)
             interpolation = pil_torch_interpolation_mapping.get(resample, resample)
             video = tv_functional.resize(video, [height, width], interpolation=interpolation, antialias=True)
         return self.rescale_and_normalize(
@@ -269,8 +301,30 @@ class CvisVideoProcessor(BaseVideoProcessor):
         )
 
 
-def _array_or_path(video):
-    """What the base class understands of a video: an array or tensor with four axes, or a path."""
+def find_video_processor(name: str | os.PathLike | None, revision: str | None = None) -> CvisVideoProcessor | None:
+    """Load the video processor that is saved with a model, or that of an image model.
+
+    Args:
+        name (`str` or `os.PathLike`, *optional*): folder, or repository on the Hub.
+        revision (`str`, *optional*): revision of the repository.
+
+    Returns:
+        `CvisVideoProcessor` or `None`: `None` if the folder or the repository holds none.
+    """
+    if not name or (Path(name).exists() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES)):
+        return None
+    try:
+        return AutoVideoProcessor.from_pretrained(name, revision=revision)
+    except OSError:
+        return None
+    except (
+        ValueError
+    ):  # neither the processor nor the model states a type of video processor: take the pixels' settings
+        return CvisVideoProcessor.from_pretrained(name, revision=revision)
+
+
+def _array_or_path(video: Any) -> Any:
+    """Return a video as the base class takes it: an array or tensor with four axes, or a path."""
     if isinstance(video, Path):
         return str(video)
     if isinstance(video, str) or getattr(video, "ndim", None) == 4:
@@ -278,18 +332,11 @@ def _array_or_path(video):
     return np.stack(list(open_video(video)))
 
 
-def _resized_size(height: int, width: int, size) -> tuple[int, int]:
-    """Short side `shortest_edge` unless the long side would pass `longest_edge`; or exactly `height` x `width`."""
+def _size_after_resize(height: int, width: int, size: Any) -> tuple[int, int]:
+    """Return the size that the setting `size` gives to a frame: by its short side, or exactly as it states."""
     if not size.get("shortest_edge"):
         return size["height"], size["width"]
-    scale = size["shortest_edge"] / min(height, width)
-    if size.get("longest_edge"):
-        scale = min(scale, size["longest_edge"] / max(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def _round_up(size: Sequence[int], divisor: int) -> tuple[int, int]:
-    return tuple(-(-length // divisor) * divisor for length in size)
+    return resized_size(height, width, size["shortest_edge"], size.get("longest_edge"))
 
 
 def _pad(video: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -1,5 +1,7 @@
-"""A video in: any source a user may have, as a bounded-memory stream of RGB frames."""
+# SPDX-License-Identifier: Apache-2.0
+"""Video in: any source that a user may have, as a stream of RGB frames in bounded memory."""
 
+import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +18,7 @@ from transformers.utils import logging
 
 try:
     from torchcodec.decoders import VideoDecoder
-except Exception:  # not installed, or it finds no FFmpeg libraries (which is no ImportError): PyAV brings its own
+except Exception:  # not installed, or without FFmpeg libraries (another error than ImportError): PyAV brings its own
     VideoDecoder = None
 
 logger = logging.get_logger(__name__)
@@ -25,19 +27,21 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".
 _GREY_OR_COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _URL_TIMEOUT_SECONDS = 30.0
+# How a video file is given to the decoders: its path, its URL, or its content.
+_VideoFile = str | bytes
 
 
 class VideoFrames:
     """Iterates the frames of a video as uint8 RGB arrays `(height, width, 3)`, one in memory at a time.
 
-    Made by [`open_video`]. Files, folders, lists and arrays can be iterated as often as one likes; an iterator of
-    frames only once.
+    Made by [`open_video`]. Files, folders, lists and arrays can be iterated any number of times; an iterator of frames
+    only once.
 
     Attributes:
-        name (`str`): what messages call the video.
+        name (`str`): name of the video in messages.
         size (`tuple[int, int]`): height and width of every frame, in pixels, after rotation.
-        fps (`float` or `None`): frames per second of what is iterated; `None` where the source has no clock.
-        num_frames (`int` or `None`): how many frames will come, as far as the source says; `None` if it does not.
+        fps (`float` or `None`): frames per second of what is iterated; `None` if the source has no clock.
+        num_frames (`int` or `None`): number of frames that the source states; `None` if it states none.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class VideoFrames:
         target_fps: float | None = None,
         stride: int = 1,
         max_frames: int | None = None,
-    ):
+    ) -> None:
         if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
             raise ValueError(f"`stride` must be a whole number of at least 1, got {stride!r}.")
         if max_frames is not None and (not isinstance(max_frames, int) or max_frames < 1):
@@ -81,7 +85,7 @@ class VideoFrames:
         self.size: tuple[int, int] = first.shape[:2]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        # The reader that found the first frame goes on where it stands; later loops start the source anew.
+        # The reader that found the first frame continues from there; later loops start the source again.
         frames, self._opened = self._opened, None
         if frames is None:
             frames = self._chosen()
@@ -96,11 +100,11 @@ class VideoFrames:
     def _chosen(self) -> Iterator[np.ndarray]:
         chosen = 0
         for index, (seconds, frame) in enumerate(self._read()):
-            if self._target_fps is not None:
-                # The first frame at or after each tick of the wanted clock.
-                if seconds * self._target_fps < chosen - 1e-6:
-                    continue
-            elif index % self._stride:
+            if self._target_fps is None:
+                skipped = index % self._stride != 0
+            else:  # keep the first frame at or after each tick of the wanted clock
+                skipped = seconds * self._target_fps < chosen - 1e-6
+            if skipped:
                 continue
             yield to_rgb_frame(frame, f"Frame {index} of {self.name}")
             chosen += 1
@@ -113,27 +117,33 @@ def open_video(
 ) -> VideoFrames:
     """Open a video of any kind for reading, frame by frame.
 
+    Files are decoded by torchcodec if it is installed, otherwise by PyAV, which also reads all URLs. A file that ends
+    earlier than its header states gives a warning with the number of frames that could be read.
+
     Args:
-        source: One of
-            - the path or URL of a video file (mp4, webm, gif, ... whatever FFmpeg reads); a rotation that the file
-              asks for is applied;
+        source: a video in one of these forms. Pixels are uint8 in 0..255 or float in 0..1; grey frames become RGB, an
+            alpha channel is dropped.
+
+            - the path or URL of a video file (mp4, webm, gif and all else that FFmpeg reads), whose rotation is
+              applied; or the file itself, open in binary mode or as `bytes`;
             - a folder of images, in natural order (`2.jpg` before `10.jpg`), or a list of image paths, in list order;
-            - an array or tensor `(num_frames, height, width, 3)` or `(num_frames, 3, height, width)`;
+            - an array or tensor `(num_frames, height, width, 3)` or `(num_frames, 3, height, width)`, or
+              `(num_frames, height, width)` for grey frames;
             - a list or any iterator of frames: PIL images, or arrays or tensors `(height, width)`,
               `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels.
-            Pixels are uint8 in 0..255 or float in 0..1. Grey frames become RGB, an alpha channel is dropped.
-        fps (`float`, *optional*): Frames per second to keep, for sources that have a clock.
-        stride (`int`, defaults to 1): Keep every `stride`-th frame.
-        max_frames (`int`, *optional*): Stop after this many kept frames.
-        name (`str`, *optional*): What messages call the video; the file name by default.
+        fps (`float`, *optional*): frames per second to keep, for sources that have a clock.
+        stride (`int`, defaults to 1): keep every `stride`-th frame.
+        max_frames (`int`, *optional*): stop after this many kept frames.
+        name (`str`, *optional*): name of the video in messages; the file name by default.
+
+    Returns:
+        `VideoFrames`: the frames, of which the first has been read.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: the source is not a video, holds no frame, or its frames are of different sizes, of another dtype
-            or out of range (the last three while iterating).
-
-    A file that ends before its header says warns with the number of frames that could be read. Files are decoded by
-    torchcodec where it is installed, else, as URLs always, by PyAV.
+        FileNotFoundError: a path leads to no file or folder.
+        TypeError: the source is not a video of any kind, or a file is open in text mode.
+        ValueError: the source cannot be read as a video or holds no frame; while iterating, a frame is of another
+            size, of another dtype or out of range.
     """
     if isinstance(source, VideoFrames):
         if fps is not None or stride != 1 or max_frames is not None:
@@ -152,12 +162,19 @@ def open_video(
             source = str(path)
         return _open_video_file(str(source), name, sampling)
 
+    if isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
+        content = source.read() if hasattr(source, "read") else bytes(source)
+        name = name or str(getattr(source, "name", "The video file"))
+        if not isinstance(content, bytes):
+            raise TypeError(f"{name} is a file that was opened as text: open it in binary mode, `open(path, 'rb')`.")
+        return _open_video_file(content, name, sampling)
+
     if isinstance(source, (np.ndarray, torch.Tensor)):
         name = name or "The array"
-        if source.ndim == 3 and source.shape[-1] in (3, 4):
+        if source.ndim == 3 and {source.shape[0], source.shape[-1]} & {3, 4}:
             raise ValueError(
                 f"{name} of shape {tuple(source.shape)} looks like one image; a video has 4 axes (num_frames first): "
-                "use `image[None]` for a video of one frame."
+                "use `image[None]` for a video of one frame, and `frames[..., None]` for frames that are grey."
             )
         if source.ndim not in (3, 4):
             raise ValueError(f"{name} must be (num_frames, height, width, 3), got shape {tuple(source.shape)}.")
@@ -172,18 +189,23 @@ def open_video(
     if isinstance(source, Iterable):
         return VideoFrames(name or "The iterator of frames", lambda: _untimed(source), None, None, **sampling)
     raise TypeError(
-        f"A video is a path, a URL, a folder, an array, a list or an iterator of frames, got {type(source).__name__}."
+        "A video is a path, a URL, a folder, a binary file, an array, a list or an iterator of frames, got "
+        f"{type(source).__name__}."
     )
 
 
 def is_list_of_videos(videos: Any) -> bool:
-    """Whether this is several videos: a list or tuple, unless all it holds are frames (images, or paths of images)."""
+    """Return whether this is several videos: an array with five axes, or a list or tuple that holds other than frames.
+
+    An empty list holds no video; a list of frames (see [`is_frame`]) is one video.
+    """
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         return videos.ndim == 5
-    return isinstance(videos, (list, tuple)) and not (videos and all(_is_frame(item) for item in videos))
+    return isinstance(videos, (list, tuple)) and not (videos and all(is_frame(item) for item in videos))
 
 
-def _is_frame(item: Any) -> bool:
+def is_frame(item: Any) -> bool:
+    """Return whether this is one frame: an image, an array of fewer than four axes, or the path of an image."""
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return item.ndim < 4
     return isinstance(item, Image.Image) or (isinstance(item, (str, Path)) and _is_image_file(Path(item)))
@@ -194,7 +216,20 @@ def _is_image_file(path: Path) -> bool:
 
 
 def to_rgb_frame(frame: Any, name: str = "The frame") -> np.ndarray:
-    """One frame of any accepted kind as a uint8 RGB array `(height, width, 3)`; `name` opens the error messages."""
+    """Convert one frame to RGB.
+
+    Args:
+        frame: a PIL image, or an array or tensor `(height, width)`, `(height, width, channels)` or
+            `(channels, height, width)` with 1, 3 or 4 channels, uint8 in 0..255 or float in 0..1.
+        name (`str`): name of the frame in messages.
+
+    Returns:
+        `np.ndarray` of shape `(height, width, 3)`, uint8.
+
+    Raises:
+        TypeError: the frame is neither an image nor an array.
+        ValueError: the frame is empty, of another shape, mode or dtype, or out of range.
+    """
     if isinstance(frame, Image.Image):
         if frame.mode not in _GREY_OR_COLOUR_MODES:
             raise ValueError(f"{name} is an image of mode {frame.mode!r}: convert it to 8-bit grey or RGB first.")
@@ -219,7 +254,16 @@ def to_rgb_frame(frame: Any, name: str = "The frame") -> np.ndarray:
 
 
 def check_float_range(lowest: float, highest: float, name: str) -> None:
-    """Raise a ValueError unless float pixels lie in 0..1; NaN is seen because it spreads to both ends."""
+    """Check that float pixels lie in 0..1.
+
+    Args:
+        lowest (`float`): smallest pixel; NaN if any pixel is.
+        highest (`float`): largest pixel.
+        name (`str`): name of the frame or video in messages.
+
+    Raises:
+        ValueError: a pixel is NaN, infinite or out of range.
+    """
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError(f"{name} holds NaN or infinite pixels.")
     if lowest < 0 or highest > 1:
@@ -229,7 +273,18 @@ def check_float_range(lowest: float, highest: float, name: str) -> None:
 
 
 def channel_axis(shape: tuple[int, ...], name: str = "The frame") -> int:
-    """The axis of a frame's channels: 0 for `(channels, height, width)`, -1 for `(height, width, channels)`."""
+    """Find the axis of a frame's channels.
+
+    Args:
+        shape (`tuple[int, ...]`): shape of the frame.
+        name (`str`): name of the frame in messages.
+
+    Returns:
+        `int`: 0 for `(channels, height, width)`, -1 for `(height, width, channels)`.
+
+    Raises:
+        ValueError: the shape is neither, with 1, 3 or 4 channels.
+    """
     if len(shape) == 3:
         # Colour before grey: (3, 1, 1) is one RGB pixel, not three grey ones.
         for channels in ((3, 4), (1,)):
@@ -272,14 +327,14 @@ def _read_image(path: Path) -> Image.Image:
 
 @dataclass
 class _Header:
-    """What a video file says about itself; `None` where it says nothing."""
+    """Facts that a video file states about itself; `None` where it states nothing."""
 
     num_frames: int | None
     fps: float | None
     seconds: float | None
 
 
-def _open_video_file(source: str, name: str, sampling: dict) -> VideoFrames:
+def _open_video_file(source: _VideoFile, name: str, sampling: dict) -> VideoFrames:
     with _open_container(source, name) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
@@ -288,14 +343,19 @@ def _open_video_file(source: str, name: str, sampling: dict) -> VideoFrames:
             fps=float(rate) if rate else None,
             seconds=float(stream.duration * stream.time_base) if stream.duration else None,
         )
-    decode = _decode_with_pyav if VideoDecoder is None or _URL.match(source) else _decode_with_torchcodec
+    decode = _decode_with_pyav if VideoDecoder is None or _is_url(source) else _decode_with_torchcodec
     read = partial(_read_video_file, decode, source, name, header)
     return VideoFrames(name, read, header.fps, header.num_frames, **sampling)
 
 
-def _open_container(source: str, name: str):
+def _is_url(source: _VideoFile) -> bool:
+    return isinstance(source, str) and _URL.match(source) is not None
+
+
+def _open_container(source: _VideoFile, name: str) -> av.container.InputContainer:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        container = av.open(source, timeout=_URL_TIMEOUT_SECONDS if _URL.match(source) else None)
+        container = av.open(file, timeout=_URL_TIMEOUT_SECONDS if _is_url(source) else None)
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{name} cannot be opened as a video ({error.strerror}): it is of another kind, damaged or truncated."
@@ -306,8 +366,13 @@ def _open_container(source: str, name: str):
     return container
 
 
-def _read_video_file(decode, source: str, name: str, header: _Header) -> Iterator[tuple[float, np.ndarray]]:
-    """Pairs of seconds since the first frame and frame; warns if the file does not hold what its header says."""
+def _read_video_file(
+    decode: Callable[[_VideoFile, str], Iterator[tuple[float | None, np.ndarray]]],
+    source: _VideoFile,
+    name: str,
+    header: _Header,
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield pairs of seconds since the first frame and frame; warn if frames are missing that the header states."""
     count, seconds, start, problem = 0, 0.0, None, None
     frame_seconds = 1 / header.fps if header.fps else 0.0
     try:
@@ -319,10 +384,10 @@ def _read_video_file(decode, source: str, name: str, header: _Header) -> Iterato
             count += 1
     except (av.error.FFmpegError, RuntimeError) as error:
         problem = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    # Frames may be missing on purpose (cut off by the container's edit list), but then the duration is shorter, too.
-    if header.num_frames and count < header.num_frames:
-        if header.seconds is None or seconds + 3 * frame_seconds < header.seconds:
-            problem = problem or "the file ends early"
+    # Frames may be missing on purpose (cut off by the container's edit list), but then the duration is also shorter.
+    frames_missing = header.num_frames is not None and count < header.num_frames
+    if frames_missing and (header.seconds is None or seconds + 3 * frame_seconds < header.seconds):
+        problem = problem or "the file ends early"
     if problem is not None and count:
         logger.warning(
             f"{name} is truncated or damaged: {count} of {header.num_frames or 'an unknown number of'} frames could be "
@@ -330,7 +395,7 @@ def _read_video_file(decode, source: str, name: str, header: _Header) -> Iterato
         )
 
 
-def _decode_with_pyav(source: str, name: str) -> Iterator[tuple[float | None, np.ndarray]]:
+def _decode_with_pyav(source: _VideoFile, name: str) -> Iterator[tuple[float | None, np.ndarray]]:
     with _open_container(source, name) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -338,9 +403,8 @@ def _decode_with_pyav(source: str, name: str) -> Iterator[tuple[float | None, np
             yield frame.time, _upright(frame)
 
 
-def _decode_with_torchcodec(source: str, name: str) -> Iterator[tuple[float | None, np.ndarray]]:
-    """As [`_decode_with_pyav`]; torchcodec applies the rotation itself."""
-    decoder = VideoDecoder(source, dimension_order="NHWC")
+def _decode_with_torchcodec(source: _VideoFile, name: str) -> Iterator[tuple[float | None, np.ndarray]]:
+    decoder = VideoDecoder(source, dimension_order="NHWC")  # applies the rotation itself
     for index in range(len(decoder)):
         frame = decoder.get_frame_at(index)
         yield frame.pts_seconds, frame.data.numpy()
@@ -348,7 +412,7 @@ def _decode_with_torchcodec(source: str, name: str) -> Iterator[tuple[float | No
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, like np.rot90
     return np.rot90(image, quarter_turns) if quarter_turns else image
 
 

@@ -1,4 +1,5 @@
-"""Annotated video out: an encoder behind a context manager, and one pass that draws a segmented video."""
+# SPDX-License-Identifier: Apache-2.0
+"""Annotated video out: an encoder as a context manager, and one pass that draws a segmented video."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from .segmentation import VideoSegmentation
 from .video_reading import open_video
 
 DEFAULT_FPS = 25.0
-# File suffix -> container and the encoders to try in turn.
+# Container, and the encoders to try in turn, for each file suffix.
 _FORMATS = {
     ".mp4": ("mp4", ("libx264", "mpeg4")),
     ".mov": ("mov", ("libx264", "mpeg4")),
@@ -26,7 +27,7 @@ _FORMATS = {
 
 
 class VideoWriter:
-    """Writes frames to a video file; the file appears when the block ends without an error, and only then.
+    """Writes frames to a video file, which appears when the block ends without an error, and only then.
 
     ```python
     with VideoWriter("out.mp4", fps=25) as writer:
@@ -34,15 +35,17 @@ class VideoWriter:
     ```
 
     Args:
-        path: `.mp4`, `.mov` and `.mkv` are H.264 (MPEG-4 where this FFmpeg has no H.264 encoder), `.webm` is VP9.
-        fps (`float`, *optional*): Frames per second; 25 if `None`.
+        path (`str` or `os.PathLike`): `.mp4`, `.mov` and `.mkv` are written as H.264, or as MPEG-4 if FFmpeg has no
+            H.264 encoder; `.webm` is written as VP9.
+        fps (`float`, *optional*): frames per second; 25 by default.
 
     Raises:
-        ValueError: another suffix, a frame that is not uint8 RGB or of another size than the first, no frame at all.
+        ValueError: the suffix is another one, a frame is not uint8 RGB or not of the size of the first one, or no frame
+            was written.
         OSError: the file cannot be written; nothing half-written remains.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float | None = None):
+    def __init__(self, path: str | os.PathLike, fps: float | None = None) -> None:
         self.path = Path(path)
         if self.path.suffix.lower() not in _FORMATS:
             raise ValueError(f"Cannot write a video {str(path)!r}: the name must end in {', '.join(_FORMATS)}.")
@@ -54,11 +57,18 @@ class VideoWriter:
         self._session.__enter__()
         return self
 
-    def __exit__(self, *error) -> bool | None:
+    def __exit__(self, *error: Any) -> bool | None:
         return self._session.__exit__(*error)
 
     def write(self, frame: np.ndarray) -> None:
-        """Add one uint8 RGB frame `(height, width, 3)`; odd sides grow by one repeated line."""
+        """Add one frame; an odd side grows by one repeated line.
+
+        Args:
+            frame (`np.ndarray` of shape `(height, width, 3)`): uint8 RGB.
+
+        Raises:
+            ValueError: the frame is of another dtype or shape, or of another size than the first one.
+        """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise ValueError(f"Frames must be uint8 (height, width, 3), got {frame.dtype} {frame.shape}.")
         if self._stream is None:
@@ -111,11 +121,18 @@ def render_video(
     """Draw a segmented video, in one pass, into an annotated video and a PNG of evenly spaced frames.
 
     Args:
-        video: What was segmented (a source that can be read again, so not an iterator).
-        segmentation: What [`segment_video`] returned for it.
-        video_path, contact_sheet_path: Where to write; `None` skips that file.
-        num_tiles (`int`, defaults to 9): frames on the contact sheet.
-        fps, stride, max_frames: as they were given to [`segment_video`].
+        video: the source that was segmented; an iterator, which can be read only once, is not enough.
+        segmentation (`VideoSegmentation`): the result of [`segment_video`] for this video.
+        video_path (`str` or `os.PathLike`, *optional*): file for the annotated video (see [`VideoWriter`]).
+        contact_sheet_path (`str` or `os.PathLike`, *optional*): PNG file for the contact sheet.
+        num_tiles (`int`, defaults to 9): number of frames on the contact sheet.
+        fps (`float`, *optional*): as given to [`segment_video`].
+        stride (`int`, defaults to 1): as given to [`segment_video`].
+        max_frames (`int`, *optional*): as given to [`segment_video`].
+
+    Raises:
+        ValueError: the video has more frames than were segmented, or frames of another size.
+        OSError: a file cannot be written.
     """
     frames = open_video(video, fps=fps, stride=stride, max_frames=max_frames)
     wanted = set(np.linspace(0, segmentation.num_frames - 1, num_tiles).round().astype(int).tolist())

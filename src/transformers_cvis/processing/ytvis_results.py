@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tracks that a model found as YouTube-VIS json, in its two forms.
 
 [`tracks_to_ytvis_json`] gives the results that test servers take: a list of tracks, with an empty mask in the frames

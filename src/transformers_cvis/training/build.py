@@ -1,7 +1,8 @@
 """From a recipe to a model and to training samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +19,11 @@ from ..data import (
     load_coco,
     load_ytvis,
 )
+from ..files import complete_file
 from ..modeling.auto import MODELS, SYSTEMS, load_config
 from ..modeling.frame_detector import FrameDetector, FrameDetectorConfig
-from ..processing import CvisVideoProcessor
-from .recipe import EvaluationSettings, Recipe, SourceSettings, shipped_recipes
+from ..processing import PROCESSOR_FILES, CvisVideoProcessor, find_video_processor
+from .recipe import Recipe, SourceSettings, shipped_recipes
 from .settings import merge
 
 logger = logging.get_logger(__name__)
@@ -170,9 +172,29 @@ def _abbreviated(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
-def build_processor(recipe: EvaluationSettings) -> CvisVideoProcessor:
-    """The video processor that goes with a model that is tested as `recipe` says."""
-    return CvisVideoProcessor(size={"shortest_edge": recipe.short_side, "longest_edge": recipe.max_size})
+def build_processor(recipe: Recipe, *saved_in: str | Path | None) -> CvisVideoProcessor:
+    """Build the video processor of a run: training and evaluation use it, and it is saved with the model.
+
+    Its pixels (mean, standard deviation, rescaling, size divisor) are those of the model that the run starts from, its
+    size is that of `recipe.evaluation`.
+
+    Args:
+        recipe: of the run.
+        saved_in: folders or repositories to look for a saved processor, the first one that has it; then in
+            `model.init_from`. A run that finds none takes the default of `CvisVideoProcessor`.
+    """
+    processor = None
+    for place, revision in (*((place, None) for place in saved_in), (recipe.model.init_from, recipe.model.revision)):
+        processor = processor or find_video_processor(place, revision)
+    processor = processor or CvisVideoProcessor()
+    processor.size = {"shortest_edge": recipe.evaluation.short_side, "longest_edge": recipe.evaluation.max_size}
+    return processor
+
+
+def keep_processor(processor: CvisVideoProcessor, checkpoints: Path) -> None:
+    """Save the processor of a run next to its checkpoints, so that a resumed run needs no other folder."""
+    with complete_file(checkpoints / PROCESSOR_FILES[0]) as file:
+        file.write(processor.to_json_string().encode())
 
 
 def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
@@ -216,6 +238,16 @@ def _check_annotation_file(key: str, source: SourceSettings) -> None:
     raise FileNotFoundError(f"`{key}.json`: there is no file {path.absolute()}. {remedy}")
 
 
-def collate(samples: list[dict]) -> tuple[dict[str, torch.Tensor | list], list[str]]:
-    """Samples -> keyword arguments of the model, and what messages call the samples."""
-    return collate_clips(samples), [sample["name"] for sample in samples]
+def build_collate(
+    processor: CvisVideoProcessor,
+) -> Callable[[list[dict]], tuple[dict[str, torch.Tensor | list], list[str]]]:
+    """Build the function that makes a batch of samples: keyword arguments of the model, and names for messages.
+
+    Args:
+        processor: as of [`build_processor`]; the batch has its mean, standard deviation and size divisor.
+    """
+    return partial(_collate, processor)
+
+
+def _collate(processor: CvisVideoProcessor, samples: list[dict]) -> tuple[dict[str, torch.Tensor | list], list[str]]:
+    return collate_clips(samples, processor), [sample["name"] for sample in samples]

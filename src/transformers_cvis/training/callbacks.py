@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from ..processing import CvisVideoProcessor
 from .recipe import Recipe
 
 
@@ -42,6 +43,7 @@ class Task:
         class_names: new classes of this task.
         model: model with the classes of this task.
         dataset: training samples of this task.
+        video_processor: processor of the model, with which training and evaluation prepare frames.
         recipe: training of this task.
         is_trained: whether this run trains the task; False for a base that was given.
     """
@@ -51,6 +53,7 @@ class Task:
     class_names: list[str]
     model: PreTrainedModel
     dataset: Dataset
+    video_processor: CvisVideoProcessor
     recipe: Recipe
     is_trained: bool = True
 

@@ -24,7 +24,7 @@ from ..hub.push import save_model
 from ..logs import silence_other_processes
 from ..modeling.auto import AutoModelForVideoInstanceSegmentation
 from ..processing import CvisVideoProcessor
-from .build import build_dataset, build_model, build_processor, collate
+from .build import build_collate, build_dataset, build_model, build_processor, keep_processor
 from .callbacks import TrainingCallback, with_model_callbacks
 from .checkpoint_files import find_checkpoint
 from .measure import evaluate_on_processes
@@ -87,7 +87,7 @@ def train(
         logger.info(f"Continuing from {checkpoint}.")
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    processor = build_processor(recipe.evaluation)
+    processor = build_processor(recipe, None if checkpoint is None else checkpoint.parent)
 
     evaluate = None
     if recipe.data.valid is not None:
@@ -97,9 +97,10 @@ def train(
         def evaluate(model: torch.nn.Module) -> dict[str, float]:
             return evaluate_on_processes(model, processor, valid, recipe.evaluation)
 
-    trainer = Trainer(
-        recipe, output_dir, model, dataset, collate, evaluate, checkpoint, with_model_callbacks(model, callbacks)
-    )
+    callbacks = with_model_callbacks(model, callbacks)
+    trainer = Trainer(recipe, output_dir, model, dataset, build_collate(processor), evaluate, checkpoint, callbacks)
+    if trainer.accelerator.is_main_process:
+        keep_processor(processor, trainer.checkpoint_dir)
     try:
         result = trainer.train()
         summary = summarise(recipe, result, trainer)

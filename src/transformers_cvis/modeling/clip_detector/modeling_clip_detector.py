@@ -48,6 +48,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         output_embeddings: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -64,6 +65,8 @@ class ClipDetector(VideoModelMixin, FrameDetector):
             output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed queries `(B, Q, C)` that
                 were learned and those of every layer of the decoder; of a video in several windows those of the last.
             output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Returns:
             Where a video is longer than `config.max_clip_frames`, or memory lets less be one clip, windows of it are
@@ -86,9 +89,11 @@ class ClipDetector(VideoModelMixin, FrameDetector):
             outputs.append(self._segment(own, output_embeddings, keeps_layers))
             order += videos
         if len(outputs) == 1 and whole:
-            return outputs[0]
-        order = torch.tensor(order, device=self.device).argsort()
-        return batch_outputs(outputs, order, (height // MASK_STRIDE, width // MASK_STRIDE))
+            output = outputs[0]
+        else:
+            order = torch.tensor(order, device=self.device).argsort()
+            output = batch_outputs(outputs, order, (height // MASK_STRIDE, width // MASK_STRIDE))
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
@@ -104,7 +109,8 @@ class ClipDetector(VideoModelMixin, FrameDetector):
                 lengths.append(clip.shape[1])
                 yield clip
 
-        yield from answer_clips(WindowedDecoder(self).decode(noted()), lengths, self._answer)
+        for output in answer_clips(WindowedDecoder(self).decode(noted()), lengths, self._answer):
+            yield self.complete_output(output)
 
     def read_frames(
         self, pixel_values_videos: torch.Tensor, feature_maps: list[torch.Tensor] | None = None

@@ -195,6 +195,7 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         output_embeddings: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -210,6 +211,8 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
             output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed video queries
                 `(B, Q, C)` of every layer of the object decoder.
             output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Raises:
             ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
@@ -226,9 +229,10 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         step = self.video_head(
             detected.frame_queries, state.video_queries, memory.keys, memory.values, all_layers=keeps_layers
         )
-        return self._make_output(
+        output = self._make_output(
             detected, step.encoded_queries, step.decoded, output_embeddings, keeps_layers, state.append(step)
         )
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     def _initial_state(self, batch_size: int) -> GenVisState:
         video_queries = self.video_head.initial_queries(batch_size)

@@ -59,6 +59,7 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         output_embeddings: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -74,6 +75,8 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             output_hidden_states (`bool`, *optional*): also return `hidden_states`, the learned queries and those of
                 every layer of the frame decoder, `(B, T, Q, C)`, in the order of the tracks.
             output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Returns:
             `class_queries_logits` are the mean over the frames of the clip.
@@ -105,7 +108,7 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             output.mask_features = mask_features
         if layers is not None:
             output.hidden_states = layers.take_along_dim(order[:, :, None, :, None], dim=3).unbind(2)
-        return output
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     def detect_frames(self, frames: torch.Tensor, output_hidden_states: bool = False) -> tuple[torch.Tensor, ...]:
         detected = super().forward(frames, output_hidden_states=output_hidden_states, return_dict=True)

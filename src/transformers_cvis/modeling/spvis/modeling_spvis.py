@@ -92,6 +92,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         output_embeddings: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -107,6 +108,8 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed tracks `(B, T, Q, C)` of
                 every layer of the tracker, offline those of the refiner.
             output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Returns:
             `class_queries_logits` are the mean over the frames of the clip; offline, the logarithm of the larger of the
@@ -139,7 +142,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             output.mask_features = detected.mask_features
         if keeps_layers:
             output.hidden_states = layers.unbind(0)
-        return output
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
@@ -162,7 +165,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         class_logits, mask_embeddings, _ = self._refine(tracked, frame_queries)
         lengths = [features.shape[1] for features in mask_features]
         for features, part_embeddings in zip(mask_features, mask_embeddings.split(lengths, dim=1), strict=True):
-            yield self._make_output(features.to(self.device), class_logits, part_embeddings)
+            yield self.complete_output(self._make_output(features.to(self.device), class_logits, part_embeddings))
 
     def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         detected = super().forward(frames, output_hidden_states=False, return_dict=True)

@@ -172,6 +172,7 @@ class WholeVideoModel(CvisVideoModel):
         output_embeddings: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
         """
         Args:
@@ -186,6 +187,8 @@ class WholeVideoModel(CvisVideoModel):
             output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed video queries
                 `(B, Q, C)` of every layer of the object decoder.
             output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
+                resize, as the video processor gives them; the output carries them to the post-processing.
 
         Raises:
             ValueError: when an input has the wrong shape, type or range, or a `state` is given.
@@ -198,7 +201,8 @@ class WholeVideoModel(CvisVideoModel):
             return self._compute_loss(pixel_values_videos, labels)
         detected = self.detect(pixel_values_videos, pixel_mask)
         step = self._associate(detected.frame_queries, all_layers=keeps_layers)
-        return self._make_output(detected, *step, output_embeddings, keeps_layers)
+        output = self._make_output(detected, *step, output_embeddings, keeps_layers)
+        return self.complete_output(output, pixel_mask, original_sizes)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
@@ -218,7 +222,7 @@ class WholeVideoModel(CvisVideoModel):
         for features in mask_features:
             end = start + features.shape[1]
             part = DetectedFrames(frame_queries=None, mask_features=features.to(self.device))
-            yield self._make_output(part, encoded_queries[:, start:end], decoded)
+            yield self.complete_output(self._make_output(part, encoded_queries[:, start:end], decoded))
             start = end
 
     def _associate(self, frame_queries: torch.Tensor, training: bool = False, all_layers: bool = False) -> VideoStep:

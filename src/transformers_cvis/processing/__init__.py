@@ -14,7 +14,7 @@ from .segmentation import (
     segment_stream,
     segment_video,
 )
-from .sizes import MASK_STRIDE, SIZE_DIVISOR, padded_size, resized_size, scaled_size
+from .sizes import padded_size, resized_size, scaled_size
 from .tracks import Track, TrackAccumulator
 from .video_processor import PROCESSOR_FILES, CvisVideoProcessor, find_video_processor
 from .video_reading import VideoFrames, is_frame, is_list_of_videos, open_video
@@ -22,9 +22,7 @@ from .video_writing import VideoWriter, render_video
 from .ytvis_results import tracks_to_ytvis_json, videos_to_ytvis_json
 
 __all__ = [
-    "MASK_STRIDE",
     "PROCESSOR_FILES",
-    "SIZE_DIVISOR",
     "ClipSegmentation",
     "CvisVideoProcessor",
     "PreparedVideo",

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from .. import rle
+from ..geometry import MASK_STRIDE
 from ..precision import at_least_float32
-from .sizes import MASK_STRIDE
 
 # Windows keep this many negative logits around the positive ones: one for each of the two interpolations.
 _MARGIN = 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .sizes import MASK_STRIDE
+from ..geometry import MASK_STRIDE
 from .tracks import Track, TrackAccumulator, clip_predictions
 
 

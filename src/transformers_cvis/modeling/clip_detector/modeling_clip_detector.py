@@ -109,8 +109,8 @@ class ClipDetector(VideoModelMixin, FrameDetector):
                 lengths.append(clip.shape[1])
                 yield clip
 
-        for output in answer_clips(WindowedDecoder(self).decode(noted()), lengths, self._answer):
-            yield self.complete_output(output)
+        # Not a loop, whose variable would keep the masks of the clip before.
+        yield from map(self.complete_output, answer_clips(WindowedDecoder(self).decode(noted()), lengths, self._answer))
 
     def read_frames(
         self, pixel_values_videos: torch.Tensor, feature_maps: list[torch.Tensor] | None = None

@@ -26,12 +26,14 @@ class CrispForVideoInstanceSegmentation(TaskClipDetectorForVideoInstanceSegmenta
 
     def __init__(self, config: CrispConfig):
         super().__init__(config)
-        counts = config.task_class_counts if config.uses_class_names else []
-        self.class_tokens = nn.ModuleList(nn.Embedding(count, config.text_hidden_size) for count in counts)
         self._text_encoder: ClassTextEncoder | None = None
-        self.post_init()
 
     # Tasks
+
+    def _build_tasks(self, config: CrispConfig) -> None:
+        super()._build_tasks(config)
+        counts = config.task_class_counts if config.uses_class_names else []
+        self.class_tokens = nn.ModuleList(nn.Embedding(count, config.text_hidden_size) for count in counts)
 
     def _add_groups(self, num_classes: int, num_prompts: int) -> None:
         old_queries = torch.cat([group.features for group in self.groups()])

@@ -37,11 +37,15 @@ class TaskClipDetectorForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetecto
     def __init__(self, config: TaskClipDetectorConfig):
         super().__init__(config)
         config.share_labels()
-        self.class_predictor = TaskClassPredictor(config.hidden_dim, config.task_class_counts, config.deep_class_head)
-        self.task_queries = nn.ModuleList(self._new_group(count) for count in config.task_prompt_counts if count)
+        self._build_tasks(config)
         self.post_init()
 
     # Tasks
+
+    def _build_tasks(self, config: TaskClipDetectorConfig) -> None:
+        """Build the parts that grow with the tasks."""
+        self.class_predictor = TaskClassPredictor(config.hidden_dim, config.task_class_counts, config.deep_class_head)
+        self.task_queries = nn.ModuleList(self._new_group(count) for count in config.task_prompt_counts if count)
 
     def task_stages(self) -> dict[str, nn.Module]:
         return {"": self}

@@ -252,7 +252,7 @@ class TestOthers:
     """Checkpoints that are not Mask2Former's are refused by name."""
 
     def test_by_class(self, maskformer):
-        with pytest.raises(ValueError, match="is a 'maskformer' model. MinVIS takes a Mask2Former checkpoint"):
+        with pytest.raises(ValueError, match="is a 'maskformer' model. A 'minvis' model loads its own checkpoints, or starts from one of mask2former"):
             MinVisForVideoInstanceSegmentation.from_pretrained(maskformer)
 
     def test_by_pipeline(self, maskformer):

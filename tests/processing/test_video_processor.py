@@ -216,5 +216,5 @@ class TestPostProcess:
         assert make_tracks(outputs) == make_tracks(self.outputs(2, 0), score_rule="mean_logits") != by_quality
         assert make_tracks(outputs, score_rule="max_times_quality") == by_quality
         outputs.score_rule = "best"
-        with pytest.raises(ValueError, match="`score_rule` is one of max_times_quality, mean_logits; got 'best'"):
+        with pytest.raises(ValueError, match="`score_rule` must be one of 'max_times_quality', 'mean_logits', got 'best'"):
             make_tracks(outputs)

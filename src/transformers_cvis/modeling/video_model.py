@@ -42,7 +42,7 @@ class VideoModelMixin:
     @property
     def score_rule(self) -> str:
         """How tracks of this model are scored; every output of inference carries it."""
-        return getattr(self.config, "score_rule", "max_times_quality")
+        return self.config.score_rule
 
     def complete_output(
         self,

@@ -139,7 +139,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
             TypeError: an input is not a video, or a parameter is unknown.
             ValueError: a parameter is out of range, or a video cannot be read.
         """
-        given = {
+        given: dict[str, Any] = {
             "clip_length": clip_length,
             "threshold": threshold,
             "top_k": top_k,
@@ -206,7 +206,12 @@ class VideoInstanceSegmentationPipeline(Pipeline):
                 f"Got a dict with {', '.join(map(repr, video)) or 'no keys'} in place of a video: give the column of "
                 "the videos, `table['path']`, or `KeyDataset(table, 'path')` of `transformers.pipelines.pt_utils`."
             )
-        reading = {"clip_length": clip_length, "fps": fps, "stride": stride, "max_frames": max_frames}
+        reading: dict[str, Any] = {
+            "clip_length": clip_length,
+            "fps": fps,
+            "stride": stride,
+            "max_frames": max_frames,
+        }
         return {"video": prepare_video(self.model, self.video_processor, video, **reading)}
 
     def _forward(

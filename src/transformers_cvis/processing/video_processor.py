@@ -288,7 +288,7 @@ class CvisVideoProcessor(TrackPostProcessing, BaseVideoProcessor):
         """Prepare one video `(num_frames, 3, height, width)`, without padding; floats are in 0..1 already."""
         do_rescale = do_rescale and not video.is_floating_point()
         if do_resize:
-            height, width = _size_after_resize(*video.shape[-2:], size)
+            height, width = _size_after_resize(video.shape[-2], video.shape[-1], size)
             interpolation = pil_torch_interpolation_mapping.get(resample, resample)
             video = tv_functional.resize(video, [height, width], interpolation=interpolation, antialias=True)
         return self.rescale_and_normalize(

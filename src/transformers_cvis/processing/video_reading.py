@@ -79,6 +79,7 @@ class VideoFrames:
                 num_frames = min(num_frames, max_frames)
         self.num_frames = num_frames
 
+        self._opened: Iterator[np.ndarray] | None
         first, self._opened = _peek(self._chosen())
         if first is None:
             raise ValueError(f"{name} holds no frame that can be read.")
@@ -86,9 +87,8 @@ class VideoFrames:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         # The reader that found the first frame continues from there; later loops start the source again.
-        frames, self._opened = self._opened, None
-        if frames is None:
-            frames = self._chosen()
+        opened, self._opened = self._opened, None
+        frames = self._chosen() if opened is None else opened
         for index, frame in enumerate(frames):
             if frame.shape[:2] != self.size:
                 raise ValueError(
@@ -149,7 +149,7 @@ def open_video(
         if fps is not None or stride != 1 or max_frames is not None:
             raise ValueError("An opened video keeps its `fps`, `stride` and `max_frames`: give them to `open_video`.")
         return source
-    sampling = {"target_fps": fps, "stride": stride, "max_frames": max_frames}
+    sampling: dict[str, Any] = {"target_fps": fps, "stride": stride, "max_frames": max_frames}
 
     if isinstance(source, (str, Path)):
         name = name or str(source)
@@ -298,7 +298,7 @@ def channel_axis(shape: tuple[int, ...], name: str = "The frame") -> int:
     )
 
 
-def _open_image_files(paths: list[Path], name: str, sampling: dict) -> VideoFrames:
+def _open_image_files(paths: list[Path], name: str, sampling: dict[str, Any]) -> VideoFrames:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{name}: there is no image {str(path)!r}.")
@@ -334,7 +334,7 @@ class _Header:
     seconds: float | None
 
 
-def _open_video_file(source: _VideoFile, name: str, sampling: dict) -> VideoFrames:
+def _open_video_file(source: _VideoFile, name: str, sampling: dict[str, Any]) -> VideoFrames:
     with _open_container(source, name) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate

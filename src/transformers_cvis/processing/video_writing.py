@@ -50,7 +50,9 @@ class VideoWriter:
         if self.path.suffix.lower() not in _FORMATS:
             raise ValueError(f"Cannot write a video {str(path)!r}: the name must end in {', '.join(_FORMATS)}.")
         self.fps = DEFAULT_FPS if fps is None else fps
-        self._container = self._stream = self._size = None
+        self._container: Any = None
+        self._stream: Any = None
+        self._size: tuple[int, int] | None = None
         self._session = self._write_session()
 
     def __enter__(self) -> "VideoWriter":

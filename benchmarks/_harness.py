@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one convention of all benchmarks: ours and its peer in turn in one process, medians, a table, a JSON file.
 
 A benchmark gives `main` a description and a function that yields rows:

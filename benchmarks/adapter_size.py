@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Size of a task adapter: HVPL with ResNet-50 as published, a task of 10 prompts and 5 classes, float32.
 
 Row `adapter_share`: bytes of `task_adapter_model.safetensors` with one task (ours) and of the base's

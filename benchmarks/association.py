@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tracker keeps to its objects in long videos? MinVIS, GenVIS with and without memory, SPVIS online and offline.
 
     OMP_NUM_THREADS=1 python benchmarks/association.py [--quick] [--json FILE]

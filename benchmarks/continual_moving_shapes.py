@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What methods of class-incremental learning know at the end, and what they forgot: 8 classes, 4 + 2 + 2.
 
     python benchmarks/continual_moving_shapes.py [--quick] [--json FILE] [--work-dir FOLDER] [--only NAME ...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our deformable attention against the grid_sample version of transformers' Mask2Former.
 
 2 frames of 384x640: levels 12x20, 24x40 and 48x80, every pixel a query, 8 heads of 32 channels, 4 points. The peer runs

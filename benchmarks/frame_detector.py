@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frame detector against transformers' Mask2Former of the same configuration and weights.
 
 ResNet-50, 384 x 640, float32, eager, 2 threads, one frame at a time. Both return the class and mask logits of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does the trainer learn from real footage? The recipes of the embedded model on the clips in `CVIS_CLIPS`.
 
     CVIS_CLIPS=FOLDER python benchmarks/real_clips.py [--quick] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What starting costs: `import transformers_cvis`, and answers of the command line, in CPU time of fresh processes.
 
 The peer of the import is that of the names of transformers that the package needs. The command line answers without

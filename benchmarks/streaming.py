@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Growth of memory while a model segments an endless video online: 360 x 640 frames, GenVIS with 32 clips of memory.
 
 Rows: `rss_growth_mb` (GenVIS), `rss_growth_mb_spvis` (SPVIS online), `rss_growth_mb_minvis`; each in a process of its

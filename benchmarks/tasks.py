@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time of HVPL's inference against the number of tasks that it has learnt: 0 to 10, each with 10 prompts per level.
 
 HVPL with a ResNet-50 as published: 256 channels, 100 base queries at each level, 9 layers of the frame decoder, 6 of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tree scan against a Python loop over nodes: 30 trees of 130 nodes (13 x 10 grids) and 512 channels, float32.
 
 On a CPU with numba the scan is compiled and takes one thread; without, it is PyTorch's, level by level.

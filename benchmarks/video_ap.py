@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video AP on a set of YouTube-VIS size, against the straightforward evaluation of each pair, frame by frame.
 
 300 videos of 30 frames (360x640), 40 categories, 10 annotated tracks a video; 100 found tracks a video in the row

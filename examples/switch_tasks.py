@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Switches the tasks of one model: categories that it learnt later appear, those that it knew before stay.
 
     python examples/switch_tasks.py [--out demo_output] [--model FOLDER]

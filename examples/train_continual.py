@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a class-incremental schedule: task after task, an evaluation after each, adapters saved or pushed, a report.
 
 Without arguments it generates a few videos and runs a schedule that ships with the package for a few steps, in about

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes everything that ships in `transformers_cvis/assets`: the embedded default model and the demo video.
 
     python examples/train_default_model.py

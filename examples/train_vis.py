@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trains a small VITA, and from it an online GenVIS, on generated videos; then segments one of them with the result.
 
 Runs as it stands, in about a minute on a CPU: enough to see the losses fall, not to get a good model. For your own data

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line `transformers-cvis`: its parsers, and `main`.
 
 It lies outside of the package and imports only the standard library, so that help, the version and mistakes answer at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No test reaches for the internet: the Hub is a loopback server, every other address is refused.
 
 The Hub client reads its environment when it is imported, so the server starts here, before any test module.

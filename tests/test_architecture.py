@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What holds for the source tree as a whole: who imports whom, what is never imported, what importing costs."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models that ship with the package find what `make demo` shows."""
 
 import json
@@ -49,7 +50,8 @@ def test_the_card_of_each_task_says_what_was_measured(number):
     assert f"On data/valid.json, over all 8 classes, {4 + 2 * number} of them learnt." in card.text
     assert f"from_pretrained(transformers_cvis.task_adapter_path({number}))" in card.text
     title = f"hvpl-moving-shapes after task-{number}" if number else "hvpl-moving-shapes"
-    assert card.data.model_name == title and f"# {title}\n" in card.content
+    assert card.data.model_name == title
+    assert f"# {title}\n" in card.content
     assert "\ntransformers-cvis train-continual hvpl_moving_shapes " in card.text
     if number:
         assert "added to the base, ../task-0: " in card.text
@@ -58,7 +60,8 @@ def test_the_card_of_each_task_says_what_was_measured(number):
 
 def test_cards_do_not_name_a_package_index():
     cards = list(ASSETS.rglob("README.md"))
-    assert len(cards) == 4 and not [path for path in cards if "pip install" in path.read_text()]
+    assert len(cards) == 4
+    assert not [path for path in cards if "pip install" in path.read_text()]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -82,7 +85,8 @@ def test_switching_tasks_adds_categories_and_keeps_what_was_found(tmp_path):
     base_classes = re.findall(r"\w+", header[1])[1:]
     old = [row for row in objects if row[0] in base_classes]
     new = [row for row in objects if row[0] not in base_classes]
-    assert old and new
+    assert old
+    assert new
     for row in old:
         assert all(found.startswith(row[0]) for found in row[1:])
     for row in new:

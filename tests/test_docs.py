@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guide to one's own data runs as it stands, in order, on small data sets; only the training is cut short."""
 
 import json
@@ -106,7 +107,8 @@ def check_outcome(folder: Path, hub, class_names: set[str], capsys) -> None:
         assert summary["recipe"]["optimizer"]["learning_rate"] == 5e-5
     assert set(hub.repos["model", "tester/my-model"].branches) == {"main", "genvis"}
     config = json.loads((folder / "runs" / "genvis" / "config.json").read_text())
-    assert config["model_type"] == "genvis" and set(config["id2label"].values()) == class_names
+    assert config["model_type"] == "genvis"
+    assert set(config["id2label"].values()) == class_names
     assert (folder / "segmented" / "my_video.mp4").exists()
     assert Image.open(folder / "clips.png").width > 500
     assert "AP" in capsys.readouterr().out

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import hashlib
 import json
 import os
@@ -27,7 +28,8 @@ class TestCompleteFile:
         with complete_file(path) as file:
             file.write(b"new")
             assert path.read_text() == "old"
-        assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+        assert path.read_text() == "new"
+        assert os.listdir(tmp_path) == ["a.txt"]
         assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
     def test_vanishes_on_an_error(self, tmp_path):
@@ -60,7 +62,8 @@ class TestCompleteFolder:
         with complete_folder(path) as folder:
             (folder / "a.txt").write_text("a")
             assert not (tmp_path / "new").exists()
-        assert os.listdir(path) == ["a.txt"] and os.listdir(tmp_path) == ["new"]
+        assert os.listdir(path) == ["a.txt"]
+        assert os.listdir(tmp_path) == ["new"]
         assert path.stat().st_mode & 0o777 == 0o755
 
     def test_takes_an_empty_folder(self, tmp_path):
@@ -84,7 +87,8 @@ class TestCompleteFolder:
         with pytest.raises(OSError, match="Cannot write into the folder .*a.txt: Not a directory"):
             with complete_folder(tmp_path / "a.txt" / "out"):
                 pass
-        assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "precious"
+        assert os.listdir(tmp_path) == ["a.txt"]
+        assert (tmp_path / "a.txt").read_text() == "precious"
 
 
 class TestReplaceFiles:
@@ -94,7 +98,8 @@ class TestReplaceFiles:
         with replace_files(tmp_path, last="a.txt") as folder:
             for name in ("a.txt", "b.txt"):
                 (folder / name).write_text("new")
-            assert (tmp_path / "a.txt").read_text() == "old" and not (tmp_path / "b.txt").exists()
+            assert (tmp_path / "a.txt").read_text() == "old"
+            assert not (tmp_path / "b.txt").exists()
         texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
         assert texts == {"a.txt": "new", "b.txt": "new", "c.txt": "old"}
 
@@ -104,14 +109,16 @@ class TestReplaceFiles:
         with replace_files(tmp_path / "new" / "out", last="b.txt") as folder:
             for name in ("a.txt", "b.txt", "c.txt"):
                 (folder / name).write_text("new")
-        assert moved[-1] == "b.txt" and sorted(moved) == ["a.txt", "b.txt", "c.txt"]
+        assert moved[-1] == "b.txt"
+        assert sorted(moved) == ["a.txt", "b.txt", "c.txt"]
 
     def test_an_error_changes_nothing(self, tmp_path):
         (tmp_path / "a.txt").write_text("old")
         with pytest.raises(RuntimeError, match="stop"), replace_files(tmp_path, last="a.txt") as folder:
             (folder / "a.txt").write_text("half")
             raise RuntimeError("stop")
-        assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+        assert os.listdir(tmp_path) == ["a.txt"]
+        assert (tmp_path / "a.txt").read_text() == "old"
 
     def test_what_a_killed_process_left_is_not_taken(self, tmp_path):
         left = tmp_path / f".files{TEMPORARY_SUFFIX}"
@@ -130,14 +137,16 @@ class TestSetAside:
         with set_aside([tmp_path / "run"], tmp_path):
             assert not (tmp_path / "run").exists()
             (tmp_path / "run").touch()
-        assert sorted(os.listdir(tmp_path)) == ["kept.txt", "run"] and (tmp_path / "run").is_file()
+        assert sorted(os.listdir(tmp_path)) == ["kept.txt", "run"]
+        assert (tmp_path / "run").is_file()
 
     def test_back_after_an_error(self, tmp_path):
         (tmp_path / "a.txt").write_text("precious")
         with pytest.raises(RuntimeError, match="stop"), set_aside([tmp_path / "a.txt"], tmp_path):
             (tmp_path / "a.txt").write_text("half")
             raise RuntimeError("stop")
-        assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "precious"
+        assert os.listdir(tmp_path) == ["a.txt"]
+        assert (tmp_path / "a.txt").read_text() == "precious"
 
     def test_what_is_aside_is_never_taken_for_unfinished(self, tmp_path):
         (tmp_path / "a.txt").touch()
@@ -156,7 +165,8 @@ class TestFolderOfSeveralProcesses:
         incomplete_path(path).mkdir()
         (incomplete_path(path) / "a.txt").write_text("a")
         finish_folder(path)
-        assert os.listdir(tmp_path) == ["step-1"] and os.listdir(path) == ["a.txt"]
+        assert os.listdir(tmp_path) == ["step-1"]
+        assert os.listdir(path) == ["a.txt"]
 
     def test_files_reach_the_disk_before_the_name_does(self, tmp_path, monkeypatch):
         path, steps, replace = tmp_path / "step-1", [], os.replace
@@ -202,7 +212,8 @@ class TestWriteJson:
         (tmp_path / "a.json").write_text("{}")
         with pytest.raises(TypeError, match="not JSON serializable"):
             write_json(tmp_path / "a.json", {"a": 1, "b": {2}})
-        assert os.listdir(tmp_path) == ["a.json"] and json.loads((tmp_path / "a.json").read_text()) == {}
+        assert os.listdir(tmp_path) == ["a.json"]
+        assert json.loads((tmp_path / "a.json").read_text()) == {}
 
     def test_unwritable(self, tmp_path):
         with pytest.raises(OSError, match="Cannot write .*absent"):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real model, its processor and the pipeline, by revision, through the loopback Hub."""
 
 import os
@@ -52,7 +53,8 @@ def test_a_revision_gives_back_its_model_processor_and_pipeline(pushed, revision
 
     loaded = AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision)
     weights, others = model.state_dict(), loaded.state_dict()
-    assert weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert AutoConfig.from_pretrained(REPO, revision=revision).id2label == model.config.id2label
     assert type(AutoModel.from_pretrained(REPO, revision=revision)) is type(model)
 

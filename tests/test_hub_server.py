@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loopback Hub answers the real client as the Hub does."""
 
 import socket

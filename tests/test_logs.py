@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages and progress: one logger, that of transformers, sets what is shown."""
 
 import ast

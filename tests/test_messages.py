@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import pytest
 
 from transformers_cvis.messages import check_at_least, check_choice, did_you_mean

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mission, end to end: four systems through the Hub, learning task by task, adapters by revision, Hub kernels."""
 
 import os
@@ -62,8 +63,10 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_is_a_pretrained_model_and_a_config_class(name):
     model = SYSTEMS[name]()
-    assert isinstance(model, PreTrainedModel) and isinstance(model.config, PreTrainedConfig)
-    assert model.config.model_type == name and type(model).config_class is type(model.config)
+    assert isinstance(model, PreTrainedModel)
+    assert isinstance(model.config, PreTrainedConfig)
+    assert model.config.model_type == name
+    assert type(model).config_class is type(model.config)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -72,7 +75,8 @@ def test_a_system_goes_through_the_hub(name, video, loopback_hub):
     push_to_hub(model, processor, f"tester/{name}")
     loaded = AutoModelForVideoInstanceSegmentation.from_pretrained(f"tester/{name}")
     loaded_processor = AutoVideoProcessor.from_pretrained(f"tester/{name}")
-    assert type(loaded) is type(model) and isinstance(loaded_processor, CvisVideoProcessor)
+    assert type(loaded) is type(model)
+    assert isinstance(loaded_processor, CvisVideoProcessor)
     assert type(AutoConfig.from_pretrained(f"tester/{name}")) is type(model.config)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
 
@@ -121,7 +125,8 @@ def test_use_kernels_takes_a_kernel_from_a_repository(tmp_path, monkeypatch):
     tiny_genvis().save_pretrained(tmp_path / "model")
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "model", use_kernels=True)
     report = model.kernel_report()
-    assert report and all(path.startswith("Hub kernel ") for path in report.values())
+    assert report
+    assert all(path.startswith("Hub kernel ") for path in report.values())
 
 
 def test_the_layout_keeps_the_names_that_users_were_promised():

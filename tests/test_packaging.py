@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pip installs: the wheel holds everything that the package reads, and the metadata says what it needs."""
 
 import ast
@@ -134,7 +135,8 @@ def test_lint_checks_rules_and_format():
 def test_make_uses_the_active_environment_or_prepares_one(tmp_path):
     active = str(Path(sys.executable).parent)
     path = os.pathsep.join([active, os.environ["PATH"]])
-    assert "python -m pytest" in make("test", PATH=path) and "pip install" not in make("test", PATH=path)
+    assert "python -m pytest" in make("test", PATH=path)
+    assert "pip install" not in make("test", PATH=path)
 
     (tmp_path / ".ci").mkdir()
     for name in ("Makefile", "setup.py", ".ci/satisfied.py"):
@@ -148,4 +150,5 @@ def test_make_uses_the_active_environment_or_prepares_one(tmp_path):
     ).stdout
     if "pip install" in fresh:  # else the system's own Python has all that is needed
         assert fresh.index("-m venv .venv") < fresh.index("pip install") < fresh.index("segment")
-    assert '"my clip.mp4"' in fresh and "evaluate" not in fresh
+    assert '"my clip.mp4"' in fresh
+    assert "evaluate" not in fresh

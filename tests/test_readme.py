@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The README's python blocks run as they stand, in order; its command lines are ones that the program takes."""
 
 import re

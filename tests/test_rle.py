@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
@@ -17,9 +18,11 @@ def test_encode_and_decode(dtype):
         reference = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert found == {"size": [11, 7], "counts": reference["counts"].decode()}
         decoded = rle.decode(found)
-        assert decoded.dtype == bool and np.array_equal(decoded, mask)
+        assert decoded.dtype == bool
+        assert np.array_equal(decoded, mask)
     decoded = rle.decode_all(encoded)
-    assert decoded.dtype == bool and np.array_equal(decoded, masks)
+    assert decoded.dtype == bool
+    assert np.array_equal(decoded, masks)
 
 
 def test_what_is_not_zero_is_on():
@@ -66,7 +69,8 @@ def test_areas_of_more_masks_than_pycocotools_counts():
     masks = random_masks(600, density=0.3)
     encoded = [rle.encode(mask) for mask in masks]
     areas = rle.areas(encoded)
-    assert areas.dtype == np.int64 and np.array_equal(areas, masks.sum((1, 2)))
+    assert areas.dtype == np.int64
+    assert np.array_equal(areas, masks.sum((1, 2)))
     assert np.array_equal(rle.intersection_areas(encoded, encoded[::-1]), (masks & masks[::-1]).sum((1, 2)))
     assert rle.areas([]).shape == rle.intersection_areas([], []).shape == (0,)
 
@@ -80,7 +84,8 @@ def test_ious():
     np.testing.assert_array_equal(rle.ious(encoded, encoded[:3]), (flat[:, None] & flat[None, :3]).sum(-1) / union)
     assert rle.ious(encoded[4:], encoded[4:]).tolist() == [[0]]
     assert rle.ious(encoded, [rle.encode(np.ones((3, 4), dtype=bool))]).max() <= 0
-    assert rle.ious([], encoded).shape == (0, 5) and rle.ious(encoded, []).shape == (5, 0)
+    assert rle.ious([], encoded).shape == (0, 5)
+    assert rle.ious(encoded, []).shape == (5, 0)
 
 
 @pytest.mark.parametrize("counts", ["", "P", "ä!", "0p", " 0"])
@@ -128,5 +133,6 @@ def test_boxes_of_masks():
     encoded = mask_utils.encode(mask)
     assert rle.corner_boxes([None, encoded, None]) == [None, (7.0, 2.0, 11.0, 5.0), None]
     assert rle.boxes([encoded, encoded]).tolist() == [[7.0, 2.0, 4.0, 3.0]] * 2
-    assert rle.boxes([]).shape == (0, 4) and rle.boxes([rle.empty((4, 5))]).tolist() == [[0, 0, 0, 0]]
+    assert rle.boxes([]).shape == (0, 4)
+    assert rle.boxes([rle.empty((4, 5))]).tolist() == [[0, 0, 0, 0]]
     assert rle.corner_boxes([None]) == [None]

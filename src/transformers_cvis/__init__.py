@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video instance segmentation that keeps learning, the Hugging Face way.
 
 Importing the package registers its models with transformers' Auto classes, its video processor, and the pipeline

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear under their name only when they are complete.
 
 This is the only place in the package that makes temporary names, renames, flushes to the disk, and hashes files. Every

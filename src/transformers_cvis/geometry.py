@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes that every model and the video processor agree on."""
 
 SIZE_DIVISOR = 32

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages and progress of the package.
 
 Each module logs through `transformers.utils.logging.get_logger(__name__)`. The functions of that module

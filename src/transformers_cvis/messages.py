@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks and hints whose wording the whole package shares."""
 
 import difflib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Computing in float32 where tensors have a smaller type."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Masks as run lengths (RLE): the one place that knows the format, and that uses pycocotools to compute with it.
 
 A mask of shape `(height, width)` is read in column-major order: the first column from top to bottom, then the second,

@@ -26,7 +26,6 @@ def register_system(config_class: type[PreTrainedConfig], model_class: type[Cvis
         ValueError: The configuration has no `model_type`, or one that another system has.
 
     Example:
-
     ```python
     >>> from transformers_cvis import MinVisConfig, MinVisForVideoInstanceSegmentation, register_system
 

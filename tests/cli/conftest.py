@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small data set and a small model for all commands."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformers-cvis convert`."""
 
 import json
@@ -27,9 +28,11 @@ def test_convert_takes_class_names_from_a_data_set_and_reports(checkpoints, vide
     arguments = ("convert", checkpoints / "genvis.pth", "--system", "genvis", "--set", "clip_length=3", "--out", out)
     assert run(*arguments, "--classes", tmp_path / "train.json", "--short-side", 64, "--report", report) == 0
     printed = capsys.readouterr().out
-    assert "309 tensors mapped, 3 ignored, 0 unknown." in printed and f"Model: {out}" in printed
+    assert "309 tensors mapped, 3 ignored, 0 unknown." in printed
+    assert f"Model: {out}" in printed
     config = json.loads((out / "config.json").read_text())
-    assert config["clip_length"] == 3 and config["id2label"]["0"] == "thing 0"
+    assert config["clip_length"] == 3
+    assert config["id2label"]["0"] == "thing 0"
     content = json.loads(report.read_text())
     assert (content["system"], len(content["mapped"]), len(content["ignored"])) == ("genvis", 309, 3)
     assert content["mapped"]["vita_module.class_embed.weight"] == ["video_head.class_predictor.weight"]
@@ -46,7 +49,9 @@ def test_convert_lists_what_does_not_fit(checkpoints, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "Unknown, with no place in the model:\n  vita_module.pre_memory_embed_k.weight" in captured.err
     assert "A complete match is --system genvis. Use --allow-missing" in captured.err
-    assert len(json.loads(report.read_text())["unknown"]) == 8 and captured.out == "" and not out.exists()
+    assert len(json.loads(report.read_text())["unknown"]) == 8
+    assert captured.out == ""
+    assert not out.exists()
     assert run(*arguments, "--allow-missing") == 0
     assert (out / "model.safetensors").is_file()
 
@@ -55,7 +60,8 @@ def test_convert_cuts_a_model_back_to_a_task(checkpoints, tmp_path):
     arguments = ("--system", "hvpl", "--task", 1, "--set", "calibration_deltas=[0.4, 0.5]", "--out", tmp_path / "out")
     assert run("convert", checkpoints / "hvpl.pth", *arguments) == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["task_class_counts"] == [3, 2] and config["calibration_deltas"] == [0.4, 0.5]
+    assert config["task_class_counts"] == [3, 2]
+    assert config["calibration_deltas"] == [0.4, 0.5]
 
 
 def test_a_converted_mask2former_segments_videos(checkpoints, video, tmp_path):
@@ -104,4 +110,5 @@ def test_convert_fails_in_one_line(arguments, message, checkpoints, tmp_path, ca
 def test_convert_wants_to_be_told_system_and_folder(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run("convert", *arguments)
-    assert exit_info.value.code == 2 and re.search(message, capsys.readouterr().err)
+    assert exit_info.value.code == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformers-cvis validate`, `import-data`, `split-data` and `make-data`."""
 
 import json
@@ -54,7 +55,8 @@ def test_import_of_masks(shapes, tmp_path, capsys):
     assert "train.json exists already" in error_line(capsys)
     arguments = ("--out", train, "--valid", valid, "--overwrite")  # without --classes the folders say them
     assert run("import-data", "masks", masks, *frames, *arguments) == 0
-    assert "train.json: 1 videos" in (out := capsys.readouterr().out) and "valid.json: 1 videos" in out
+    assert "train.json: 1 videos" in (out := capsys.readouterr().out)
+    assert "valid.json: 1 videos" in out
     for path in (train, valid):
         assert [category["name"] for category in json.loads(path.read_text())["categories"]] == ["valid"]
         assert validate_annotations(path, shapes / "JPEGImages") == []
@@ -118,8 +120,10 @@ def test_split_data(shapes, tmp_path, capsys):
     source.write_text(json.dumps(content))
     assert run("split-data", source, "--out", tmp_path / "splits", "--test-share", 0.5) == 0
     out = capsys.readouterr().out
-    assert "train_split.json: 1 videos, 4 frames" in out and "test_split.json: 1 videos" in out
+    assert "train_split.json: 1 videos, 4 frames" in out
+    assert "test_split.json: 1 videos" in out
     assert run("split-data", source, "--out", tmp_path / "splits") == 1
-    assert "train_split.json" in (line := error_line(capsys)) and "exists already" in line
+    assert "train_split.json" in (line := error_line(capsys))
+    assert "exists already" in line
     assert run("split-data", source, "--out", tmp_path / "new", "--test-share", 0) == 1
     assert "test_share is 0.0; give a share" in error_line(capsys)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformers-cvis evaluate`."""
 
 import json
@@ -15,7 +16,8 @@ def test_evaluate_scores_perfect_results_with_1(shapes, tmp_path, capsys):
     arguments = ("--results", tmp_path / "results.json", "--json", numbers, "--submission", submission)
     assert run("evaluate", shapes / "valid.json", *arguments) == 0
     assert json.loads(numbers.read_text())["summary"]["AP"] == pytest.approx(1.0)
-    assert "AP50" in capsys.readouterr().out and submission.exists()
+    assert "AP50" in capsys.readouterr().out
+    assert submission.exists()
 
 
 def test_evaluate_refuses_results_of_other_categories(shapes, tmp_path, capsys):
@@ -45,7 +47,8 @@ def test_a_test_split_gives_a_submission_and_no_numbers(shapes, tmp_path, capsys
     assert run(*arguments) == 1
     assert "The ground truth has no annotations" in error_line(capsys)
     assert run(*arguments, "--submission", tmp_path / "results.zip") == 0
-    assert "no annotations to measure against" in capsys.readouterr().out and (tmp_path / "results.zip").exists()
+    assert "no annotations to measure against" in capsys.readouterr().out
+    assert (tmp_path / "results.zip").exists()
 
 
 def test_evaluate_says_how_many_tracks_ovis_takes(capsys):

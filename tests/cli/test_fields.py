@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`train --fields` and `train-continual --fields`: the reference of recipes and schedules."""
 
 import pytest
@@ -15,7 +16,8 @@ from transformers_cvis_cli import main
 def test_fields(capsys, command, key, line):
     assert main([command, "--fields"]) == 0
     everything = capsys.readouterr().out
-    assert f"\n{line}\n    " in everything and everything.count("\n\n") > 40
+    assert f"\n{line}\n    " in everything
+    assert everything.count("\n\n") > 40
     assert main([command, "--fields", key]) == 0
     assert capsys.readouterr().out.startswith(line)
     assert main([command, "--fields", "optimiser"]) == 1

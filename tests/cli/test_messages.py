@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--quiet`, `--verbose` and progress, of every command."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parsers of `transformers-cvis`: what they explain, what they refuse, and that they do so without torch."""
 
 import argparse
@@ -47,7 +48,8 @@ def test_every_command_explains_itself(command, capsys):
         run(command, "--help")
     text = capsys.readouterr().out
     assert exit_info.value.code == 0
-    assert "example:" in text and text.startswith(f"usage: transformers-cvis {command}")
+    assert "example:" in text
+    assert text.startswith(f"usage: transformers-cvis {command}")
     undescribed = [action.dest for action in parser_of(command)._actions if not action.help]
     assert not undescribed
 
@@ -144,7 +146,7 @@ def test_an_input_that_may_exist_passes(arguments, tmp_path):
 def test_choices_and_defaults_are_those_of_the_package():
     """The parsers spell them out, since they do not import the package."""
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in transformers_cvis_cli.DTYPES)
-    assert transformers_cvis_cli.CONVERTED_SYSTEMS == tuple(CONVERSIONS)
+    assert tuple(CONVERSIONS) == transformers_cvis_cli.CONVERTED_SYSTEMS
     assert (transformers_cvis_cli.RECIPES, transformers_cvis_cli.SCHEDULES) == (RECIPES_DIRECTORY, SCHEDULES_DIRECTORY)
     assert parser_of("segment").get_default("threshold") == DEFAULT_THRESHOLD
     assert parser_of("evaluate").get_default("top_k") == inspect.signature(predict_dataset).parameters["top_k"].default

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformers-cvis segment`, as a user meets it: what it prints, what it writes, how it fails."""
 
 import json
@@ -19,14 +20,16 @@ def test_segment_writes_video_sheet_and_json(video, model, tmp_path, capsys):
     found = re.search(rf"{re.escape(str(video))}: (\d+) tracks? in 4 frames of 64x48", captured.out)
     num_tracks = int(found[1])
     assert num_tracks >= 1
-    assert captured.out.count("\n  ") == num_tracks + 1 and "score" in captured.out
+    assert captured.out.count("\n  ") == num_tracks + 1
+    assert "score" in captured.out
 
     assert sorted(path.name for path in out.iterdir()) == ["results.json", "valid_00000.mp4", "valid_00000.png"]
     with av.open(str(out / "valid_00000.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 4
     assert Image.open(out / "valid_00000.png").width > 64
     results = json.loads((out / "results.json").read_text())
-    assert len(results["annotations"]) == num_tracks and all(0 <= a["score"] <= 1 for a in results["annotations"])
+    assert len(results["annotations"]) == num_tracks
+    assert all(0 <= a["score"] <= 1 for a in results["annotations"])
     assert validate_ytvis(out / "results.json") == []
 
 
@@ -121,7 +124,8 @@ def test_a_model_without_a_network(video, tmp_path, capsys, monkeypatch):
 def test_wrong_usage_has_exit_code_2(option, value, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run("segment", "a.mp4", option, value)
-    assert exit_info.value.code == 2 and message in capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_model_of_another_kind_is_told_from_a_video_model(video, tmp_path, capsys):
@@ -134,7 +138,8 @@ def test_a_mask2former_checkpoint_of_the_hub_segments_a_video(video, mask2former
     arguments = ("--model", mask2former_on_the_hub, "--threshold", 0, "--out", tmp_path)
     assert run("segment", video, *arguments) == 0
     content = json.loads((tmp_path / "results.json").read_text())
-    assert {category["name"] for category in content["categories"]} == {"person", "dog"} and content["annotations"]
+    assert {category["name"] for category in content["categories"]} == {"person", "dog"}
+    assert content["annotations"]
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformers-cvis train` and `transformers-cvis train-continual`."""
 
 import json
@@ -30,10 +31,12 @@ def test_a_schedule_from_the_command_line(tmp_path, capsys, loopback_hub):
     assert [category["name"] for category in found["categories"]] == ["ring", "star"]
     assert run("push", runs / "task-1", "tester/mine") == 1
     assert "push the base there first" in error_line(capsys)
-    assert run("push", runs / "task-0", "tester/mine") == 0 and run("push", runs / "task-1", "tester/mine") == 0
+    assert run("push", runs / "task-0", "tester/mine") == 0
+    assert run("push", runs / "task-1", "tester/mine") == 0
     repo = loopback_hub.repos["model", "tester/mine"]
     assert set(repo.branches) == {"main", "task-1"}
-    assert "report.json" in repo.files("main") and "report.json" in repo.files("task-1")
+    assert "report.json" in repo.files("main")
+    assert "report.json" in repo.files("task-1")
 
 
 def listed(capsys, folder: Path) -> dict[str, str]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data and a finished run that the tests of this folder share."""
 
 from pathlib import Path

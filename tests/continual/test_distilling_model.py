@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods without prompts: their losses on a real model, what trains, what is saved."""
 
 import copy
@@ -122,7 +123,8 @@ def test_pseudo_labels_reach_the_losses(monkeypatch):
 
 def test_the_teacher_stays_in_inference_mode():
     model = distilling().train()
-    assert model.student.training and not any(module.training for module in model.teacher.modules())
+    assert model.student.training
+    assert not any(module.training for module in model.teacher.modules())
     assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
     assert not model.eval().student.training
 
@@ -135,7 +137,8 @@ def test_the_student_is_what_predicts_and_what_is_saved(tmp_path):
     assert torch.equal(logits, model.student(video_batch()).class_queries_logits)
     model.save_pretrained(tmp_path)
     loaded, info = TaskClipDetectorForVideoInstanceSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     assert torch.equal(loaded(video_batch()).class_queries_logits, logits)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orthogonal gradient correction: what is protected, and that nothing moves there."""
 
 import pytest
@@ -58,9 +59,11 @@ def test_a_basis_grows_over_tasks_and_keeps_what_it_had():
     first_rows, second_rows = features(4, seed=0), features(4, seed=1)
     first = grow_basis(energy(first_rows), 0.9)
     second = grow_basis(energy(second_rows), 0.9, first)
-    assert torch.equal(second[:, : first.shape[1]], first) and second.shape[1] > first.shape[1]
+    assert torch.equal(second[:, : first.shape[1]], first)
+    assert second.shape[1] > first.shape[1]
     torch.testing.assert_close(second.T @ second, torch.eye(second.shape[1], dtype=torch.float64))
-    assert held_share(second, second_rows) >= 0.9 and held_share(second, first_rows) >= 0.9
+    assert held_share(second, second_rows) >= 0.9
+    assert held_share(second, first_rows) >= 0.9
     assert torch.equal(grow_basis(energy(first_rows), 0.9, second), second)  # nothing to add
 
 
@@ -128,11 +131,13 @@ def test_released_directions_are_those_of_the_first_256_frames(num_earlier):
     before = None if num_earlier is None else torch.eye(256, dtype=torch.float64)[:, :num_earlier]
     model, clips = TinyLearner(before).train(), Clips()
     directions = collect_directions(model, clips, CvisVideoProcessor(), "released", threshold=0.9, num_clips=300)
-    assert model.training and clips.looked_at == list(range(52))  # of 5 frames each
+    assert model.training
+    assert clips.looked_at == list(range(52))
     videos = collate_clips([clips[number] for number in range(52)], CvisVideoProcessor())["pixel_values_videos"]
     samples = torch.cat([model.eval().prompt_features(video).flatten(1) for video in videos])
     basis = grow_basis_released(released_representation(samples), 0.9, before)
-    assert torch.equal(directions, basis[:, num_earlier or 0 :]) and directions.shape[1] > 0
+    assert torch.equal(directions, basis[:, num_earlier or 0 :])
+    assert directions.shape[1] > 0
     whole = directions if before is None else torch.cat([before, directions], dim=1)
     torch.testing.assert_close(whole.T @ whole, torch.eye(whole.shape[1], dtype=torch.float64))
     prompt = torch.nn.Parameter(torch.zeros(4, 256))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods: the registry, and a method from outside the package with callbacks of its own."""
 
 import pytest
@@ -43,7 +44,8 @@ def test_a_method_from_outside_runs_by_its_name(shapes, tmp_path, monkeypatch):
         *[("before", 0, ["circle"], True, False, 1, 2, True), 0, 1, ("after", 0, True)],
         *[("before", 1, ["ring"], False, True, 2, 2, True), 0, 1, ("after", 1, True)],
     ]
-    assert further.calls == recorders[0].calls and len(recorders) == 1
+    assert further.calls == recorders[0].calls
+    assert len(recorders) == 1
 
     base = {"base_model": str(tmp_path / "run" / "task-0"), "classes": {"tasks": [["circle"]]}}
     train_continual(tiny_schedule(shapes, "mine", **base), tmp_path / "other")

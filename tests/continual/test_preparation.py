@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks before any training: a schedule, data or a base that do not fit, and what is left in the folder of the run."""
 
 import json
@@ -32,7 +33,8 @@ def test_a_restart_that_cannot_be_leaves_the_former_run(finished, shapes, tmp_pa
         before = files_of(tmp_path / "run")
         with pytest.raises((ValueError, OSError)):
             train_continual(tiny_schedule(shapes), tmp_path / "run", resume="restart", overrides=[wrong])
-        assert files_of(tmp_path / "run") == before and before.keys() == files_of(finished).keys()
+        assert files_of(tmp_path / "run") == before
+        assert before.keys() == files_of(finished).keys()
         with pytest.raises((ValueError, OSError)):
             train_continual(tiny_schedule(shapes), tmp_path / f"new-{number}", resume="restart", overrides=[wrong])
         assert not (tmp_path / f"new-{number}").exists()
@@ -100,7 +102,8 @@ def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_pat
     videos = {"json": str(shapes / "train.json"), "images": str(shapes / "JPEGImages")}
     classes = {"tasks": [["circle"], ["ring"]], "mode": "disjoint"}
     plan = prepare(tiny_schedule(shapes, train=[videos, images], classes=classes), tmp_path / "run", "auto")
-    assert both and [len(recipe.data.train) for recipe in plan.recipes] == [1, 2]
+    assert both
+    assert [len(recipe.data.train) for recipe in plan.recipes] == [1, 2]
 
 
 @pytest.mark.parametrize(

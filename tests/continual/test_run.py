@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole schedules of tiny real models: what each task sees, learns, leaves behind and how it goes on after a kill."""
 
 import json
@@ -38,11 +39,13 @@ def test_what_a_schedule_leaves(finished):
         results = json.loads((folder / "results.json").read_text())
         assert {track["video_id"] for track in results} == {1, 2, 3}
         assert not (folder / "checkpoints").exists()
-        assert (folder / "video_preprocessor_config.json").is_file() and (folder / "training_log.jsonl").is_file()
+        assert (folder / "video_preprocessor_config.json").is_file()
+        assert (folder / "training_log.jsonl").is_file()
         assert number == 0 or not (folder / "model.safetensors").exists()
         assert_card_reports(folder, number)
     report = json.loads((finished / "report" / "report.json").read_text())
-    assert report["tasks"] == TASKS and len(report["evaluations"]) == 3
+    assert report["tasks"] == TASKS
+    assert len(report["evaluations"]) == 3
 
 
 def assert_card_reports(folder: Path, number: int) -> None:
@@ -117,7 +120,8 @@ def test_frame_prompts_keep_clear_of_protected_directions(finished, shapes, tmp_
         change = trained.detach() - before
         assert change.norm() > 1e-3
         shares[name] = (change @ directions.float()).norm() / change.norm()
-    assert shares["with"] < 1e-5 and shares["without"] > 1e-2
+    assert shares["with"] < 1e-5
+    assert shares["without"] > 1e-2
 
 
 def labels_seen(schedule, folder, monkeypatch) -> list[dict[int, set[str]]]:
@@ -193,7 +197,8 @@ def test_how_evaluations_are_read_can_change(finished, shapes, tmp_path, monkeyp
     options = {"evaluate_classes": "seen", "undefined": "released", "num_classes": "all"}
     report = train_continual(tiny_schedule(shapes, report=options), tmp_path)
     written = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert report.to_dict() == written and options.items() <= written.items()
+    assert report.to_dict() == written
+    assert options.items() <= written.items()
     assert "are over seen classes" in (tmp_path / "report" / "report.md").read_text()
     assert json.loads((tmp_path / "schedule.json").read_text())["report"]["undefined"] == "released"
     with pytest.raises(ValueError, match=r"it differs in report.forgetting_videos\."):
@@ -250,7 +255,8 @@ def test_a_finished_run_is_pushed_when_a_repository_is_given(finished, shapes, t
     train_continual(schedule, tmp_path)
     assert_pushed(loopback_hub, tmp_path, 3)
     repo = loopback_hub.repos["model", "tester/late"]
-    assert "report.json" in repo.files("main") and "report.json" in repo.files("task-1")
+    assert "report.json" in repo.files("main")
+    assert "report.json" in repo.files("task-1")
 
     loopback_hub.log.clear()
     train_continual(schedule, tmp_path)
@@ -290,7 +296,8 @@ def test_the_example_runs_a_schedule_and_pushes_it_later(shapes, tmp_path, monke
         runpy.run_path(str(EXAMPLE), run_name="__main__")
         printed = capsys.readouterr().out
         assert "| after task | classes | AP |" in printed
-        assert "\nafter task 0: circle " in printed and "\nafter task 1: " in printed
+        assert "\nafter task 0: circle " in printed
+        assert "\nafter task 1: " in printed
     assert_pushed(loopback_hub, tmp_path / "run", 2)
 
 
@@ -319,7 +326,9 @@ def test_a_method_stays_itself_on_the_base_of_another(shapes, tmp_path):
     changes = {"base_model": str(tmp_path / "eclipse" / "task-0"), "classes": {"tasks": TASKS[:2]}}
     train_continual(tiny_schedule(shapes, "crisp", **changes), tmp_path / "crisp", overrides=["recipe.max_steps=1"])
     config = AutoConfig.from_pretrained(tmp_path / "crisp" / "task-1")
-    assert config.residual_prompts and config.lambda_ic > 0 and config.prompt_init == "directions"
+    assert config.residual_prompts
+    assert config.lambda_ic > 0
+    assert config.prompt_init == "directions"
     losses = json.loads((tmp_path / "crisp" / "task-1" / "training_log.jsonl").read_text().splitlines()[-1])
     assert {"loss_isc", "loss_ic"} <= set(losses)
     ablation = Schedule.load(tiny_schedule(shapes, "crisp"), ["recipe.model.config.lambda_ic=0.0"])
@@ -332,7 +341,8 @@ def test_a_held_out_share_of_the_videos(shapes, tmp_path):
     report = train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
     parts = [json.loads((tmp_path / "splits" / f"{name}_split.json").read_text()) for name in ("train", "test")]
     train_videos, test_videos = ({video["id"] for video in part["videos"]} for part in parts)
-    assert len(train_videos) + len(test_videos) == 8 and not train_videos & test_videos
+    assert len(train_videos) + len(test_videos) == 8
+    assert not train_videos & test_videos
     assert len(report.evaluations) == 2
     again = train_continual(schedule, tmp_path, overrides=["recipe.max_steps=1"])
     assert again.to_dict() == report.to_dict()
@@ -366,7 +376,9 @@ def test_protected_directions_are_those_of_all_processes(shapes, tmp_path):
     alone = tiny_directions(shapes)
     finish(processes)
     first, second = (load_file(tmp_path / f"rank-{rank}.safetensors")["directions"] for rank in range(2))
-    assert torch.equal(first, second) and first.shape == alone.shape and 0 < alone.shape[1] < alone.shape[0]
+    assert torch.equal(first, second)
+    assert first.shape == alone.shape
+    assert 0 < alone.shape[1] < alone.shape[0]
     torch.testing.assert_close(first @ first.T, alone @ alone.T, rtol=0, atol=1e-5)
 
 

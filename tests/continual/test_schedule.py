@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Schedules: what they read, how classes become tasks, what ships with the package."""
 
 import pytest
@@ -39,10 +40,12 @@ def test_recipes_of_tasks():
     assert [recipe.max_steps for recipe in recipes] == [80_000, 10_000, 7]
     assert [recipe.model.init_from for recipe in recipes] == ["vita_r50_coco", None, None]
     assert recipes[2].data.class_names == ["person", "dog", "cat", "cow"]
-    assert {recipe.seed for recipe in recipes} == {42} and {recipe.system for recipe in recipes} == {"hvpl"}
+    assert {recipe.seed for recipe in recipes} == {42}
+    assert {recipe.system for recipe in recipes} == {"hvpl"}
     videos, images = recipes[1].data.train
     assert videos.classes == images.classes
-    assert videos.classes.keep == ("person", "dog") and videos.classes.require == ("dog",)
+    assert videos.classes.keep == ("person", "dog")
+    assert videos.classes.require == ("dog",)
     assert videos.classes.exclude == ("cat", "cow")
     assert (images.kind, images.class_mapping) == ("images", "ytvis2019")
 
@@ -92,7 +95,8 @@ def test_published_hyper_parameters(name):
     num_classes, num_tasks, num_prompts, base_steps, milestone, steps, later_milestone = PUBLISHED[name]
     schedule = Schedule.load(name)
     tasks = schedule.classes.assign([f"class {index}" for index in range(num_classes)], schedule.seed)
-    assert len(tasks) == num_tasks + 1 and schedule.num_prompts == num_prompts
+    assert len(tasks) == num_tasks + 1
+    assert schedule.num_prompts == num_prompts
     base, later = (schedule.task_recipe(number, tasks, schedule.train[:1]) for number in (0, num_tasks))
     assert (base.max_steps, base.learning_rate_schedule.milestones) == (base_steps, [milestone])
     assert later.max_steps == steps
@@ -134,7 +138,8 @@ def test_every_shipped_schedule_loads():
     for name in shipped_schedules():
         schedule = Schedule.load(name)
         assert Schedule.from_dict(schedule.to_dict()) == schedule
-        assert schedule.output_dir == name and isinstance(schedule.train[0], SourceSettings)
+        assert schedule.output_dir == name
+        assert isinstance(schedule.train[0], SourceSettings)
 
 
 def test_a_schedule_that_does_not_exist():
@@ -152,4 +157,5 @@ def test_a_schedule_of_crisp_runs_other_methods_without_its_text_encoder():
         configs[method] = recipe.model.config
         assert recipe.system == ("crisp" if method == "crisp" else "task_clip_detector")
     dropped = set(configs["crisp"]) - set(configs["finetune"])
-    assert {"text_encoder", "text_hidden_size"} <= dropped and configs["finetune"]["feature_size"] == 64
+    assert {"text_encoder", "text_hidden_size"} <= dropped
+    assert configs["finetune"]["feature_size"] == 64

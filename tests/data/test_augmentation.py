@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,7 +79,8 @@ def test_image_mask_and_box_go_the_same_way(seed):
         image = transform.image(Image.fromarray(pixels))
         mask = transform.masks(pixels[None, ..., 0] > 0)[0]
         (box,) = transform.boxes(np.array([[left, top, left + 36, top + 30]], dtype=float))
-        assert image.shape == (transform.height, transform.width, 3) and mask.shape == image.shape[:2]
+        assert image.shape == (transform.height, transform.width, 3)
+        assert mask.shape == image.shape[:2]
         bright = image[..., 0] > 127
         assert (bright != mask).mean() < 0.05
         if mask.any():
@@ -99,12 +101,14 @@ def test_flip_mirrors_pixels_and_boxes():
 def test_vita_defaults_are_the_published_ones():
     augmentation = ClipAugmentation()
     assert augmentation.short_sides == (288, 320, 352, 384, 416, 448, 480, 512)
-    assert augmentation.max_size == 768 and augmentation.flip_probability == 0.5
+    assert augmentation.max_size == 768
+    assert augmentation.flip_probability == 0.5
     assert augmentation.crop == RandomCropPath(0.5, (400, 500, 600), 1333, (384, 600))
     clips = draws(augmentation, 720, 1280, 3, 400)
     cropped = [clip for clip in clips if steps_of(clip[0], Crop)]
     flipped = [clip for clip in clips if steps_of(clip[0], HorizontalFlip)]
-    assert 160 < len(cropped) < 240 and 160 < len(flipped) < 240
+    assert 160 < len(cropped) < 240
+    assert 160 < len(flipped) < 240
     for clip in clips:
         assert len({(transform.height, transform.width) for transform in clip}) == 1  # one size a clip
         assert len({bool(steps_of(transform, HorizontalFlip)) for transform in clip}) == 1
@@ -117,7 +121,8 @@ def test_vita_defaults_are_the_published_ones():
     for clip in cropped:
         assert len({(crop.height, crop.width) for t in clip for crop in steps_of(t, Crop)}) == 1
         (crop,) = steps_of(clip[0], Crop)
-        assert 384 <= crop.height <= 600 and 384 <= crop.width <= 600
+        assert 384 <= crop.height <= 600
+        assert 384 <= crop.width <= 600
 
 
 def test_crop_path_is_a_line_inside_the_frame_in_both_directions():
@@ -129,7 +134,8 @@ def test_crop_path_is_a_line_inside_the_frame_in_both_directions():
         corners = np.array([(crop.top, crop.left) for crop in crops])
         heights.add(crops[0].height)
         assert (corners >= 0).all()
-        assert (corners[:, 0] + crops[0].height <= 60).all() and (corners[:, 1] + crops[0].width <= 100).all()
+        assert (corners[:, 0] + crops[0].height <= 60).all()
+        assert (corners[:, 1] + crops[0].width <= 100).all()
         steps = np.diff(corners, axis=0)
         assert (steps >= 0).all() or (steps <= 0).all()  # always along one diagonal direction, never zigzag
         directions.add(int(np.sign(steps.sum())))
@@ -146,7 +152,8 @@ def test_crop_path_is_a_line_inside_the_frame_in_both_directions():
 
 def test_crop_window_is_no_larger_than_the_frame():
     crops = RandomCropPath(window=(384, 600)).draw(400, 200, 2, np.random.default_rng(0))
-    assert {crop.width for crop in crops} == {200} and {crop.left for crop in crops} == {0}
+    assert {crop.width for crop in crops} == {200}
+    assert {crop.left for crop in crops} == {0}
     assert 384 <= crops[0].height <= 400
 
 
@@ -180,7 +187,8 @@ def test_clipping_a_polygon_keeps_what_the_window_shows(seed):
     whole = rasterised(points + 100, 300, 300)  # far from any edge
     crop = Crop(int(rng.integers(0, 40)), int(rng.integers(0, 60)), 40, 60)
     clipped = crop.polygon(points)
-    assert (clipped >= -1e-9).all() and (clipped <= np.array([60, 40]) + 1e-9).all()
+    assert (clipped >= -1e-9).all()
+    assert (clipped <= np.array([60, 40]) + 1e-9).all()
     expected = whole[100 + crop.top :, 100 + crop.left :][:40, :60]
     mask = FrameTransform((crop,), 40, 60).polygon_mask([points.ravel()])
     assert (mask != expected).sum() <= 8  # rasterised from other corners, the outline moves by a pixel here and there
@@ -237,7 +245,8 @@ def test_rotation_is_counter_clockwise_and_around_its_centre():
     image.paste((255, 255, 255), (60, 28, 66, 33))  # right of the centre
     rotation = Rotation(90.0, (40.5, 30.5))
     rows, columns = np.nonzero(np.asarray(rotation.image(image))[..., 0] > 127)
-    assert (rows.mean() < 15) and abs(columns.mean() - 40) < 1  # now above it
+    assert rows.mean() < 15
+    assert abs(columns.mean() - 40) < 1
     (box,) = rotation.boxes(np.array([[60.0, 28, 66, 33]]))
     np.testing.assert_allclose(box, [38, 5, 43, 11], atol=1e-9)
     np.testing.assert_allclose(rotation.polygon(np.array([[40.5, 30.5]])), [[40.5, 30.5]])
@@ -250,14 +259,17 @@ def test_rotations_of_a_clip_turn_one_way_around_one_centre():
     for seed in range(200):
         rotations = RandomRotation().draw(200, 400, 5, np.random.default_rng(seed))
         angles = np.array([rotation.angle for rotation in rotations])
-        assert np.abs(angles).max() <= 15 and len({rotation.centre for rotation in rotations}) == 1
+        assert np.abs(angles).max() <= 15
+        assert len({rotation.centre for rotation in rotations}) == 1
         assert (np.diff(angles) > 0).all() or (np.diff(angles) < 0).all()
         directions.add(bool(angles[0] < angles[1]))
         centres.append(rotations[0].centre)
     assert directions == {True, False}
     centres = np.array(centres)
-    assert (centres >= [160, 80]).all() and (centres <= [240, 120]).all()
-    assert (centres.min(0) < [165, 83]).all() and (centres.max(0) > [235, 117]).all()
+    assert (centres >= [160, 80]).all()
+    assert (centres <= [240, 120]).all()
+    assert (centres.min(0) < [165, 83]).all()
+    assert (centres.max(0) > [235, 117]).all()
 
 
 def test_rotation_comes_last_and_always():
@@ -283,10 +295,12 @@ def test_large_scale_jitter():
         if free[0] > 50:  # one share of the free range for both sides
             offsets.append((crop.top / free[0], crop.left / free[1]))
         assert (pad.height, pad.width) == (1024, 1024)
-    assert 0.1 <= min(scales) < 0.15 and 1.95 < max(scales) <= 2.0
+    assert 0.1 <= min(scales) < 0.15
+    assert 1.95 < max(scales) <= 2.0
     offsets = np.array(offsets)
     np.testing.assert_allclose(offsets[:, 0], offsets[:, 1], atol=0.02)
-    assert offsets.min() < 0.05 and offsets.max() > 0.95
+    assert offsets.min() < 0.05
+    assert offsets.max() > 0.95
     flipped = sum(bool(steps_of(transform, HorizontalFlip)) for (transform,) in draws(LargeScaleJitter(), 48, 64, 1))
     assert 70 < flipped < 130
 
@@ -296,9 +310,11 @@ def test_large_scale_jitter_pads_with_grey_below_and_right():
     (transform,) = augmentation.draw(60, 80, 1, np.random.default_rng(0))
     image = transform.image(Image.new("RGB", (80, 60), (200, 10, 10)))
     assert (image[:24, :32] == (200, 10, 10)).all()
-    assert (image[24:] == 128).all() and (image[:, 32:] == 128).all()
+    assert (image[24:] == 128).all()
+    assert (image[:, 32:] == 128).all()
     masks = transform.masks(np.ones((2, 60, 80), dtype=bool))
-    assert masks[:, :24, :32].all() and masks.sum() == 2 * 24 * 32
+    assert masks[:, :24, :32].all()
+    assert masks.sum() == 2 * 24 * 32
     np.testing.assert_array_equal(transform.boxes(np.array([[0.0, 0, 80, 60]])), [[0, 0, 32, 24]])
 
 

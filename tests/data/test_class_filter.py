@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a task may see of the classes of others."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import copy
 
 import pytest
@@ -78,7 +79,8 @@ def test_categories_are_renamed_merged_and_dropped(content):
     mapped = map_categories(content, {"car": "vehicle", "truck": "vehicle"})
     assert mapped["categories"] == [{"id": 2, "name": "vehicle"}]
     assert [(a["id"], a["category_id"]) for a in mapped["annotations"]] == [(1, 2), (2, 2), (4, 2)]
-    assert mapped["videos"] == content["videos"] and content == before
+    assert mapped["videos"] == content["videos"]
+    assert content == before
     swapped = map_categories(content, {"dog": "car", "car": "dog"}, labels=["dog", "car", "cat"])
     assert swapped["categories"] == [{"id": 2, "name": "dog"}, {"id": 9, "name": "car"}]
     assert [a["category_id"] for a in swapped["annotations"]] == [9, 2, 9]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import hashlib
 import pickle
 import time
@@ -65,8 +66,10 @@ def test_window_of_sampled_frames():
     for seed in range(300):
         rng = np.random.default_rng(seed)
         frames = sample_clip_frames(30, 5, 6, rng)
-        assert frames.shape == (5,) and (np.diff(frames) >= 0).all()
-        assert frames[0] >= 0 and frames[-1] < 30
+        assert frames.shape == (5,)
+        assert (np.diff(frames) >= 0).all()
+        assert frames[0] >= 0
+        assert frames[-1] < 30
         # some frame is the reference: all others within 6 of it, and it appears once
         references = [f for f in frames if np.abs(frames - f).max() <= 6 and (frames == f).sum() == 1]
         assert references
@@ -140,9 +143,11 @@ def test_types_and_shapes(shapes):
     labels = sample["labels"]
     num_frames, channels, height, width = sample["pixel_values_videos"].shape
     num_instances = len(labels["class_labels"])
-    assert (num_frames, channels) == (3, 3) and sample["pixel_values_videos"].dtype == torch.uint8
+    assert (num_frames, channels) == (3, 3)
+    assert sample["pixel_values_videos"].dtype == torch.uint8
     assert sample["pixel_values_videos"].is_contiguous()
-    assert labels["masks"].shape == (num_instances, 3, height, width) and labels["masks"].dtype == torch.bool
+    assert labels["masks"].shape == (num_instances, 3, height, width)
+    assert labels["masks"].dtype == torch.bool
     assert labels["ids"].shape == (num_instances, 3)
     assert labels["ids"].dtype == labels["class_labels"].dtype == torch.int64
     assert set(sample) == {"pixel_values_videos", "labels", "video_id", "frame_indices", "name"}
@@ -173,7 +178,8 @@ def test_instance_lost_by_the_crop_is_absent_there(tiny_file, tiny):
     for number in range(60):
         labels = dataset[number]["labels"]
         visible = labels["masks"].any(-1).any(-1)
-        assert ((labels["ids"] >= 0) == visible).all() and visible.any(1).all()
+        assert ((labels["ids"] >= 0) == visible).all()
+        assert visible.any(1).all()
         lost += int((~visible).any())
     assert lost > 5
     assert any(len(dataset[number]["labels"]["class_labels"]) == 0 for number in range(60))  # nothing in the window
@@ -186,12 +192,14 @@ def test_degenerate_box_counts_as_absent(tiny):
     dataset = ClipDataset(tiny(spoil), 2, 2, AS_IT_IS)
     samples = [dataset[number] for number in range(2)]
     (sample,) = [sample for sample in samples if sample["video_id"] == 2]
-    assert sample["labels"]["ids"].shape == (0, 2) and sample["labels"]["masks"].shape == (0, 2, 20, 30)
+    assert sample["labels"]["ids"].shape == (0, 2)
+    assert sample["labels"]["masks"].shape == (0, 2, 20, 30)
 
 
 def test_crowds_and_empty_videos_are_dropped(tiny):
     dataset = ClipDataset(tiny(lambda content: content["annotations"].pop()), 2, 2, AS_IT_IS)
-    assert len(dataset) == 1 and {dataset[number]["video_id"] for number in range(5)} == {1}
+    assert len(dataset) == 1
+    assert {dataset[number]["video_id"] for number in range(5)} == {1}
 
     def crowd(content):
         content["annotations"][2]["iscrowd"] = content["annotations"][0]["iscrowd"] = 1
@@ -246,7 +254,8 @@ def test_mixture_follows_the_ratios_and_takes_every_source_in_turn(shapes, monke
     mixture = MixedClipDataset(sources, [1, 0.25], seed=3)
     for number in range(220):
         mixture[number]
-    assert taken[0] == list(range(len(taken[0]))) and taken[1] == list(range(len(taken[1])))
+    assert taken[0] == list(range(len(taken[0])))
+    assert taken[1] == list(range(len(taken[1])))
     assert 0.1 < len(taken[1]) / 220 < 0.3
     before = [list(numbers) for numbers in taken]
     resumed = MixedClipDataset(sources, [1, 0.25], seed=3)
@@ -254,7 +263,8 @@ def test_mixture_follows_the_ratios_and_takes_every_source_in_turn(shapes, monke
         resumed[number]
     for numbers, earlier in zip(taken, before, strict=True):
         again = numbers[len(earlier) :]
-        assert again and again == earlier[-len(again) :]
+        assert again
+        assert again == earlier[-len(again) :]
     assert len(mixture) == 12
     with pytest.raises(ValueError, match="give one positive ratio for each source"):
         MixedClipDataset(sources, [1])
@@ -339,7 +349,8 @@ def test_collate_normalises_then_pads():
     assert batch["pixel_values_videos"].dtype == torch.float32
     first = batch["pixel_values_videos"][0, 1]
     torch.testing.assert_close(first[:, 39, 69], torch.tensor([5.0, 3.0, 0.7 / 0.3]))
-    assert (first[:, 40:] == 0).all() and (first[:, :, 70:] == 0).all()
+    assert (first[:, 40:] == 0).all()
+    assert (first[:, :, 70:] == 0).all()
     torch.testing.assert_close(batch["pixel_values_videos"][1, 0, :, 0, 0], torch.tensor([-5.0, -2.0, -1.0]))
     assert [labels["masks"].shape for labels in batch["labels"]] == [(1, 2, 64, 96)] * 2
     assert [labels["masks"].sum().item() for labels in batch["labels"]] == [2 * 40 * 70, 2 * 64 * 33]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images of COCO format: the table, and the clips made of it."""
 
 import hashlib
@@ -66,18 +67,22 @@ class Fingerprints(torch.utils.data.Dataset):
 def test_rows(tiny_coco, load):
     dataset = load()
     assert class_names(dataset) == ["person", "car", "tennis racket"]  # in the order of the ids 1, 3, 43
-    assert dataset["image_id"][:] == [7, 8, 9] and "video_id" not in dataset.column_names
+    assert dataset["image_id"][:] == [7, 8, 9]
+    assert "video_id" not in dataset.column_names
     row = dataset[0]
     assert (row["height"], row["width"], row["length"]) == (60, 80, 1)
     assert row["file_names"] == [str(tiny_coco.images / "7.png")]
     person, crowd, racket = row["annotations"]
     assert (person["id"], person["label"], person["iscrowd"]) == (100, 0, False)
-    assert person["polygons"] == [[[10, 5, 40, 5, 40, 55, 10, 55]]] and person["segmentations"] == [None]
+    assert person["polygons"] == [[[10, 5, 40, 5, 40, 55, 10, 55]]]
+    assert person["segmentations"] == [None]
     assert person["boxes"] == [[10, 5, 30, 50]]
-    assert crowd["iscrowd"] and racket["polygons"] == [None]
+    assert crowd["iscrowd"]
+    assert racket["polygons"] == [None]
     assert racket["segmentations"] == [tiny_coco.content["annotations"][2]["segmentation"]["counts"]]
     assert dataset[2]["annotations"] == []
-    assert dataset.cache_files and len(pickle.dumps(dataset)) < 10_000  # memory-mapped: a worker gets the path
+    assert dataset.cache_files
+    assert len(pickle.dumps(dataset)) < 10_000
 
 
 def test_classes_are_mapped(load, tiny_coco, cache_dir):
@@ -89,7 +94,8 @@ def test_classes_are_mapped(load, tiny_coco, cache_dir):
     assert class_names(dataset) == ["vehicle", "tool"]
     assert [len(row["annotations"]) for row in dataset] == [1, 1, 0]  # people are dropped
     merged = load(class_mapping={"car": "thing", "tennis racket": "thing"})
-    assert class_names(merged) == ["thing"] and len(ClipDataset(merged, 1, 0, AS_IT_IS)) == 2
+    assert class_names(merged) == ["thing"]
+    assert len(ClipDataset(merged, 1, 0, AS_IT_IS)) == 2
     with pytest.raises(ValueError, match="data.json: class_mapping: 'cra' is not a category .* Did you mean 'car'?"):
         load(class_mapping={"cra": "vehicle"})
     with pytest.raises(ValueError, match="'ytvis' is not a class mapping"):  # though a table without mapping is there
@@ -157,8 +163,10 @@ def test_clip_without_augmentation_is_the_image(tiny_coco, load):
     assert labels["ids"].tolist() == [[0, 0, 0], [1, 1, 1]]
     assert labels["masks"].shape == (2, 3, 60, 80)
     for frame in range(3):
-        assert labels["masks"][0, frame, 5:55, 10:40].all() and labels["masks"][0, frame].sum() == 50 * 30
-        assert labels["masks"][1, frame, 30:45, 50:70].all() and labels["masks"][1, frame].sum() == 15 * 20
+        assert labels["masks"][0, frame, 5:55, 10:40].all()
+        assert labels["masks"][0, frame].sum() == 50 * 30
+        assert labels["masks"][1, frame, 30:45, 50:70].all()
+        assert labels["masks"][1, frame].sum() == 15 * 20
 
 
 def test_ids_are_places_among_the_annotations(load):

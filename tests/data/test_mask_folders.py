@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import json
 
 import numpy as np
@@ -68,7 +69,8 @@ def test_masks_become_tracks(folders, tmp_path, cache_dir):
     }
     assert names(content) == ["cat", "dog", "person"]
     dog = content["annotations"][1]
-    assert dog["video_id"] == 2 and dog["segmentations"][2] is dog["bboxes"][2] is None
+    assert dog["video_id"] == 2
+    assert dog["segmentations"][2] is dog["bboxes"][2] is None
     assert dog["bboxes"][0] == [3, 2, 9, 7]
     expected = np.zeros((20, 30), dtype=np.uint8)
     expected[2:9, 3:12] = 1

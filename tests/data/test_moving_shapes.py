@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import hashlib
 import json
 import math
@@ -77,7 +78,9 @@ def test_masks_of_a_frame_are_disjoint_and_the_nearest_shape_wins(monkeypatch):
     side = 2 * 0.8 * 12
     assert near.sum() == pytest.approx(side**2, rel=0.1)
     assert far.sum() == pytest.approx(side**2 - (side - 8) ** 2, rel=0.1)
-    assert near[40, 40] and not far[40, 40] and far[24, 24]
+    assert near[40, 40]
+    assert not far[40, 40]
+    assert far[24, 24]
 
 
 def test_image_shows_the_shape_where_the_mask_says():
@@ -98,7 +101,8 @@ def test_objects_leave_and_reenter_and_classes_repeat():
     visible = [mask.any((1, 2)) for video in videos for mask in video.masks]
     seen_frames = [np.flatnonzero(frames) for frames in visible]
     assert any(not frames[seen[0] : seen[-1]].all() for frames, seen in zip(visible, seen_frames, strict=True))
-    assert any(seen[0] > 0 for seen in seen_frames) and any(seen[-1] < 23 for seen in seen_frames)
+    assert any(seen[0] > 0 for seen in seen_frames)
+    assert any(seen[-1] < 23 for seen in seen_frames)
     assert any(len(set(video.categories)) < len(video.categories) for video in videos)
     assert {name for video in videos for name in video.categories} == set(SHAPES)
     assert all(masks.any() for video in videos for masks in video.masks)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import torch
 
@@ -29,6 +30,8 @@ def test_a_row_per_clip_with_the_masks_of_each_frame():
     first, second = picture[gap : gap + 100, gap : gap + 160], picture[gap : gap + 100, 2 * gap + 160 :][:, :160]
     assert np.abs(first - 128).max() < 8  # the object is not in the first frame
     tinted = 0.6 * 128 + 0.4 * np.array(track_colour(0))
-    assert np.abs(second[60, 60] - tinted).max() < 4 and np.abs(second[90, 150] - 128).max() < 8
+    assert np.abs(second[60, 60] - tinted).max() < 4
+    assert np.abs(second[90, 150] - 128).max() < 8
     below = picture[2 * gap + 100 + caption :, gap : gap + 160][:100]
-    assert np.abs(below[:58, :88] - 128).max() < 8 and below[65:].max() < 40  # a smaller clip is not enlarged
+    assert np.abs(below[:58, :88] - 128).max() < 8
+    assert below[65:].max() < 40

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Re-splitting annotated videos: stratified, seeded, recorded."""
 
 import hashlib
@@ -56,7 +57,8 @@ def test_every_class_is_shared_out(tmp_path):
     source = write_json(tmp_path / "all.json", classes_of_video, 12)
     train, test = split_ytvis(source, tmp_path / "split", test_share=0.25, seed=3)
     assert (train.name, test.name) == ("train_split.json", "test_split.json")
-    assert videos_of(train) | videos_of(test) == set(classes_of_video) and not videos_of(train) & videos_of(test)
+    assert videos_of(train) | videos_of(test) == set(classes_of_video)
+    assert not videos_of(train) & videos_of(test)
     for category in range(1, 13):
         holding = {video for video, classes in classes_of_video.items() if category in classes}
         in_test = len(holding & videos_of(test))
@@ -71,7 +73,8 @@ def test_the_seed_and_the_content_decide(tmp_path):
     first, again, other = (
         videos_of(split_ytvis(source, tmp_path / name, seed=seed)[1]) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    assert first == again and first != other
+    assert first == again
+    assert first != other
 
 
 def test_a_part_is_the_source_without_the_other_videos_and_says_where_it_comes_from(tmp_path):
@@ -82,13 +85,15 @@ def test_a_part_is_the_source_without_the_other_videos_and_says_where_it_comes_f
         ids = {video["id"] for video in part["videos"]}
         assert part["videos"] == [video for video in whole["videos"] if video["id"] in ids]
         assert part["annotations"] == [row for row in whole["annotations"] if row["video_id"] in ids]
-        assert part["categories"] == whole["categories"] and part["info"]["year"] == 2019
+        assert part["categories"] == whole["categories"]
+        assert part["info"]["year"] == 2019
         split = part["info"]["split"]
         assert split == {
             **{"part": name, "source": "all.json", "test_share": 0.5, "seed": 0, "video_ids": sorted(ids)},
             "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         }
-        assert {1, 2} & ids and {3, 4} & ids  # two videos of a class: one for each part
+        assert {1, 2} & ids
+        assert {3, 4} & ids
     assert 5 in videos_of(tmp_path / "split" / "train_split.json")  # a single one is to be learnt from
 
 
@@ -97,7 +102,8 @@ def test_a_split_is_known_by_its_record(tmp_path):
     assert not is_split_of(tmp_path / "split", source, 0.5, 3)
     train, _ = split_ytvis(source, tmp_path / "split", 0.5, 3)
     assert is_split_of(tmp_path / "split", source, 0.5, 3)
-    assert not is_split_of(tmp_path / "split", source, 0.4, 3) and not is_split_of(tmp_path / "split", source, 0.5, 4)
+    assert not is_split_of(tmp_path / "split", source, 0.4, 3)
+    assert not is_split_of(tmp_path / "split", source, 0.5, 4)
     record = train.read_text()
     train.write_text(source.read_text())  # no part of anything
     assert not is_split_of(tmp_path / "split", source, 0.5, 3)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import pytest
 
 from transformers_cvis.data import validate_annotations, validate_ytvis
@@ -131,8 +132,10 @@ def test_missing_frames(tiny_file):
     for number in (1, 2):
         (tiny_file.images / "v1" / f"{number:05d}.jpg").unlink()
     (problem,) = validate_ytvis(path, tiny_file.images)
-    assert problem.video_id == 1 and problem.annotation_id is None
-    assert "2 of 4 frames are missing, the first is" in problem.message and "v1/00001.jpg" in problem.message
+    assert problem.video_id == 1
+    assert problem.annotation_id is None
+    assert "2 of 4 frames are missing, the first is" in problem.message
+    assert "v1/00001.jpg" in problem.message
     assert validate_ytvis(path) == []
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import json
 import os
 import pickle
@@ -23,7 +24,8 @@ def test_rows(tiny_file, cache_dir):
     zebra, ape = row["annotations"]
     assert (zebra["id"], zebra["category_id"], zebra["label"], zebra["iscrowd"]) == (10, 3, 1, False)
     assert (ape["id"], ape["category_id"], ape["label"]) == (11, 1, 0)
-    assert zebra["segmentations"][2] is None and zebra["boxes"][2] is None
+    assert zebra["segmentations"][2] is None
+    assert zebra["boxes"][2] is None
     assert zebra["boxes"][0] == [3, 2, 9, 7]
     original = tiny_file.content["annotations"][0]["segmentations"][0]
     assert zebra["segmentations"][0] == original["counts"]
@@ -80,7 +82,8 @@ def test_json_is_parsed_once_and_again_when_it_changes(tiny_file, cache_dir, mon
     monkeypatch.setattr(ytvis, "read_annotations", lambda *arguments: reads.append(arguments) or original(*arguments))
     first = load(tiny_file, cache_dir)
     second = load(tiny_file, cache_dir)
-    assert len(reads) == 1 and first[1] == second[1]
+    assert len(reads) == 1
+    assert first[1] == second[1]
     assert first.cache_files[0]["filename"].startswith(str(cache_dir))  # memory-mapped
     assert len(pickle.dumps(first)) < 10_000  # a worker gets the path, not the rows
 
@@ -110,7 +113,8 @@ def test_files_without_annotations(tiny_file, cache_dir):
         with pytest.raises(ValueError, match="has no annotations.*hold a part of train.json out"):
             load(tiny_file, cache_dir, spoil)
         dataset = load(tiny_file, cache_dir, spoil, require_annotations=False)
-        assert dataset[0]["annotations"] == [] and len(dataset) == 2
+        assert dataset[0]["annotations"] == []
+        assert len(dataset) == 2
 
 
 def test_missing_files(tiny_file, cache_dir, tmp_path):

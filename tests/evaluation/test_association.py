@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Association on tracks whose numbers are known."""
 
 import numpy as np
@@ -75,9 +76,11 @@ def test_an_object_that_comes_back_is_to_keep_its_track():
 def test_false_masks_and_the_iou_threshold():
     objects, tracks = [[0, 0]], [[0, 2], [20, 20]]  # two pixels beside it: IoU 6 / 10
     result = compare(objects, tracks)
-    assert result.detection_accuracy == pytest.approx(2 / 4) and result.association_accuracy == 1
+    assert result.detection_accuracy == pytest.approx(2 / 4)
+    assert result.association_accuracy == 1
     strict = compare(objects, tracks, iou_threshold=0.7)
-    assert strict.detection_accuracy == pytest.approx(1 / 5) and strict.association_accuracy == pytest.approx(1 / 3)
+    assert strict.detection_accuracy == pytest.approx(1 / 5)
+    assert strict.association_accuracy == pytest.approx(1 / 3)
 
 
 def test_videos_count_by_their_masks():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluations after each task and the report of a schedule, on tracks whose AP is known."""
 
 import json
@@ -58,7 +59,8 @@ def report(ground_truth, forgetting_videos="containing", **options) -> Continual
 
 def test_matrices_follow_tasks_and_names(ground_truth):
     filled = report(ground_truth)
-    assert filled.class_names == ["cat", "dog", "cow"] and filled.learnt_after == [0, 0, 1]
+    assert filled.class_names == ["cat", "dog", "cow"]
+    assert filled.learnt_after == [0, 0, 1]
     np.testing.assert_allclose(filled.class_matrix("AP"), [[1, 1], [1, 0], [0, 1]])
     np.testing.assert_allclose(filled.task_matrix("AP50")[:, 0], [1, 0])
     assert filled.task_matrix("AR1")[1].tolist() == pytest.approx([0, 1])
@@ -101,7 +103,8 @@ def test_json_returns_the_same_report(ground_truth):
     filled = report(ground_truth, num_classes="all")
     content = json.loads(json.dumps(filled.to_dict(), allow_nan=False))
     again = ContinualReport.from_dict(content)
-    assert again == filled and again.to_dict() == filled.to_dict()
+    assert again == filled
+    assert again.to_dict() == filled.to_dict()
 
 
 def test_files(ground_truth, tmp_path):
@@ -118,11 +121,9 @@ def test_files(ground_truth, tmp_path):
     assert content["files"] == sorted(path.name for path in written)  # for a push to know them
     assert ContinualReport.read(tmp_path / "new" / "report" / "report.json") == filled
     text = (tmp_path / "new" / "report" / "report.md").read_text()
-    assert (
-        "| HVPL, classes | 50.00 |" in text
-        and "| dog | 0 | 100.00 | 0.00 |" in text
-        and "| cow | 1 |  | 100.00 |" in text
-    )
+    assert "| HVPL, classes | 50.00 |" in text
+    assert "| dog | 0 | 100.00 | 0.00 |" in text
+    assert "| cow | 1 |  | 100.00 |" in text
     for path in written:
         if path.suffix == ".png":
             with Image.open(path) as image:
@@ -132,7 +133,8 @@ def test_files(ground_truth, tmp_path):
 def test_a_base_alone_has_a_report_without_forgetting(ground_truth, tmp_path):
     evaluation = evaluate_after_task(ground_truth, BASE_RESULTS, TASKS[:1], 0)
     alone = ContinualReport(TASKS[:1], [evaluation])
-    assert alone.to_dict()["forgetting"] is None and "forgetting" not in alone.to_markdown()
+    assert alone.to_dict()["forgetting"] is None
+    assert "forgetting" not in alone.to_markdown()
     assert "forgetting.png" not in [path.name for path in alone.save(tmp_path)]
     assert "forgetting.png" not in read_files_of_report(tmp_path / "report.json")
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forgetting rates: the formulas by hand, what is left out, which videos count."""
 
 import numpy as np
@@ -29,7 +30,8 @@ def test_released_counts_a_class_that_was_never_found_as_forgotten():
 def test_rows_without_ground_truth_are_left_out():
     values = [[-1.0, -1.0], [0.5, -1.0], [0.0, 0.3]]
     rate = hvpl_forgetting(values, [0, 0, 1])
-    assert rate.value == 1.0 and np.isnan(rate.terms[0])
+    assert rate.value == 1.0
+    assert np.isnan(rate.terms[0])
     assert crisp_forgetting(values, [0, 0, 1]).value == 0.5
     assert hvpl_forgetting(values, [0, 0, 1], undefined="released").terms[0] == pytest.approx(0, abs=1e-6)
     assert np.isnan(hvpl_forgetting([[-1.0, -1.0], [0.0, 0.3]], [0, 1]).value)

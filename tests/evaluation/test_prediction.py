@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stand-in model run over a data set: classes by name, frames from their folder, what is refused."""
 
 from types import SimpleNamespace
@@ -64,7 +65,8 @@ def test_labels_become_category_ids_by_name(data_set, processor):
     assert [(track["video_id"], track["category_id"]) for track in results] == [(4, 3)]
     assert len(results[0]["segmentations"]) == LENGTH
     result = evaluate_ytvis(ground_truth, results)
-    assert result.ious[4, 3].item() > 0.8 and result.summary["AP50"] == pytest.approx(1)
+    assert result.ious[4, 3].item() > 0.8
+    assert result.summary["AP50"] == pytest.approx(1)
 
 
 def test_labels_that_the_data_set_does_not_have_are_refused(data_set, processor):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Zips for the test servers: what is in them, and that nothing appears when something is wrong."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluator on cases whose numbers are known, against the per-frame formula, and on input that does not fit."""
 
 import copy
@@ -46,28 +47,34 @@ def results(ground_truth):
 
 def test_perfect_results(ground_truth, results):
     result = evaluate_ytvis(ground_truth, results)
-    assert result.summary["AP"] == pytest.approx(1) and result.summary["AR100"] == pytest.approx(1)
+    assert result.summary["AP"] == pytest.approx(1)
+    assert result.summary["AR100"] == pytest.approx(1)
     assert result.summary["AR1"] == pytest.approx(0.75)  # one of the two fish
-    assert result.summary["AP_small"] == pytest.approx(1) and result.summary["AP_large"] == -1
-    assert result.per_category[5]["AP"] == pytest.approx(1) and result.per_category[7]["AP"] == -1
+    assert result.summary["AP_small"] == pytest.approx(1)
+    assert result.summary["AP_large"] == -1
+    assert result.per_category[5]["AP"] == pytest.approx(1)
+    assert result.per_category[7]["AP"] == -1
 
 
 def test_no_results(ground_truth):
     result = evaluate_ytvis(ground_truth, [])
-    assert result.summary["AP"] == 0 and result.summary["AR100"] == 0
+    assert result.summary["AP"] == 0
+    assert result.summary["AR100"] == 0
 
 
 def test_numbers_of_some_categories_come_from_the_same_run(ground_truth, results):
     result = evaluate_ytvis(ground_truth, results[:2])
     assert result.summary["AP"] == pytest.approx(0.5)
-    assert result.summarize([1])["AP"] == pytest.approx(1) and result.summarize([5])["AP"] == 0
+    assert result.summarize([1])["AP"] == pytest.approx(1)
+    assert result.summarize([5])["AP"] == 0
     assert result.summarize([1, 5, 7]) == result.summary
     assert result.summarize([5]) == result.per_category[5]
 
 
 def test_the_table_names_categories_and_shows_what_cannot_be_measured(ground_truth, results):
     table = str(evaluate_ytvis(ground_truth, results))
-    assert "zebra" in table and "AP_small" in table
+    assert "zebra" in table
+    assert "AP_small" in table
     assert table.splitlines()[3].split() == ["owl", "-", "-", "-", "-"]
 
 
@@ -158,7 +165,8 @@ def test_annotated_areas_decide_the_size_class(ground_truth, results):
     for annotation in ground_truth["annotations"]:
         annotation["areas"] = [300**2, None, 0, 300**2]
     result = evaluate_ytvis(ground_truth, results)
-    assert result.summary["AP_small"] == -1 and result.summary["AP_large"] == pytest.approx(1)
+    assert result.summary["AP_small"] == -1
+    assert result.summary["AP_large"] == pytest.approx(1)
 
 
 def test_a_crowd_is_neither_missed_nor_found(ground_truth, results):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model cards: their text, their metadata, and the training summary that they are made of."""
 
 import inspect
@@ -17,7 +18,8 @@ def test_the_card_says_what_a_reader_needs(loopback_hub):
     push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1", **summary)
     card = ModelCard.load(hf_hub_download("tester/tiny", "README.md", revision="task-1"))
 
-    assert card.data.license == "apache-2.0" and card.data.base_model == "tester/base"
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == "tester/base"
     assert "video-instance-segmentation" in card.data.tags
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {"AP": 51.24, "AP50": 75.0}
@@ -44,8 +46,10 @@ def test_the_card_says_what_a_reader_needs(loopback_hub):
 
 def test_a_card_without_a_summary_claims_nothing():
     card = model_card(tiny_model(), "tester/tiny", CardInfo())
-    assert card.data.license == "unknown" and card.data.eval_results is None
-    assert "Nothing was measured." in card.text and "## Training" not in card.text
+    assert card.data.license == "unknown"
+    assert card.data.eval_results is None
+    assert "Nothing was measured." in card.text
+    assert "## Training" not in card.text
 
 
 def test_ap_and_ar_are_percent_and_other_metrics_stay_as_they_are():
@@ -62,7 +66,8 @@ def test_ap_and_ar_are_percent_and_other_metrics_stay_as_they_are():
 def test_the_title_is_the_last_part_of_the_name():
     for name in ("tester/tiny", "runs/tiny", "tiny"):
         card = model_card(tiny_model(), name, CardInfo())
-        assert "\n# tiny\n" in card.content and f'model="{name}"' in card.text
+        assert "\n# tiny\n" in card.content
+        assert f'model="{name}"' in card.text
         assert card.data.model_name == "tiny"
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Push and pull with the real `huggingface_hub` client against the loopback Hub."""
 
 import json
@@ -139,7 +140,8 @@ def test_a_renamed_plot_of_a_report_does_not_stay(loopback_hub):
     HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="mine.png", repo_id="tester/tiny", revision="task-1")
     push_report(Report("new_plot.png"))
     files = set(hub_repo(loopback_hub).files("task-1"))
-    assert "new_plot.png" in files and "old_plot.png" not in files
+    assert "new_plot.png" in files
+    assert "old_plot.png" not in files
     assert "mine.png" in files  # nobody of the package wrote it
 
 
@@ -167,7 +169,8 @@ def test_a_report_that_lists_no_files_owns_its_json_alone(loopback_hub):
     push_report(Report("plot.png", lists_files=False))
     push_report(None)
     files = set(hub_repo(loopback_hub).files("task-1"))
-    assert "plot.png" in files and "report.json" not in files
+    assert "plot.png" in files
+    assert "report.json" not in files
 
 
 def test_the_repository_is_created_under_the_users_name(loopback_hub):

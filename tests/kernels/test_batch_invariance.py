@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batch invariance: bit-identical for any number of elements and of threads, otherwise the usual functions."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which path a layer runs, and why: kernels loaded from folders and from a loopback Hub, and every way that fails."""
 
 import copy
@@ -63,14 +64,16 @@ def assert_falls_back(model, mapping, warnings, reason):
     """One warning with the reason, the PyTorch path afterwards, and the error itself with `strict=True`."""
     use_kernels(model, mapping=mapping)
     assert (model() == 2).all()
-    assert len(warnings) == 1 and "PyTorch path runs instead" in warnings[0]
+    assert len(warnings) == 1
+    assert "PyTorch path runs instead" in warnings[0]
     report = kernel_report(model)
     assert set(report) == {"first", "second"} and all(reason in text for text in report.values()), report
     assert reason in warnings[0], warnings[0]
     with pytest.raises(Exception) as caught:
         use_kernels(model, mapping=mapping, strict=True)
     assert reason in f"{type(caught.value).__name__}: {' '.join(str(caught.value).split())}"
-    assert (model() == 2).all() and len(warnings) == 1
+    assert (model() == 2).all()
+    assert len(warnings) == 1
 
 
 def test_a_local_kernel_runs_and_can_be_switched_off(tmp_path, warnings):
@@ -106,14 +109,16 @@ def test_a_device_type_without_a_kernel(warnings):
 def test_layers_that_the_mapping_does_not_name_are_left_alone(warnings):
     model = Model()
     use_kernels(model, mapping={}, strict=True)
-    assert (model() == 2).all() and warnings == []
+    assert (model() == 2).all()
+    assert warnings == []
 
 
 def test_a_kernel_of_a_trusted_publisher_on_the_hub(loopback_hub, warnings):
     model = Model()
     use_kernels(model, mapping=hub_mapping("kernels-community/cvis-works", build_files(name="cvis-works")), strict=True)
     assert_kernel(model)
-    assert "kernels-community/cvis-works" in kernel_report(model)["first"] and warnings == []
+    assert "kernels-community/cvis-works" in kernel_report(model)["first"]
+    assert warnings == []
 
 
 def test_a_missing_repository(loopback_hub, warnings):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spanning trees of grids and the aggregation along their paths, against definitions written down naively."""
 
 import sys
@@ -92,7 +93,7 @@ def test_edge_costs_come_in_the_order_of_the_edges():
     torch.testing.assert_close(grid_edge_costs(guide), expected)
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 6), (7, 1), (2, 2), (5, 6)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6), (7, 1), (2, 2), (5, 6)])
 def test_trees_are_those_of_kruskal_with_ties_broken_by_edge_order(height, width):
     edges = grid_edges(height, width)
     torch.manual_seed(0)
@@ -107,7 +108,8 @@ def test_nodes_come_level_by_level_after_their_parents():
     trees = random_trees(4, 5, 6)
     everything = list(range(4 * 5 * 6))
     assert sorted(trees.nodes.tolist()) == sorted(trees.edges.tolist()) == everything
-    assert trees.level_sizes[0] == 4 and sum(trees.level_sizes) == 4 * 5 * 6
+    assert trees.level_sizes[0] == 4
+    assert sum(trees.level_sizes) == 4 * 5 * 6
     assert trees.parents[:4].tolist() == [-1] * 4
     assert trees.edges[:4].tolist() == [0, 30, 60, 90]  # no edge leads up from the top left
     levels, parents = (steps.split(trees.level_sizes) for steps in (trees.nodes, trees.parents))
@@ -137,7 +139,7 @@ def test_negative_and_zero_costs_are_ordinary_costs():
     assert tree_edges(parents[0]) == kruskal(costs[0].tolist(), grid_edges(2, 2).tolist(), 4)
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 5), (6, 1), (4, 4)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (6, 1), (4, 4)])
 def test_scan_is_the_sum_over_all_paths(scan, height, width):
     trees = random_trees(3, height, width)
     features, edge_weights = random_inputs((3, height * width, 2))
@@ -165,12 +167,14 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous(scan):
     before = features.clone(), edge_weights.clone()
     result = scan(features, edge_weights, trees)
     assert torch.equal(result, scan(features.contiguous(), edge_weights.contiguous(), trees))
-    assert torch.equal(features, before[0]) and torch.equal(edge_weights, before[1])
+    assert torch.equal(features, before[0])
+    assert torch.equal(edge_weights, before[1])
     gradients = []
     for inputs in ((features, edge_weights), (features.contiguous(), edge_weights.contiguous())):
         inputs = [tensor.clone().requires_grad_() for tensor in inputs]  # clones keep the strides
         gradients.append(torch.autograd.grad(scan(*inputs, trees).square().sum(), inputs))
-    assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
 
 
 def test_channels_know_nothing_of_each_other(scan):
@@ -194,7 +198,8 @@ def test_half_precision_is_computed_in_float32(scan, dtype):
     features, edge_weights = (tensor.to(dtype).requires_grad_() for tensor in random_inputs((2, 30, 4)))
     result = scan(features, edge_weights, trees)
     expected = scan(features.float(), edge_weights.float(), trees)
-    assert torch.equal(result, expected.to(dtype)) and result.dtype == dtype
+    assert torch.equal(result, expected.to(dtype))
+    assert result.dtype == dtype
     result.sum().backward()
     assert features.grad.dtype == edge_weights.grad.dtype == dtype
 

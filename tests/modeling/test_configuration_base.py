@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations: classes, starts, unknown keys, and the switches that `behaviour` sets at once."""
 
 import json
@@ -37,7 +38,8 @@ class TestClasses:
         assert list(config.id2label.items()) == [(0, "disk"), (1, "star")]
         assert config.label2id == {"disk": 0, "star": 1}
         config.id2label = {0: "moon"}
-        assert config.label2id == {"moon": 0} and config.num_labels == 1
+        assert config.label2id == {"moon": 0}
+        assert config.num_labels == 1
         if hasattr(config, "detector_config"):
             assert config.detector_config.label2id == {"moon": 0}
         if hasattr(config, "task_class_counts"):
@@ -51,7 +53,8 @@ class TestBehaviour:
 
     def test_a_single_field_overrides_it(self):
         config = HvplConfig(behaviour="released", scan_axes="frames_queries")
-        assert config.scan_axes == "frames_queries" and config.encoder_slices == "joint"
+        assert config.scan_axes == "frames_queries"
+        assert config.encoder_slices == "joint"
         assert HvplConfig(encoder_slices="joint").cross_tokens == "per_task"
 
     def test_it_is_saved_with_all_values(self, tmp_path):
@@ -94,7 +97,8 @@ class TestStarts:
     def test_fields_of_another_system_are_dropped_silently(self, tmp_path, caplog):
         SpvisConfig.from_frame_detector(tiny_detector_config(), tracker_layers=2).save_pretrained(tmp_path)
         config = MinVisConfig.from_pretrained(tmp_path)
-        assert config.hidden_dim == 32 and not hasattr(config, "tracker_layers")
+        assert config.hidden_dim == 32
+        assert not hasattr(config, "tracker_layers")
         assert "has no field" not in caplog.text
 
     def test_a_system_that_cannot_start_another_is_refused(self, tmp_path):

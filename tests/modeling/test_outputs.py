@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The output of every video model: its score rule is an item like the tensors, and stays with them."""
 
 import copy
@@ -28,7 +29,8 @@ def test_it_is_the_last_item(output):
 
 def test_it_stays_where_an_output_is_cast_or_gathered(output):
     cast = convert_to_fp32(output)  # what accelerate does to the outputs of a model in mixed precision
-    assert cast.class_queries_logits.dtype == torch.float32 and cast.score_rule == RULE
+    assert cast.class_queries_logits.dtype == torch.float32
+    assert cast.score_rule == RULE
     assert [gathered.score_rule for gathered in gather_object([output])] == [RULE]
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One layer of HVPL's video context encoder against the reference case `hvpl_context_layer`."""
 
 import pytest

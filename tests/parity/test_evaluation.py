@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluator against the reference numbers of YouTube-VIS: 12 statistics, per category, and IoU matrices."""
 
 import json

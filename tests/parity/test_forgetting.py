@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forgetting rates against the reference case `forgetting`."""
 
 import numpy as np

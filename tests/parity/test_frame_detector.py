@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frame detector against Mask2Former, converted from the names of a released checkpoint."""
 
 import pytest

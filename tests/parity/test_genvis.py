@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GenVIS against the research code, converted from the names of a released checkpoint."""
 
 import pytest

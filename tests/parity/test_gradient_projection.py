@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Growth of the protected basis and projected gradients against the reference case `hvpl_ogc`."""
 
 from tests.support.goldens import assert_matches, load_case

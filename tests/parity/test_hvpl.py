@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL against the research code, converted from the names of a released checkpoint."""
 
 import pytest
@@ -23,7 +24,8 @@ def converted(case, released_prefix: str, prefix: str) -> dict[str, torch.Tensor
     """Weights of a case that holds one module of the network, under the names of that module here."""
     released = {released_prefix + name: tensor for name, tensor in case.state_dict().items()}
     state_dict, report = convert_state_dict(released, "hvpl")
-    assert not report.unknown and not report.ignored
+    assert not report.unknown
+    assert not report.ignored
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deformable attention against the reference: the core operation, and the pixel decoder's layer around it."""
 
 import pytest

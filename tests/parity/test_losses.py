@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses, costs, matches, assignments and gradients against the research code.
 
 The reference cases give dense mask logits. The criteria take mask features and embeddings, so the logits of all layers

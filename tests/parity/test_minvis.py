@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MinVIS against the research code: matching alone, and a whole network converted from released names."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPVIS and DVIS against the research code: tracker, compensator and refiner alone, and the online network."""
 
 import pytest
@@ -41,7 +42,8 @@ def load_part(case: Case, module: torch.nn.Module, system: str, released_name: s
     """The part of a network which a case records, with its converted weights, in float64."""
     released = {f"{released_name}.{key}": value for key, value in case.state_dict().items()}
     converted, report = convert_state_dict(released, system)
-    assert not report.unknown and not report.ignored
+    assert not report.unknown
+    assert not report.ignored
     module.double().eval().load_state_dict({key.removeprefix(f"{name}."): value for key, value in converted.items()})
     return module
 

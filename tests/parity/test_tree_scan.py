@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tree choice, aggregation and its gradients against the reference case `tree_scan`."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mask2Former checkpoints of the Hub, as transformers saves them, segment videos without any conversion."""
 
 import copy
@@ -126,7 +127,8 @@ def test_folder_loads_with_nothing_missing(checkpoint, caplog, monkeypatch):
     theirs, folder = checkpoint
     model, info = MinVisForVideoInstanceSegmentation.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
-    assert model.config.id2label == LABELS and not model.training
+    assert model.config.id2label == LABELS
+    assert not model.training
     assert_same_network(model, theirs)
     assert "has no field `backbone`" not in caplog.text
 
@@ -153,7 +155,8 @@ def test_revisions(checkpoint, repository):
 def test_video_processor_takes_mean_and_std_and_the_size_of_videos(repository):
     processor = AutoVideoProcessor.from_pretrained(repository[1])
     expected = CvisVideoProcessor(image_mean=IMAGE_PROCESSOR["image_mean"], image_std=IMAGE_PROCESSOR["image_std"])
-    assert type(processor) is CvisVideoProcessor and processor.to_dict() == expected.to_dict()
+    assert type(processor) is CvisVideoProcessor
+    assert processor.to_dict() == expected.to_dict()
     assert processor.size["shortest_edge"] == 360
     assert AutoVideoProcessor.from_pretrained(repository[1], size={"shortest_edge": 64}).size["shortest_edge"] == 64
 
@@ -162,7 +165,8 @@ def test_pipeline_tracks_the_classes_of_the_checkpoint(repository, frames):
     segment = pipeline(TASK, model=repository[1], threshold=None, top_k=5)
     segment.video_processor.size["shortest_edge"] = 64
     result = segment(frames)
-    assert len(result["tracks"]) == 5 and result["num_frames"] == 3
+    assert len(result["tracks"]) == 5
+    assert result["num_frames"] == 3
     assert {track.label for track in result["tracks"]} <= set(LABELS.values())
     assert [track.score for track in result["tracks"]] == sorted((t.score for t in result["tracks"]), reverse=True)
 
@@ -252,7 +256,10 @@ class TestOthers:
     """Checkpoints that are not Mask2Former's are refused by name."""
 
     def test_by_class(self, maskformer):
-        with pytest.raises(ValueError, match="is a 'maskformer' model. A 'minvis' model loads its own checkpoints, or starts from one of mask2former"):
+        with pytest.raises(
+            ValueError,
+            match="is a 'maskformer' model. A 'minvis' model loads its own checkpoints, or starts from one of mask2former",
+        ):
             MinVisForVideoInstanceSegmentation.from_pretrained(maskformer)
 
     def test_by_pipeline(self, maskformer):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import logging
 import math
 
@@ -54,7 +55,8 @@ class TestCalls:
         for track in result["tracks"]:
             assert len(track.segmentations) == len(track.boxes) == 4
             assert track.label in segment.model.config.id2label.values()
-        assert "Track(label=" in str(result) and len(str(result)) < 1000
+        assert "Track(label=" in str(result)
+        assert len(str(result)) < 1000
 
     def test_lists_and_batch_size(self, segment, mp4, frames):
         for batch_size in (None, 1, 2):
@@ -75,7 +77,8 @@ class TestCalls:
         sources = [frames, list(frames), images, paths, str(tmp_path), iter(frames), torch.from_numpy(frames)]
         results = [segment(source) for source in sources]
         scores = [[track.score for track in result["tracks"]] for result in results]
-        assert all(other == scores[0] for other in scores) and scores[0]
+        assert all(other == scores[0] for other in scores)
+        assert scores[0]
 
     def test_parameters(self, segment, mp4):
         assert segment(mp4, fps=4)["fps"] == 4
@@ -121,15 +124,18 @@ class TestManyVideos:
         ]
         for column in columns:
             results = segment(column, max_frames=1)
-            assert isinstance(results, list) and [result["num_frames"] for result in results] == [1, 1]
+            assert isinstance(results, list)
+            assert [result["num_frames"] for result in results] == [1, 1]
         assert segment(pandas.Series([], dtype=str)) == []
 
     def test_generators_are_read_as_results_are_taken(self, segment, mp4):
         taken = []
         results = segment((taken.append(number) or mp4 for number in range(3)), max_frames=2)
         assert taken == [0]  # the first item shows that these are paths, not frames
-        assert next(results)["num_frames"] == 2 and taken == [0]
-        assert [result["num_frames"] for result in results] == [2, 2] and taken == [0, 1, 2]
+        assert next(results)["num_frames"] == 2
+        assert taken == [0]
+        assert [result["num_frames"] for result in results] == [2, 2]
+        assert taken == [0, 1, 2]
         with pytest.raises(TypeError, match=r"come one by one, .* or give a list of paths, `list\(videos\)`"):
             len(segment(path for path in [mp4]))
 
@@ -142,7 +148,8 @@ class TestManyVideos:
         table = datasets.Dataset.from_dict({"path": [mp4] * 3, "fps": [8] * 3})
         for dataset in (KeyDataset(table, "path"), Paths([mp4] * 3)):
             results = segment(dataset, batch_size=batch_size, max_frames=2)
-            assert len(results) == 3 and iter(results) is results
+            assert len(results) == 3
+            assert iter(results) is results
             assert [result["num_frames"] for result in results] == [2, 2, 2]
         stream = segment(PathStream([mp4] * 3), batch_size=batch_size, max_frames=1)
         assert [result["num_frames"] for result in stream] == [1, 1, 1]
@@ -192,7 +199,8 @@ class TestBatches:
         alone = [segment(video, clip_length=2, top_k=3) for video in videos]
         del batch_sizes[:]
         together = segment(videos, batch_size=2, clip_length=2, top_k=3)
-        assert batch_sizes == [2, 2, 1, 1] and "batch_size" not in caplog.text
+        assert batch_sizes == [2, 2, 1, 1]
+        assert "batch_size" not in caplog.text
         for ours, theirs in zip(together, alone, strict=True):
             scores = [track.score for track in theirs["tracks"]]
             assert [track.score for track in ours["tracks"]] == pytest.approx(scores, rel=1e-4)
@@ -226,13 +234,15 @@ class TestStages:
         monkeypatch.setattr(segment.model, "forward", counting_forward)
         source = (taken.append(index) or frame for index, frame in enumerate(np.concatenate([frames, frames])))
         inputs = segment.preprocess(source, clip_length=2)
-        assert taken == [0] and not calls
+        assert taken == [0]
+        assert not calls
         outputs = segment.forward(inputs, threshold=0.0)
         assert calls == [2, 4, 6, 8]  # frames are decoded as the model asks for the next clip
         monkeypatch.undo()
         monkeypatch.setattr(segment, "model", None)
         result = segment.postprocess(outputs)
-        assert result["num_frames"] == 8 and result["tracks"]
+        assert result["num_frames"] == 8
+        assert result["tracks"]
 
     def test_a_video_is_opened_once(self, segment, mp4, monkeypatch):
         opened, open_container = [], av.open
@@ -297,7 +307,7 @@ class TestBadInput:
             pipeline(TASK, model=model_folder, treshold=0.5)
 
     @pytest.mark.parametrize(
-        "video, error, message",
+        ("video", "error", "message"),
         [
             ("no/such.mp4", FileNotFoundError, "There is no file or folder 'no/such.mp4'"),
             (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "holds no frame"),
@@ -314,7 +324,8 @@ class TestBadInput:
     @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 33, 17, 3), (2, 1, 40, 3)])
     def test_one_frame_one_pixel_odd_sizes(self, segment, shape):
         result = segment(np.full(shape, 128, np.uint8))
-        assert result["size"] == shape[1:3] and result["num_frames"] == shape[0]
+        assert result["size"] == shape[1:3]
+        assert result["num_frames"] == shape[0]
 
     def test_grey_and_rgba(self, segment, frames):
         grey = segment([frame[..., 0] for frame in frames])

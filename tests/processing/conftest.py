@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from types import SimpleNamespace
 
 import av
@@ -55,12 +56,16 @@ class FakeModel:
         self.train(False)
 
     def stream(self, clips):
-        assert not self.training and not torch.is_grad_enabled()
+        assert not self.training
+        assert not torch.is_grad_enabled()
         clips = clips if self.is_online else list(clips)
         first = 0
         for number, clip in enumerate(clips):
-            assert clip.ndim == 5 and clip.shape[:1] == (1,) and clip.shape[2] == 3
-            assert clip.shape[3] == 4 * self.mask_logits.shape[2] and clip.shape[4] == 4 * self.mask_logits.shape[3]
+            assert clip.ndim == 5
+            assert clip.shape[:1] == (1,)
+            assert clip.shape[2] == 3
+            assert clip.shape[3] == 4 * self.mask_logits.shape[2]
+            assert clip.shape[4] == 4 * self.mask_logits.shape[3]
             last = first + clip.shape[1]
             yield SimpleNamespace(
                 class_queries_logits=self.class_logits[None, min(number, len(self.class_logits) - 1)],

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import colorsys
 
 import numpy as np
@@ -37,9 +38,11 @@ class TestDrawTracks:
         mask = rectangle((120, 160), 40, 50, 90, 120)
         frame = np.full((120, 160, 3), 100, np.uint8)
         drawn = draw_tracks(frame, [make_track(mask, query_id=4)], 0, labels=False)
-        assert np.array_equal(drawn[~mask], frame[~mask]) and (frame == 100).all()
+        assert np.array_equal(drawn[~mask], frame[~mask])
+        assert (frame == 100).all()
         colour = np.array(track_colour(4))
-        assert (drawn[40, 50:120] == colour).all() and (drawn[40:90, 119] == colour).all()
+        assert (drawn[40, 50:120] == colour).all()
+        assert (drawn[40:90, 119] == colour).all()
         assert np.abs(drawn[65, 80] - (100 * 0.6 + colour * 0.4)).max() <= 1
 
     def test_the_border_of_the_frame_is_no_contour(self):
@@ -72,7 +75,8 @@ class TestDrawTracks:
         tracks = [make_track(mask, label="a rather long name of a thing", score=s / 10, query_id=s) for s in range(5)]
         frame = np.zeros((height, width, 3), np.uint8)
         drawn = draw_tracks(frame, tracks, 0)
-        assert drawn.shape == frame.shape and drawn.dtype == np.uint8
+        assert drawn.shape == frame.shape
+        assert drawn.dtype == np.uint8
         assert not np.array_equal(drawn, draw_tracks(frame, tracks, 0, labels=False)) or min(size) < 10
 
     def test_labels_do_not_cover_each_other(self):
@@ -91,7 +95,7 @@ class TestDrawTracks:
 
 class TestContactSheet:
     @pytest.mark.parametrize(
-        "count, columns, grid", [(1, None, (1, 1)), (5, None, (2, 3)), (9, None, (3, 3)), (4, 4, (1, 4))]
+        ("count", "columns", "grid"), [(1, None, (1, 1)), (5, None, (2, 3)), (9, None, (3, 3)), (4, 4, (1, 4))]
     )
     def test_grid(self, count, columns, grid):
         frames = [np.full((90, 160, 3), 50 + i, np.uint8) for i in range(count)]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,7 @@ def blobs(num_queries, num_frames, height, width, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize(
-    "mask_size, input_size, original_size",
+    ("mask_size", "input_size", "original_size"),
     [
         ((24, 32), (96, 128), (96, 128)),  # neither padding nor resize
         ((24, 32), (90, 101), (90, 101)),  # padding
@@ -73,7 +74,8 @@ def test_lower_precision_input(dtype):
 def test_empty_masks_cost_no_upsampling(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "interpolate", lambda *args, **kwargs: pytest.fail("upsampled"))
     masks = segment_masks(-torch.ones(5, 4, 24, 32), (96, 128), (1080, 1920))
-    assert masks.segmentations == [[None] * 4] * 5 and masks.pixel_count.sum() == 0
+    assert masks.segmentations == [[None] * 4] * 5
+    assert masks.pixel_count.sum() == 0
 
 
 def test_logits_too_small_for_the_input_size():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
 import torch
@@ -29,13 +30,14 @@ class TestWholeVideo:
         assert [(track.query_id, track.label_id) for track in result.tracks[:1]] == [(0, 0)]
         assert len(result.tracks) == 3
         assert [rle is not None for rle in result.tracks[0].segmentations] == [False, True, True, True, False]
-        assert result.tracks[0].label == "class 0" and 0.6 < result.tracks[0].score < 0.8
+        assert result.tracks[0].label == "class 0"
+        assert 0.6 < result.tracks[0].score < 0.8
 
     def test_default_selection_is_for_display(self, model, video):
         (track,) = segment_video(model, PROCESSOR, video).tracks
         assert (track.query_id, track.num_frames_visible) == (0, 2)  # known from the second clip on: frames 2 and 3
 
-    @pytest.mark.parametrize("clip_length, sizes", [(None, [2, 4, 5]), (1, [1, 2, 3, 4, 5]), (3, [3, 5]), (9, [5])])
+    @pytest.mark.parametrize(("clip_length", "sizes"), [(None, [2, 4, 5]), (1, [1, 2, 3, 4, 5]), (3, [3, 5]), (9, [5])])
     def test_clips(self, model, video, clip_length, sizes):
         done = []
         segment_video(model, PROCESSOR, video, clip_length=clip_length, on_clip=done.append)
@@ -48,7 +50,8 @@ class TestWholeVideo:
 
     def test_the_training_mode_comes_back(self, model, video):
         segment_video(model, PROCESSOR, video)
-        assert model.training and torch.is_grad_enabled()
+        assert model.training
+        assert torch.is_grad_enabled()
 
     def test_sampling(self, model, video):
         assert segment_video(model, PROCESSOR, video, stride=2).num_frames == 3
@@ -94,7 +97,8 @@ class TestStream:
         stream = segment_stream(model, PROCESSOR, frames, clip_length=1)
         next(stream)
         assert len(taken) == 1
-        assert torch.is_grad_enabled() and model.training  # between clips the caller's modes hold
+        assert torch.is_grad_enabled()
+        assert model.training
 
     def test_only_online_models(self, fake_model, model, video):
         offline = fake_model(model.class_logits, model.mask_logits, is_online=False)

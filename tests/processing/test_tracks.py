@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
 import torch
@@ -59,14 +60,16 @@ def test_whole_video_selection_is_the_definition():
     for clip in clips:
         accumulator.update(*clip)
     tracks, expected = accumulator.tracks(), reference_tracks(clips, (30, 45), (50, 75), 12)
-    assert len(tracks) == 12 and accumulator.num_frames == 5
+    assert len(tracks) == 12
+    assert accumulator.num_frames == 5
     assert len({track.query_id for track in tracks}) < 12, "the case should hold a query with two labels"
     for track, (score, label, query, masks) in zip(tracks, expected, strict=True):
         assert track.score == pytest.approx(score, abs=1e-12)
         assert (track.label_id, track.query_id, track.label) == (label, query, str(label))
         for segmentation, box, mask in zip(track.segmentations, track.boxes, masks, strict=True):
             if not mask.any():
-                assert segmentation is None and box is None
+                assert segmentation is None
+                assert box is None
                 continue
             assert np.array_equal(decode(segmentation), mask)
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -158,7 +161,8 @@ class TestMeanLogits:
             for clip in logits.split(length):
                 accumulator.update(clip.mean(0), mask_logits(3, length))
             scores.append([track.score for track in accumulator.tracks()])
-        assert scores[1] == pytest.approx(scores[0]) and scores[2] == pytest.approx(scores[0])
+        assert scores[1] == pytest.approx(scores[0])
+        assert scores[2] == pytest.approx(scores[0])
 
     def test_a_query_counts_from_the_clip_where_it_gets_an_object(self):
         """An object that enters late is recorded from its first clip, although the mean follows only later."""
@@ -178,7 +182,7 @@ def test_a_track_prints_in_one_line():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({}, "Give a `threshold`, `top_k` or both"),
         ({"threshold": 1.5}, "`threshold` is a score in 0..1, got 1.5"),

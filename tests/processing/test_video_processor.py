@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import json
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ class TestPreprocess:
         assert processor.model_input_names == ["pixel_values_videos", "pixel_mask", "original_sizes"]
 
     @pytest.mark.parametrize(
-        "size, expected",
+        ("size", "expected"),
         [
             ((720, 1280), (360, 640)),
             ((1280, 720), (640, 360)),
@@ -44,12 +45,16 @@ class TestPreprocess:
         video = random_video()
         batch = processor(video, return_tensors="pt")
         values, mask = batch["pixel_values_videos"], batch["pixel_mask"]
-        assert values.shape == (1, 3, 3, 64, 64) and values.dtype == torch.float32
-        assert mask.shape == (1, 64, 64) and mask.dtype == torch.long
+        assert values.shape == (1, 3, 3, 64, 64)
+        assert values.dtype == torch.float32
+        assert mask.shape == (1, 64, 64)
+        assert mask.dtype == torch.long
         height, width = processor.resized_size(45, 70)
         assert (height, width) == (36, 56)
-        assert mask[0, :height, :width].all() and mask.sum() == height * width
-        assert (values[..., height:, :] == 0).all() and (values[..., width:] == 0).all()
+        assert mask[0, :height, :width].all()
+        assert mask.sum() == height * width
+        assert (values[..., height:, :] == 0).all()
+        assert (values[..., width:] == 0).all()
 
         mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         for frame, value in zip(video, values[0], strict=True):
@@ -78,7 +83,9 @@ class TestPreprocess:
     def test_call_arguments_override(self, processor):
         batch = processor(random_video(), size_divisor=8, do_normalize=False, return_tensors="pt")
         values = batch["pixel_values_videos"]
-        assert values.shape[-2:] == (40, 56) and 0 <= values.min() and values.max() <= 1
+        assert values.shape[-2:] == (40, 56)
+        assert values.min() >= 0
+        assert values.max() <= 1
         values = processor(random_video(), do_resize=False, do_pad=False, return_tensors="pt")["pixel_values_videos"]
         assert values.shape[-2:] == (45, 70)
 
@@ -117,7 +124,7 @@ class TestPreprocess:
         assert values.shape[3] % 32 == values.shape[4] % 32 == 0
 
     @pytest.mark.parametrize(
-        "video, message",
+        ("video", "message"),
         [
             ([], "There is no video to prepare"),
             (np.zeros((0, 4, 6, 3), np.uint8), "Video 0 is empty"),
@@ -141,7 +148,8 @@ class TestSaving:
     def test_round_trip(self, tmp_path, processor):
         processor.save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
-        assert saved["video_processor_type"] == "CvisVideoProcessor" and saved["size_divisor"] == 32
+        assert saved["video_processor_type"] == "CvisVideoProcessor"
+        assert saved["size_divisor"] == 32
         loaded = CvisVideoProcessor.from_pretrained(tmp_path)
         assert loaded.to_dict() == processor.to_dict()
         assert loaded.resized_size(45, 70) == (36, 56)
@@ -176,7 +184,8 @@ class TestPostProcess:
                 assert track.label == names[track.label_id]
                 assert all(rle["size"] == size for rle in track.segmentations if rle is not None)
         (first, _) = processor.post_process_video_instance_segmentation(outputs[0], target_sizes=[(45, 70), (30, 30)])
-        assert len(first) == 10 and len(first[0].segmentations) == 2
+        assert len(first) == 10
+        assert len(first[0].segmentations) == 2
 
     def test_number_of_sizes(self, processor):
         message = "must hold a height and a width for each video: got 1 for a batch of 2"
@@ -216,5 +225,7 @@ class TestPostProcess:
         assert make_tracks(outputs) == make_tracks(self.outputs(2, 0), score_rule="mean_logits") != by_quality
         assert make_tracks(outputs, score_rule="max_times_quality") == by_quality
         outputs.score_rule = "best"
-        with pytest.raises(ValueError, match="`score_rule` must be one of 'max_times_quality', 'mean_logits', got 'best'"):
+        with pytest.raises(
+            ValueError, match="`score_rule` must be one of 'max_times_quality', 'mean_logits', got 'best'"
+        ):
             make_tracks(outputs)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import http.server
 import io
 import re
@@ -20,7 +21,7 @@ def brightness(frames):
 
 class TestVideoFiles:
     @pytest.mark.parametrize(
-        "name, encoder", [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.gif", "gif")]
+        ("name", "encoder"), [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.gif", "gif")]
     )
     def test_formats(self, tmp_path, write_video, numbered_frames, name, encoder):
         path = write_video(tmp_path / name, numbered_frames(5), encoder=encoder)
@@ -44,7 +45,8 @@ class TestVideoFiles:
                 video = open_video(source)
                 assert (video.num_frames, video.fps) == (4, 10)
                 assert brightness(video) == brightness(video) == [0, 1, 2, 3]
-            assert open_video(content, name="upload").name == "upload" and video.name == str(path)
+            assert open_video(content, name="upload").name == "upload"
+            assert video.name == str(path)
         with pytest.raises(ValueError, match="The video file cannot be opened as a video"):
             open_video(b"no video")
         (tmp_path / "a.txt").write_text("text")
@@ -99,7 +101,7 @@ class TestVideoFiles:
 
 class TestSampling:
     @pytest.mark.parametrize(
-        "sampling, expected, fps",
+        ("sampling", "expected", "fps"),
         [
             ({"stride": 3}, [0, 3, 6, 9], 10 / 3),
             ({"max_frames": 2}, [0, 1], 10),
@@ -129,7 +131,7 @@ class TestSampling:
         assert len(taken) == 3
 
     @pytest.mark.parametrize(
-        "sampling, message",
+        ("sampling", "message"),
         [
             ({"stride": 0}, "`stride` must be a whole number of at least 1, got 0"),
             ({"stride": 1.5}, "`stride` must be a whole number of at least 1, got 1.5"),

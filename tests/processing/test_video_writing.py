@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import os
 
 import av
@@ -32,12 +33,13 @@ class TestVideoWriter:
         assert np.abs(np.array(means) - 10 * np.arange(6)).max() < 3
         assert os.listdir(tmp_path) == [path.name]
 
-    @pytest.mark.parametrize("size, padded", [((45, 63), (46, 64)), ((1, 1), (2, 2)), ((48, 63), (48, 64))])
+    @pytest.mark.parametrize(("size", "padded"), [((45, 63), (46, 64)), ((1, 1), (2, 2)), ((48, 63), (48, 64))])
     def test_odd_sizes_are_padded(self, tmp_path, size, padded):
         with VideoWriter(tmp_path / "a.mp4") as writer:
             writer.write(np.full((*size, 3), 200, np.uint8))
         video = open_video(tmp_path / "a.mp4")
-        assert video.size == padded and video.fps == 25
+        assert video.size == padded
+        assert video.fps == 25
         assert abs(next(iter(video)).mean() - 200) < 4
 
     def test_without_h264(self, tmp_path, monkeypatch, numbered_frames):

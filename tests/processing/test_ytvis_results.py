@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import json
 
 import numpy as np
@@ -52,6 +53,7 @@ def test_videos_make_a_file_of_their_own(tmp_path):
     }
     first, second = content["annotations"]
     assert (first["id"], second["id"], second["video_id"], second["category_id"], second["score"]) == (1, 2, 2, 2, 0.5)
-    assert second["segmentations"] == [None, mask] and second["bboxes"] == [None, [0, 0, 4, 4]]
+    assert second["segmentations"] == [None, mask]
+    assert second["bboxes"] == [None, [0, 0, 4, 4]]
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert validate_ytvis(tmp_path / "results.json") == []

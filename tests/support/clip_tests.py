@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests that every system whose queries read a whole clip passes beyond the common ones."""
 
 import logging
@@ -203,7 +204,8 @@ class ClipDetectorTests(CommonTests):
         model = self.model(detector_chunk_size=1)
         sizes = [model.clip_memory(frames, 64, 96) for frames in (0, 1, 2, 3)]
         steps = [after - before for before, after in zip(sizes, sizes[1:], strict=False)]
-        assert max(steps) - min(steps) <= 2 and min(steps) > 0
+        assert max(steps) - min(steps) <= 2
+        assert min(steps) > 0
         assert model.clip_memory(4, 64, 96, batch_size=2) - sizes[0] == pytest.approx(8 * steps[0], abs=10)
         assert model.clip_memory(8, 128, 192) == pytest.approx(4 * model.clip_memory(8, 64, 96), abs=10)
         assert model.to(torch.float16).clip_memory(3, 64, 96) == pytest.approx(sizes[3] / 2, abs=1)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The program `transformers-cvis` in the process of the tests."""
 
 from transformers_cvis_cli import main

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests of the conventions of transformers that every video model keeps; part of `CommonTests`."""
 
 import copy
@@ -75,7 +76,8 @@ class ConventionTests:
         model = self.model()
         expected = predictions(model(video_batch()))
         for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert not copied.training and copied.config.to_dict() == model.config.to_dict()
+            assert not copied.training
+            assert copied.config.to_dict() == model.config.to_dict()
             for (name, ours), theirs in zip(copied.named_parameters(), model.parameters(), strict=True):
                 assert ours.requires_grad == theirs.requires_grad, name
             for ours, theirs in zip(predictions(copied(video_batch())), expected, strict=True):
@@ -87,7 +89,8 @@ class ConventionTests:
         first, second = video_batch().split(2, dim=1)
         output = model(first, output_embeddings=True, output_hidden_states=True)
         for copied in (copy.deepcopy(output), pickle.loads(pickle.dumps(output))):
-            assert type(copied) is type(output) and list(copied) == list(output)
+            assert type(copied) is type(output)
+            assert list(copied) == list(output)
             for ours, theirs in zip(predictions(copied), predictions(output), strict=True):
                 assert torch.equal(ours, theirs)
             continued = predictions(model(second, state=copied.state))
@@ -99,7 +102,8 @@ class ConventionTests:
         model = self.model()
         expected = model(video_batch(), output_embeddings=True)
         found = model(video_batch(), output_embeddings=True, return_dict=False)
-        assert type(found) is tuple and len(found) == len(expected.to_tuple()) == len(list(expected))
+        assert type(found) is tuple
+        assert len(found) == len(expected.to_tuple()) == len(list(expected))
         assert torch.equal(found[0], expected.class_queries_logits)
         assert torch.equal(found[1], expected.masks_queries_logits)
         model.config.return_dict = False
@@ -117,7 +121,8 @@ class ConventionTests:
         assert plain.hidden_states is None
         queries = plain.frame_queries[-1] if plain.video_queries is None else plain.video_queries
         output = model(video_batch(), output_hidden_states=True)
-        assert type(output.hidden_states) is tuple and len(output.hidden_states) == self.num_hidden_states
+        assert type(output.hidden_states) is tuple
+        assert len(output.hidden_states) == self.num_hidden_states
         assert all(states.shape == queries.shape for states in output.hidden_states)
         torch.testing.assert_close(output.hidden_states[-1], queries)
         for ours, theirs in zip(predictions(output), predictions(plain), strict=True):

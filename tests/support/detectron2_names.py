@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """State dicts with the names and shapes of released checkpoints: tiny by default, or of published sizes."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A point sampler that leaves nothing to chance."""
 
 import torch

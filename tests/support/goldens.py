@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference cases: where they are, how one is read, how its weights are rebuilt from their names."""
 
 import json

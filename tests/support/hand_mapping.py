@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Released weights put into models module by module, by hand: what the name tables have to agree with."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A loopback stand-in for the Hub: as much of its HTTP API as the real `huggingface_hub` client needs.
 
     with LoopbackHub() as hub:      # hub.endpoint -> "http://127.0.0.1:PORT"

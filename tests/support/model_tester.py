@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests that every video model passes. A system joins by giving parameters; one with a video head, for example:
 
 class TestVita(VideoModelTests):
@@ -62,8 +63,10 @@ class CommonTests(ConventionTests, TrackTests):
         model = self.model()
         model.save_pretrained(tmp_path)
         loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"]
-        assert not loaded.training and not loaded.untrained_parts
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert not loaded.training
+        assert not loaded.untrained_parts
         assert type(AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path)) is self.model_class
         trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         assert trainable == {name: parameter.requires_grad for name, parameter in loaded.named_parameters()}
@@ -191,7 +194,8 @@ class CommonTests(ConventionTests, TrackTests):
         plain, saving = self.model(**self.nothing_frozen), self.model(**self.nothing_frozen)
         saving.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         layers = [module for module in saving.modules() if isinstance(module, GradientCheckpointingLayer)]
-        assert layers and all(layer.gradient_checkpointing for layer in layers)
+        assert layers
+        assert all(layer.gradient_checkpointing for layer in layers)
         for model in (plain, saving):
             # Batch statistics would move twice where the forward pass is repeated.
             loss_of(model).backward()
@@ -206,14 +210,16 @@ class CommonTests(ConventionTests, TrackTests):
         output = model(video_batch())
         assert output.class_queries_logits.shape == (2, 5, 4)
         assert output.masks_queries_logits.shape == (2, 5, 4, 16, 24)
-        assert output.mask_features is None and output.frame_queries is None
+        assert output.mask_features is None
+        assert output.frame_queries is None
         full = model(video_batch(), output_embeddings=True)
         assert full.mask_features.shape == (2, 4, 32, 16, 24)
         self.assert_queries(full)
 
     def assert_queries(self, output):
         """Shapes of the queries that `output_embeddings` adds."""
-        assert output.frame_queries.shape[:3] == (1, 2, 4) and output.frame_queries.shape[4] == 32
+        assert output.frame_queries.shape[:3] == (1, 2, 4)
+        assert output.frame_queries.shape[4] == 32
 
     @torch.no_grad()
     def test_deterministic(self):
@@ -281,7 +287,8 @@ class CommonTests(ConventionTests, TrackTests):
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model)
         loss.backward()
-        assert torch.isfinite(loss) and loss.dtype == torch.float32
+        assert torch.isfinite(loss)
+        assert loss.dtype == torch.float32
 
     @torch.no_grad()
     def test_stream_covers_the_video(self):
@@ -449,9 +456,11 @@ class VideoModelTests(CommonTests):
             assert not projection.bias.any()
         assert attention.out_proj.weight.abs().max() > bound
         assert head.get_submodule(self.class_head).weight.abs().max() <= 32**-0.5
-        assert not head.mask_projection.bias.any() and not head.input_projection.bias.any()
+        assert not head.mask_projection.bias.any()
+        assert not head.input_projection.bias.any()
         deformable = model.detector.model.pixel_level_module.decoder.encoder.layers[0].self_attn
-        assert not deformable.sampling_offsets.weight.any() and deformable.sampling_offsets.bias.abs().max() == 4
+        assert not deformable.sampling_offsets.weight.any()
+        assert deformable.sampling_offsets.bias.abs().max() == 4
 
     def test_mask_projection_of_the_head_trains(self):
         assert self.model().video_head.mask_projection.weight.requires_grad

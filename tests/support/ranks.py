@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses as two processes compute them, in one."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model and a data set that are small and random enough to test the trainer itself; also a program that trains them.
 
 python standin.py OUTPUT_DIR [key=value ...]    recipe overrides; the environment may set DROPOUT, SLEEP (s per sample)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Swin as its article defines it (Liu et al., ICCV 2021), computed from released tensors without any module.
 
 B images, H x W places of a map, C channels, N = window * window tokens of a window.

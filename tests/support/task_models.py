@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny HVPL models after some tasks, whose weights differ from task to task."""
 
 import torch

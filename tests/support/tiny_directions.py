@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The directions that a tiny HVPL protects, as each process of a run gets them; also a program that saves them.
 
 python tiny_directions.py DATA_FOLDER OUTPUT_DIR

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model of two layers, its processor and its training summary, for tests of the Hub."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recipes that train real models of a few thousand parameters on a few generated videos; also a program that runs them.
 
 python tiny_run.py DATA_FOLDER SYSTEM OUTPUT_DIR [key=value ...]

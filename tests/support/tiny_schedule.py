@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A schedule that trains real models of a few thousand parameters task by task; also a program that runs it.
 
 python tiny_schedule.py DATA_FOLDER METHOD OUTPUT_DIR [key=value ...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests that every video model passes, part of the common ones: from pixels to tracks, by the calls of transformers."""
 
 import pickle
@@ -26,7 +27,8 @@ class TrackTests:
     def test_three_calls_equal_segment_video(self, selection):
         model = self.model()
         expected = segment_video(model, PROCESSOR, noise_video(), clip_length=3, **selection).tracks
-        assert expected and any(any(track.segmentations) for track in expected)
+        assert expected
+        assert any(any(track.segmentations) for track in expected)
 
         inputs = PROCESSOR(noise_video(), return_tensors="pt")
         outputs = model(**inputs)
@@ -65,4 +67,5 @@ class TrackTests:
         assert type(again) is type(output)
         mapped = pytree.tree_map_only(torch.Tensor, torch.clone, output)
         assert again.score_rule == mapped.score_rule == output.to_tuple()[-1] == model.score_rule
-        assert again.input_sizes.tolist() == [[40, 53]] and again.original_sizes.tolist() == [[50, 66]]
+        assert again.input_sizes.tolist() == [[40, 53]]
+        assert again.original_sizes.tolist() == [[50, 66]]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny videos with labels, and short names for results of a model, for tests of models."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference cases of whole video models: model, input, labels, comparison of what training and evaluation give."""
 
 import torch

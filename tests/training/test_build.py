@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a recipe to a model: what each stage of a published chain takes from the one before, and what is not there."""
 
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_stages_of_vita_and_genvis(data):
     coco = config_along_chain("vita_r50_coco")
     assert coco.to_dict() == published(VitaConfig, coco, encoder_window_size=0)
     vita = config_along_chain(f"vita_r50_{data}")
-    assert vita.to_dict() == published(VitaConfig, vita) and vita.encoder_window_size == 6
+    assert vita.to_dict() == published(VitaConfig, vita)
+    assert vita.encoder_window_size == 6
     for mode, clip_length in (("online", 1), ("semi_online", 3)):
         genvis = config_along_chain(f"genvis_r50_{data}_{mode}")
         assert genvis.to_dict() == published(GenVisConfig, genvis, clip_length=clip_length)
@@ -65,7 +67,8 @@ def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
 
     schedule = Schedule.load("hvpl_r50_ytvis2019_20-2")
     hvpl = build_config(schedule.task_recipe(0, [NAMES], schedule.train), source, NAMES)
-    assert type(hvpl) is HvplConfig and hvpl.encoder_window_size == 0
+    assert type(hvpl) is HvplConfig
+    assert hvpl.encoder_window_size == 0
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -148,7 +151,8 @@ class TestProcessor:
         batch, names = build_collate(processor)([SAMPLE])
         expected = torch.tensor([(1 - mean) / std for mean, std in zip(*pixels.values(), strict=True)])
         torch.testing.assert_close(batch["pixel_values_videos"][0, 0, :, 0, 0], expected)
-        assert batch["pixel_values_videos"].shape[-1] == processor.size_divisor and names == ["video 1"]
+        assert batch["pixel_values_videos"].shape[-1] == processor.size_divisor
+        assert names == ["video 1"]
 
     def test_a_resumed_run_needs_no_other_folder(self, tmp_path):
         (tmp_path / "checkpoints").mkdir()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Callbacks: when the trainer calls them, what they may change, and those that a model needs."""
 
 import torch
@@ -81,7 +82,8 @@ def test_only_models_that_follow_the_progress_get_it(tmp_path):
     model = torch.nn.Linear(1, 1)
     model.set_training_progress = lambda progress: None
     first, second = with_model_callbacks(model, [recorder])
-    assert isinstance(first, TrainingProgress) and second is recorder
+    assert isinstance(first, TrainingProgress)
+    assert second is recorder
 
 
 def test_train_takes_callbacks(tmp_path):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import json
 
 import pytest
@@ -139,7 +140,8 @@ def test_augmentation_is_one_of_two_kinds():
     """Which one, its fields tell."""
     videos = {"json": "a.json", "images": "a"}
     jittered = with_sources(videos, augmentation={"size": 64, "scale": [0.5, 1]}, image_rotation=None)
-    assert jittered.data.augmentation == LargeScaleJitter(64, (0.5, 1.0)) and jittered.data.image_rotation is None
+    assert jittered.data.augmentation == LargeScaleJitter(64, (0.5, 1.0))
+    assert jittered.data.image_rotation is None
     assert Recipe.from_dict(jittered.to_dict()) == jittered
     plain = with_sources(videos, augmentation={"flip_probability": 0.0}, image_rotation={"max_angle": 5})
     assert plain.data.augmentation == ClipAugmentation(flip_probability=0.0)
@@ -196,19 +198,24 @@ def test_published_hyper_parameters(name, steps, milestones, frames, frame_range
 def test_published_mixtures_with_coco(name, ratio):
     """As shipped, the videos alone; with COCO, whose share is published relative to 1, on request."""
     (videos,) = Recipe.load(name).data.used_sources
-    assert videos.kind == "videos" and videos.class_mapping is None
+    assert videos.kind == "videos"
+    assert videos.class_mapping is None
     videos, images = Recipe.load(name, ["data.train.1.use=true"]).data.used_sources
     assert (images.kind, images.ratio, videos.ratio) == ("images", 1.0, ratio)
-    assert images.class_mapping == name.split("_")[2] and images.class_mapping in CLASS_MAPPINGS
+    assert images.class_mapping == name.split("_")[2]
+    assert images.class_mapping in CLASS_MAPPINGS
 
 
 def test_published_pre_training_on_coco():
     recipe = Recipe.load("vita_r50_coco")
     assert (recipe.max_steps, recipe.batch_size) == (368_750, 16)
     assert recipe.learning_rate_schedule.milestones == [327_778, 355_092]
-    assert recipe.data.augmentation == LargeScaleJitter() and recipe.data.num_frames == 1
-    assert recipe.data.image_rotation is None and recipe.data.train[0].class_mapping is None
-    assert recipe.optimizer.learning_rate == 1e-4 and recipe.model.config == {"encoder_window_size": 0}
+    assert recipe.data.augmentation == LargeScaleJitter()
+    assert recipe.data.num_frames == 1
+    assert recipe.data.image_rotation is None
+    assert recipe.data.train[0].class_mapping is None
+    assert recipe.optimizer.learning_rate == 1e-4
+    assert recipe.model.config == {"encoder_window_size": 0}
 
 
 @pytest.mark.parametrize(("data", "steps", "step"), [("ytvis2019", 6, 4), ("ytvis2021", 8, 5.5), ("ovis", 10, 7)])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference that is printed from the fields of recipes and schedules."""
 
 import dataclasses
@@ -42,7 +43,8 @@ class Vehicle:
 def test_every_field_has_its_key_type_default_and_help():
     entries = describe_fields(Vehicle).split("\n\n")
     assert entries[0].startswith("name: str (required)\n    Name of the vehicle, very very")
-    assert all(len(line) <= 100 for line in entries[0].splitlines()) and len(entries[0].splitlines()) == 3
+    assert all(len(line) <= 100 for line in entries[0].splitlines())
+    assert len(entries[0].splitlines()) == 3
     assert entries[1:] == [
         "wheels: list of Wheel (default [])\n    Its wheels.",
         "wheels.N.size: float (default 0.5)\n    Diameter, in metres.",
@@ -77,5 +79,6 @@ def test_every_field_of_recipes_and_schedules_has_help(settings):
         for entry in dataclasses.fields(part):
             explanation = entry.metadata.get("help", "")
             assert explanation.endswith("."), f"{part.__name__}.{entry.name}"
-        assert part.__doc__ and not part.__doc__.startswith(f"{part.__name__}(")
+        assert part.__doc__
+        assert not part.__doc__.startswith(f"{part.__name__}(")
     assert describe_fields(settings)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole trainings of tiny real models: learning, stages, resuming, processes."""
 
 import importlib
@@ -99,9 +100,11 @@ def test_mean_and_std_of_the_start_reach_training_evaluation_and_the_saved_proce
     )
 
     mean, std = torch.tensor(pixels["image_mean"]), torch.tensor(pixels["image_std"])
-    assert seen[True] and seen[False]
+    assert seen[True]
+    assert seen[False]
     for lowest, highest in seen[True] + seen[False]:
-        assert (lowest >= (0 - mean) / std - 1e-5).all() and (highest <= (1 - mean) / std + 1e-5).all()
+        assert (lowest >= (0 - mean) / std - 1e-5).all()
+        assert (highest <= (1 - mean) / std + 1e-5).all()
     for trains in seen:  # pixels that are so dark would lie below the bound with the mean of ImageNet
         assert min(lowest.min() for lowest, _ in seen[trains]) < 0
     saved = AutoVideoProcessor.from_pretrained(tmp_path / "out")
@@ -119,7 +122,8 @@ def test_genvis_starts_from_vita(shapes, tmp_path, caplog):
     model = build_model(recipe, list(SHAPES))
     state = model.state_dict()
     fresh = {name for name in state if name not in source}
-    assert fresh and all(".memory_attention." in name for name in fresh)
+    assert fresh
+    assert all(".memory_attention." in name for name in fresh)
     assert "class heads" not in caplog.text
     for name in source:
         torch.testing.assert_close(state[name], source[name], rtol=0, atol=0)
@@ -155,7 +159,8 @@ def test_stages_of_spvis_start_from_one_another(shapes, tmp_path, caplog):
         assert not torch.equal(trained[f"{new}class_predictor.weight"], state[f"{new}class_predictor.weight"])
     assert "class heads" not in caplog.text
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(tmp_path / "offline")
-    assert not model.is_online and not model.untrained_parts
+    assert not model.is_online
+    assert not model.untrained_parts
 
 
 def test_frozen_class_heads_that_start_fresh_are_named(shapes, tmp_path, caplog):
@@ -198,7 +203,8 @@ def test_class_heads_of_other_classes_start_fresh(shapes, tmp_path, caplog):
     for names in (["cat", "dog"], list(reversed(SHAPES))):  # another number, and another order
         caplog.clear()
         state = build_model(recipe, names).state_dict()
-        assert f"knows {len(SHAPES)} classes" in caplog.text and f"this run {len(names)} ({names[0]}" in caplog.text
+        assert f"knows {len(SHAPES)} classes" in caplog.text
+        assert f"this run {len(names)} ({names[0]}" in caplog.text
         for name, value in source.items():
             same = state[name].shape == value.shape and torch.equal(state[name], value)
             assert same == ("class_predictor" not in name)
@@ -355,7 +361,8 @@ def test_killed_training_continues_bit_for_bit(shapes, tmp_path, system):
 
     summary = train(tiny_recipe(shapes, system), tmp_path / "killed", overrides=overrides)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert [row["loss"] for row in rows(tmp_path / "whole")] == [row["loss"] for row in rows(tmp_path / "killed")]
     assert summary["steps"] == 8
 
@@ -397,7 +404,8 @@ def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
 
     train(tiny_recipe(shapes, max_steps=2), tmp_path / "full")
     for in_half, in_full in zip(rows(tmp_path / "whole"), rows(tmp_path / "full"), strict=True):
-        assert in_half["loss"] == pytest.approx(in_full["loss"], rel=0.05) and in_half["loss"] != in_full["loss"]
+        assert in_half["loss"] == pytest.approx(in_full["loss"], rel=0.05)
+        assert in_half["loss"] != in_full["loss"]
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trainer with a stand-in model: resuming, processes, accumulation, checkpoints, finite checks."""
 
 import json
@@ -37,7 +38,8 @@ def test_killed_run_continues_bit_for_bit(tmp_path):
     (process,) = launch(STANDIN, killed, SLEEP="0.05")
     kill_after_first_checkpoint(process, killed / "checkpoints")
     steps = [path.name for path in checkpoint_files.list_checkpoints(killed / "checkpoints")]
-    assert steps and "step-00000012" not in steps
+    assert steps
+    assert "step-00000012" not in steps
 
     train_standin(killed)
     assert_same_weights(weights(uninterrupted), weights(killed))
@@ -229,7 +231,8 @@ def test_an_older_checkpoint_replaces_what_came_after_it(tmp_path):
 
 def test_evaluation_does_not_change_the_training(tmp_path):
     def evaluate(model):
-        assert not model.training and not torch.is_grad_enabled()
+        assert not model.training
+        assert not torch.is_grad_enabled()
         return {"AP": torch.rand(1).item()}
 
     train_standin(tmp_path / "plain")
@@ -282,7 +285,8 @@ def test_trackers_of_accelerate_get_what_the_log_gets(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert RecordingTracker.records == rows
     assert [row["step"] for row in rows if "loss" in row] == [2, 3, 4, 6, 8, 9, 10, 12]
-    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row) and rows[-1] == {"step": 12, "AP": 0.5}
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+    assert rows[-1] == {"step": 12, "AP": 0.5}
 
 
 def test_an_unknown_tracker_is_named(tmp_path):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import pytest
 
 from transformers_cvis.ytvis_json import YTVIS, Problem, check_top_level, read_annotation_json, read_json, refuse

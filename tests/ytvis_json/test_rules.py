@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules for what only the evaluation reads; those of files are tested through `validate_annotations`."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files which ship with the package: the embedded default model, a short video with its ground truth, task adapters.
 
 `examples/train_default_model.py` makes the first two, `benchmarks/continual_moving_shapes.py` the adapters.

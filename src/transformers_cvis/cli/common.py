@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts that commands share: messages, the model, and checks of what they will write."""
 
 import argparse

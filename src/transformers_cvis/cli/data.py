@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformers-cvis validate`, `import-data`, `split-data` and `make-data`."""
 
 import argparse

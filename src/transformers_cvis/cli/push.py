@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformers-cvis push`."""
 
 import argparse

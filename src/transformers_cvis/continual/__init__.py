@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning task by task: class-incremental schedules, the methods they run, gradient correction and distillation."""
 
 from .methods import Method, register_method

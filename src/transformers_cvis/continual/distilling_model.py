@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods without prompts that learn task after task: fine-tuning, MiB, CoMFormer and PLOP's POD, on one clip detector.
 
 They share a model whose queries serve all tasks and whose class heads grow (`add_task(class_names, num_prompts=0)`),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orthogonal gradient correction (HVPL): new prompts learn in directions that older classes do not use.
 
 At the end of a task its features give the directions that carry most of their energy; these join an orthonormal basis M

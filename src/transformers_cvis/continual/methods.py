@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods that a class-incremental schedule can run: HVPL, CRISP, and the methods that they are compared with."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything of a class-incremental run that comes before any training: its data, its tasks, and all checks."""
 
 import contextlib

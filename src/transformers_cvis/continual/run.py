@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a class-incremental training: after every task a model or adapter, its evaluation and a report."""
 
 import json

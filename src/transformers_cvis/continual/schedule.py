@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Schedules: everything that a class-incremental training depends on, as nested dataclasses read from one YAML file.
 
 `transformers-cvis train-continual --fields` prints the reference of all fields.

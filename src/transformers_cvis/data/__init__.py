@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Annotated videos and images in, training clips out: files, validation, clip sampling, augmentation, a generator."""
 
 from ..ytvis_json import Problem
@@ -23,8 +24,8 @@ from .ytvis import class_names, find_image_root, load_coco, load_ytvis
 __all__ = [
     "CLASS_MAPPINGS",
     "SHAPES",
-    "ClipAugmentation",
     "ClassFilter",
+    "ClipAugmentation",
     "ClipDataset",
     "LargeScaleJitter",
     "MixedClipDataset",

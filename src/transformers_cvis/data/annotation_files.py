@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The content of annotation files of YouTube-VIS and COCO format, in one form: an image is a video of one frame."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clip-consistent augmentation: one draw per clip, applied to the images, masks and boxes of its frames.
 
 Sizes and rules are those of the released training code of Mask2Former-VIS (Cheng et al., 2021) and of VITA and GenVIS
@@ -141,7 +142,8 @@ class Pad:
 @dataclass(frozen=True)
 class Rotation:
     """By `angle` degrees counter-clockwise around `centre`, x and y in pixels; the frame keeps its size, its corners
-    turn black."""
+    turn black.
+    """
 
     angle: float
     centre: tuple[float, float]

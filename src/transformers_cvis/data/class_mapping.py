@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The classes of one data set said in the words of another, by name."""
 
 from collections.abc import Collection, Mapping

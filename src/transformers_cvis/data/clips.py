@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clips out of annotated videos and images: sampling, decoding, targets, batches."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of frames and of masks (as of DAVIS, YouTube-VOS and many annotation tools) as YouTube-VIS json."""
 
 import csv

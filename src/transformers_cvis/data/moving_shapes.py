@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A seeded generator of video instance segmentation data: textured shapes that move, overlap, leave and come back.
 
 Every shape is a signed distance function of its own coordinates, in which it fits the unit disk or a little more. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training clips as a picture: what a model is about to learn, for the eye to check."""
 
 from collections.abc import Sequence

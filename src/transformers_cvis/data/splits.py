@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A train part and a test part of an annotated data set, for benchmarks whose own test labels are hidden."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation of an annotation file of YouTube-VIS or COCO format: its problems, told so that they can be mended."""
 
 import os

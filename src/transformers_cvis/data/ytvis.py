@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YouTube-VIS, OVIS and COCO annotation files as memory-mapped `datasets.Dataset`s."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video AP and AR on pycocotools, association, forgetting over tasks, predictions over a data set, submissions."""
 
 from .association import AssociationResult, evaluate_association

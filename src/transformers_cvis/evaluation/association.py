@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How well tracks keep to their objects: association accuracy and IDF1, without regard to classes and scores."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model knows after each task of a schedule, and the report of all of them: json, markdown and plots."""
 
 import json
@@ -316,5 +317,5 @@ def _percent(value: float | None) -> str:
 
 
 def _or_none(value: float) -> float | None:
-    """json has no NaN."""
+    """Json has no NaN."""
     return None if np.isnan(value) else value

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of what a model had learnt it has lost: forgetting rates of HVPL and CRISP.
 
 Both compare, for what was learnt before the last task, the value right after its own task with the value at the end. In
@@ -108,7 +109,7 @@ def _old_rows(values, learnt_after: Sequence[int]) -> tuple[np.ndarray, np.ndarr
     if not np.isfinite(values).all():
         raise ValueError("Some values are not finite; a statistic without ground truth is -1.")
     last_task = values.shape[1] - 1
-    if learnt_after.size and not (0 <= learnt_after.min() and learnt_after.max() <= last_task):
+    if learnt_after.size and not (learnt_after.min() >= 0 and learnt_after.max() <= last_task):
         raise ValueError(f"learnt_after has tasks {sorted(set(learnt_after.tolist()))}, expected 0 to {last_task}.")
     old = np.flatnonzero(learnt_after < last_task)
     if not old.size:

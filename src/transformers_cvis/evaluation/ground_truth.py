@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ground truth and results in YouTube-VIS format: read, and refused early when they do not belong together."""
 
 import os

@@ -1,5 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """Three small charts, drawn with Pillow: a plotting library would be a dependency for these alone, and a report without
-its plots where it is missing would be another report."""
+its plots where it is missing would be another report.
+"""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model run over all videos of a data set."""
 
 import os

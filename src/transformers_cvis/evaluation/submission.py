@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results as the zip that the servers of YouTube-VIS and OVIS take."""
 
 import json

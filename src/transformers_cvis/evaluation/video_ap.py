@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YouTube-VIS average precision and recall, computed by pycocotools' COCOeval.
 
 To COCOeval a video is an image and a track is an annotation. Only two things differ: the IoU of two tracks is the sum

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model cards: what a model does, its classes, how to load it, what was measured, and how it was trained."""
 
 import json

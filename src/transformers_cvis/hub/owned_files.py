@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which files of a revision a push may delete: those that a part of the package has declared as its own.
 
 A revision may hold a whole model at one time and a task adapter at another. A push deletes what any writer of the

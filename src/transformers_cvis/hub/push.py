@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models on the Hub: weights, video processor and a generated card, pushed in one commit to one revision."""
 
 import os

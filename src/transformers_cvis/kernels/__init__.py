@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute kernels behind `nn.Module` layers; knows no model."""
 
 from .batch_invariance import BatchInvariance, batch_invariant_linear

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inference whose result for one element of a batch is the same to the last bit, however many elements there are.
 
 Ordinary CPU kernels do not promise that: threads divide a matrix product between its rows, and rows that do not fill
@@ -33,7 +34,6 @@ class BatchInvariance(TorchFunctionMode):
     to rounding. Other devices, and code that `torch.compile` makes, keep their usual functions.
 
     Example:
-
         >>> layer, states = torch.nn.Linear(8, 8), torch.randn(5, 3, 8)
         >>> with BatchInvariance():
         ...     torch.equal(layer(states)[:2], layer(states[:2]))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multi-scale deformable attention as one weighted gather-sum, fast on CPU and right everywhere.
 
 Letters in shape comments: B batch, Q queries, H heads, L levels, P points, D head_dim, S = sum of level pixels,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of the Hub on and off, for the layers decorated with `use_kernel_forward_from_hub`."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear layers and pointwise convolutions that use oneDNN on CPU."""
 
 import torch

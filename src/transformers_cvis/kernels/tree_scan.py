@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Aggregation along the paths of trees that span grids: which tree, and the scan up and down it.
 
 Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a grid numbered row by row, E edges between

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tree scan on a CPU, compiled by numba where that is installed.
 
 It takes one tree after the other, all of which then stays in the cache; level by level, as [`TreeScan`] does it without

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations and models.
 
 Map of the folder, from the ground up::

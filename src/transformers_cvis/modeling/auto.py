@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`AutoModelForVideoInstanceSegmentation`, and the entries of our models in transformers' Auto classes."""
 
 from collections import OrderedDict

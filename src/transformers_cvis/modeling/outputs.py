@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Outputs of the models.
 
 N images (a batch of videos flattened frame by frame), B videos, T frames, Q queries, C channels, K classes,

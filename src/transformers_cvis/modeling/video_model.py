@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work of every video model around its network: check inputs, batch videos of different sizes, run a stream.
 
 B videos, T frames, F frame queries per frame, C channels, H x W pixels of the padded network input.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training: recipes, the trainer on Accelerate, checkpoints that resume bit for bit."""
 
 from .build import build_dataset

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a recipe to a model and to training samples."""
 
 from collections.abc import Callable, Sequence

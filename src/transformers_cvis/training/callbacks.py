@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Callbacks: the fixed points of a training at which methods and users add code of their own."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training checkpoints: everything a run needs to continue bit for bit, written atomically and without pickle.
 
 A checkpoint is a folder `step-00001000`:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recipes: everything that a training run depends on, as nested dataclasses read from one YAML file.
 
 `transformers-cvis train --fields` prints the reference of all fields.

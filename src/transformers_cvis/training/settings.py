@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read nested dataclasses from YAML: files, overrides such as "key.key=value", checks, and a printed reference.
 
 Recipes and schedules are such dataclasses. A field explains itself in `metadata={"help": ...}`.

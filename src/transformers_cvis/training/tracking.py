@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trackers for `Accelerator(log_with=...)`."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole training: recipe in, model folder out."""
 
 import atexit

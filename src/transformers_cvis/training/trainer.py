@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training loop: one model, one data set, AdamW, on Accelerate."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YouTube-VIS json (and COCO json, its form for images): read, checked and written in one place for all rooms.
 
 formats.py   the formats: sections, required keys, and what a problem is

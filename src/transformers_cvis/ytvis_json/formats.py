@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names of things in the annotation formats, and what a problem of a file is."""
 
 from dataclasses import dataclass

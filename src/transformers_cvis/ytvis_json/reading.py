@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading annotation files, and refusing those that break their format."""
 
 import json

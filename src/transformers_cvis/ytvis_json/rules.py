@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of the fields of an annotation file: the one place where a rule is added.
 
 Three functions find the problems of one video or image, of one annotation, and of one mask. Each yields the messages of

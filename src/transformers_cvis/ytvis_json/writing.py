@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing tracks as YouTube-VIS json, in its two forms.
 
 An annotation of a data set has None in the frames where its object is absent. A result for the test servers has an

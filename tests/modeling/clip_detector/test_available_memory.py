@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory is left, with and without a container's limit."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Principal directions of old queries."""
 
 import pytest

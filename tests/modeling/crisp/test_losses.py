@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of CRISP against loops that are written out."""
 
 import math
@@ -37,7 +38,8 @@ def test_contrastive_loss_is_that_of_the_article(similarity):
     loss = contrastive_loss(queries, prompts, matched, similarity)
     assert loss.item() == pytest.approx(total / 6)
     loss.backward()
-    assert queries.grad.any() and prompts.grad.any()
+    assert queries.grad.any()
+    assert prompts.grad.any()
 
 
 def test_contrastive_loss_does_not_overflow():

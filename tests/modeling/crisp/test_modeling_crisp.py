@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CRISP: learning task by task, and what its components change."""
 
 import pytest
@@ -71,16 +72,19 @@ class TestTasks:
             assert torch.equal(raw[:, :queries, :classes], raw_before[..., :classes])
             before, raw_before = after, raw
             queries, classes = queries + num_prompts, classes + len(names)
-        assert model.group_widths == [5, 3, 3, 4] and queries == before.video_queries.shape[1]
+        assert model.group_widths == [5, 3, 3, 4]
+        assert queries == before.video_queries.shape[1]
 
     @torch.no_grad()
     def test_tasks_speak_of_their_own_classes(self):
         model = learn_moon(tiny_crisp())
         logits = model(video_batch()).class_queries_logits
         assert logits.shape == (2, 8, 5)
-        assert (logits[:, :5, MOON] == -10).all() and (logits[:, 5:, BASE] == -10).all()
+        assert (logits[:, :5, MOON] == -10).all()
+        assert (logits[:, 5:, BASE] == -10).all()
         quiet = learn_moon(tiny_crisp(calibration_deltas=[0.0]))(video_batch()).class_queries_logits
-        assert torch.equal(quiet[..., :4], logits[..., :4]) and not torch.equal(quiet[..., 4], logits[..., 4])
+        assert torch.equal(quiet[..., :4], logits[..., :4])
+        assert not torch.equal(quiet[..., 4], logits[..., 4])
 
     def test_a_new_task_trains_alone(self):
         model = tiny_crisp()
@@ -116,8 +120,10 @@ class TestTasks:
         model.add_task(["sun", "sky"], 4)
         model.save_pretrained(tmp_path)
         loaded, info = CrispForVideoInstanceSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"]
-        assert loaded.config.task_class_counts == [3, 1, 2] and loaded.config.task_prompt_counts == [3, 4]
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert loaded.config.task_class_counts == [3, 1, 2]
+        assert loaded.config.task_prompt_counts == [3, 4]
         assert trainable(loaded) == trainable(model)
         for ours, theirs in zip(predictions(loaded(video_batch())), predictions(model(video_batch())), strict=True):
             assert torch.equal(ours, theirs)
@@ -131,7 +137,8 @@ class TestTasks:
         model.save_task_adapter(tmp_path / "task-1", base=tmp_path / "base")
         loaded = CrispForVideoInstanceSegmentation.from_pretrained(tmp_path / "task-1")
         expected, found = model.state_dict(), loaded.state_dict()
-        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
         loaded.set_task_adapters(0)
         assert loaded(video_batch()).class_queries_logits.shape == (2, 5, 4)
         loaded.set_task_adapters(1)
@@ -145,7 +152,8 @@ class TestTasks:
             ValueError, match="of which there are 5: 6 prompts are too many. Set `config.lambda_ic` to 0"
         ):
             model.add_task(["moon"], 6)
-        assert model.num_tasks == 1 and model.group_widths == [5]
+        assert model.num_tasks == 1
+        assert model.group_widths == [5]
         learn_moon(model)
         with pytest.raises(ValueError, match="tasks of this model have prompts, so another one cannot have 0"):
             model.add_task(["sun"], 0)
@@ -162,7 +170,8 @@ class TestTasks:
     def test_more_objects_than_prompts_train(self):
         model = learn_moon(tiny_crisp(), num_prompts=1)
         losses = losses_of(model, moon_labels())
-        assert all(loss.isfinite() for loss in losses.values()) and losses["loss_mask"] > 0
+        assert all(loss.isfinite() for loss in losses.values())
+        assert losses["loss_mask"] > 0
 
     @pytest.mark.parametrize("use_reentrant", [True, False])
     def test_gradient_checkpointing_of_a_later_task(self, use_reentrant):
@@ -180,7 +189,8 @@ class TestTasks:
             losses = losses_of(model, moon_labels())
         loss = sum(losses.values())
         loss.backward()
-        assert torch.isfinite(loss) and loss.dtype == torch.float32
+        assert torch.isfinite(loss)
+        assert loss.dtype == torch.float32
 
     @torch.no_grad()
     def test_compiled_step_with_tasks(self):
@@ -229,7 +239,8 @@ class TestComponents:
         eclipse = tiny_crisp(**WITHOUT_COMPONENTS)
         eclipse.load_state_dict(model.state_dict(), strict=False)
         losses, plain = losses_of(model), losses_of(eclipse)
-        assert losses.keys() == plain.keys() and all(torch.equal(losses[name], plain[name]) for name in losses)
+        assert losses.keys() == plain.keys()
+        assert all(torch.equal(losses[name], plain[name]) for name in losses)
         assert not model.class_tokens[0].weight.requires_grad
         learn_moon(model)
         assert model.class_tokens[1].weight.requires_grad
@@ -243,7 +254,8 @@ class TestComponents:
         ):
             assert torch.equal(ours, theirs)
         first, second = losses_of(with_prompts), losses_of(without)
-        assert first["loss_mask"] != second["loss_mask"] and first["loss_isc"] == second["loss_isc"]
+        assert first["loss_mask"] != second["loss_mask"]
+        assert first["loss_isc"] == second["loss_isc"]
         assert first["loss_mask_0"] == second["loss_mask_0"]  # that of the learned queries
 
     @pytest.mark.parametrize(
@@ -316,7 +328,8 @@ class TestTextEncoder:
         names = set(model.state_dict())
         losses_of(model)
         assert model.text_encoder() is model.text_encoder()
-        assert set(model.state_dict()) == names and not any("text" in name for name in names)
+        assert set(model.state_dict()) == names
+        assert not any("text" in name for name in names)
         note = "text encoder with which training makes prompts of class names is not part of the model"
         assert note in str(model_card(model, "crisp", CardInfo()))
         assert note not in str(model_card(tiny_crisp(**WITHOUT_COMPONENTS), "eclipse", CardInfo()))

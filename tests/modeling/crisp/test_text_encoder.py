@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class names to prompts."""
 
 import pytest
@@ -49,7 +50,8 @@ def test_a_prompt_depends_on_its_own_name_and_token_alone(encoder):
 def test_gradients_pass_through_the_frozen_model(encoder):
     tokens = class_tokens()
     encoder.encode(NAMES, tokens, width=16).square().sum().backward()
-    assert tokens.grad.isfinite().all() and tokens.grad.any(dim=1).all()
+    assert tokens.grad.isfinite().all()
+    assert tokens.grad.any(dim=1).all()
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     assert not encoder.model.get_input_embeddings()._forward_hooks
 
@@ -63,7 +65,8 @@ def test_random_encoders_are_always_the_same():
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
     ids = first.tokenizer(["X Ünïcode 7!"])["input_ids"][0]
-    assert len(set(ids)) > 8 and len(first.tokenizer) == 514
+    assert len(set(ids)) > 8
+    assert len(first.tokenizer) == 514
 
 
 def test_checkpoints_of_clip(encoder, tmp_path):
@@ -72,14 +75,16 @@ def test_checkpoints_of_clip(encoder, tmp_path):
     loaded = ClassTextEncoder.from_pretrained(str(tmp_path))
     tokens = class_tokens()
     assert torch.equal(loaded.encode(NAMES, tokens, width=16), encoder.encode(NAMES, tokens, width=16))
-    assert not loaded.model.training and loaded.hidden_size == 32
+    assert not loaded.model.training
+    assert loaded.hidden_size == 32
     with pytest.raises(OSError, match=r"text encoder '.*nothing' \(`config.text_encoder`\) cannot be loaded"):
         ClassTextEncoder.from_pretrained(str(tmp_path / "nothing"))
 
 
 def test_bfloat16_class_tokens(encoder):
     prompts = encoder.encode(NAMES, class_tokens().bfloat16(), width=16)
-    assert prompts.dtype == torch.bfloat16 and prompts.isfinite().all()
+    assert prompts.dtype == torch.bfloat16
+    assert prompts.isfinite().all()
 
 
 def test_what_does_not_fit(encoder):
@@ -98,7 +103,8 @@ def test_a_text_model_of_other_widths():
     )  # fmt: skip
     model, tokenizer = CLIPTextModelWithProjection(config), CLIPTokenizer(vocab=vocabulary, merges=[])
     encoder = ClassTextEncoder(model.train(), tokenizer)
-    assert encoder.hidden_size == 24 and not encoder.model.training
+    assert encoder.hidden_size == 24
+    assert not encoder.model.training
     tokens = torch.randn(2, 24)
     whole = encoder.encode(["dog", "cat"], tokens, width=16)
     torch.testing.assert_close(encoder.encode(["dog", "cat"], tokens, width=8), whole.view(2, 8, 2).mean(2))

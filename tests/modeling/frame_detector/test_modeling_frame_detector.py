@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frame detector; its numbers at full size are pinned in tests/parity."""
 
 import copy
@@ -85,7 +86,7 @@ def mask2former(backbone: str, **changes) -> Mask2FormerForUniversalSegmentation
 
 
 @pytest.mark.parametrize(
-    "backbone, changes",
+    ("backbone", "changes"),
     [
         ("basic", {}),
         ("bottleneck", {}),
@@ -106,8 +107,11 @@ def test_loads_and_equals_mask2former(backbone, changes, tmp_path, caplog, monke
     caplog.clear()
     model, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
     assert not caplog.records
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert type(model.config) is FrameDetectorConfig and model.config.num_labels == 4
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    assert type(model.config) is FrameDetectorConfig
+    assert model.config.num_labels == 4
 
     pixel_values = frames(dtype=torch.float64)
     expected = peer(pixel_values, output_auxiliary_logits=True)
@@ -149,7 +153,8 @@ def test_loads_swin_weights_of_the_hub(tmp_path):
     }
     save_file(renamed, path, metadata={"format": "pt"})
     model, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     expected = peer.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
@@ -172,7 +177,9 @@ def test_outputs_are_made_where_they_are_asked_for():
     output = model(frames(), num_query_layers=2)
     assert output.frame_queries.shape == (2, 2, 6, 32)
     assert output.fpn_features.shape == output.mask_features.shape == (2, 32, 16, 24)
-    assert output.predictions is None and output.class_queries_logits is None and output.masks_queries_logits is None
+    assert output.predictions is None
+    assert output.class_queries_logits is None
+    assert output.masks_queries_logits is None
     assert model(frames(), output_mask_features=False).mask_features is None
     asked = model(frames(), output_predictions=True)
     assert asked.class_queries_logits.shape == (2, 6, 5)
@@ -180,7 +187,8 @@ def test_outputs_are_made_where_they_are_asked_for():
     assert len(asked.predictions) == model.config.decoder_layers
     assert torch.equal(asked.frame_queries[-1], output.frame_queries[-1])
     training = model.train()(frames(), output_predictions=True)
-    assert training.masks_queries_logits is None and len(training.predictions) == model.config.decoder_layers
+    assert training.masks_queries_logits is None
+    assert len(training.predictions) == model.config.decoder_layers
 
 
 @torch.no_grad()
@@ -201,7 +209,8 @@ def test_tuple_instead_of_an_output():
     model = tiny_model()
     expected = model(frames(), output_predictions=True)
     found = model(frames(), output_predictions=True, return_dict=False)
-    assert type(found) is tuple and len(found) == len(expected.to_tuple())
+    assert type(found) is tuple
+    assert len(found) == len(expected.to_tuple())
     assert torch.equal(found[0], expected.class_queries_logits)
 
 
@@ -264,7 +273,8 @@ def test_half_precision(backbone, dtype):
     expected = model(frames(), output_predictions=True)
     half = copy.deepcopy(model).to(dtype)(frames(), output_predictions=True)
     for output in (half, _under_autocast(model, dtype)):
-        assert output.class_queries_logits.isfinite().all() and output.masks_queries_logits.isfinite().all()
+        assert output.class_queries_logits.isfinite().all()
+        assert output.masks_queries_logits.isfinite().all()
         error = (output.fpn_features.float() - expected.fpn_features).abs().mean()
         assert error < 0.05 * expected.fpn_features.abs().mean()
     assert half.masks_queries_logits.dtype == dtype
@@ -327,7 +337,8 @@ def test_trains_after_inference_mode():
 def test_frozen_batch_norms_hold_no_parameters_and_keep_their_statistics():
     model = tiny_model()
     norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
-    assert norms and not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert norms
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     assert not any("normalization" in name for name, _ in model.named_parameters())
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     pixels = model.model.pixel_level_module
@@ -343,7 +354,8 @@ def test_batch_norms_train_where_they_are_not_frozen():
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     before = norm.running_mean.clone()
     model(frames()).frame_queries.sum().backward()
-    assert norm.weight.grad is not None and not torch.equal(norm.running_mean, before)
+    assert norm.weight.grad is not None
+    assert not torch.equal(norm.running_mean, before)
 
 
 @torch.no_grad()
@@ -405,9 +417,11 @@ def test_initialisation():
     model = FrameDetector(tiny_detector_config(hidden_dim=64, feature_size=64, mask_feature_size=64, num_queries=100))
     decoder, transformer = model.model.pixel_level_module.decoder, model.model.transformer_module
     for embedding in (transformer.queries_features.weight, transformer.queries_embedder.weight):
-        assert abs(embedding.mean()) < 0.05 and abs(embedding.std() - 1) < 0.05
+        assert abs(embedding.mean()) < 0.05
+        assert abs(embedding.std() - 1) < 0.05
     attention = decoder.encoder.layers[0].self_attn
-    assert not attention.sampling_offsets.weight.any() and not attention.attention_weights.bias.any()
+    assert not attention.sampling_offsets.weight.any()
+    assert not attention.attention_weights.bias.any()
     offsets = attention.sampling_offsets.bias.view(2, 3, 4, 2)  # [heads, levels, points, xy]
     steps = torch.arange(1.0, 5)
     torch.testing.assert_close(offsets[0, 1], torch.stack((steps, torch.zeros(4)), -1), atol=1e-6, rtol=0)
@@ -438,7 +452,8 @@ def test_saved_model_is_the_same_model(tmp_path):
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "cvis_frame_detector"
     loaded, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     assert torch.equal(loaded(frames()).frame_queries, model(frames()).frame_queries)
 
 
@@ -474,7 +489,7 @@ def test_kernels_follow_the_model_to_its_mode_and_device(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pixel_values, message",
+    ("pixel_values", "message"),
     [
         (torch.zeros(3, 64, 64), r"must be \(frames, 3, height, width\), got \(3, 64, 64\)"),
         (torch.zeros(1, 4, 64, 64), r"must be \(frames, 3, height, width\), got \(1, 4, 64, 64\)"),
@@ -493,7 +508,7 @@ def test_bad_number_of_query_layers():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"num_attention_heads": 5}, "feature_size must be a multiple of num_attention_heads=5, got 32"),
         ({"hidden_dim": 34}, "hidden_dim must be a multiple of 4"),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GenVIS: clips, state and memory."""
 
 import pytest
@@ -128,7 +129,8 @@ def test_memory_read_in_half_precision(dtype):
     for _ in range(3):
         memory = memory.append(torch.randn(1, 4, 64) * 200, torch.randn(1, 4, 64))
     read = reader(queries, memory.keys, memory.values)
-    assert torch.isfinite(read.read).all() and read.read.dtype == dtype
+    assert torch.isfinite(read.read).all()
+    assert read.read.dtype == dtype
     torch.testing.assert_close(read.weights.sum(dim=-1), torch.ones(1, 4))
     assert not reader(queries, memory.keys[:, :, :0], memory.values[:, :, :0]).read.any()
 

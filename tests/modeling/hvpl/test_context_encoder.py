@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL's video context encoder: what may see what, on which axes, with which types."""
 
 import math
@@ -84,7 +85,8 @@ def test_half_precision_and_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (context_encoder(frame_queries) - expected).abs().mean() < 0.05
     half = context_encoder.bfloat16()(frame_queries.bfloat16())
-    assert half.dtype == torch.bfloat16 and half.isfinite().all()
+    assert half.dtype == torch.bfloat16
+    assert half.isfinite().all()
 
 
 class Model(CvisPreTrainedModel):
@@ -100,9 +102,12 @@ def test_initial_values():
     torch.manual_seed(0)
     state_space = Model(PreTrainedConfig()).state_space
     steps = torch.nn.functional.softplus(state_space.dt_proj.bias)
-    assert 0.99e-3 <= steps.min() and steps.max() <= 1.01e-1 and steps.std() > 1e-2
+    assert steps.min() >= 0.99e-3
+    assert steps.max() <= 1.01e-1
+    assert steps.std() > 1e-2
     assert state_space.dt_proj.weight.abs().max() <= state_space.step_rank**-0.5
-    assert (state_space.A_log == 0).all() and (state_space.D == 1).all()
+    assert (state_space.A_log == 0).all()
+    assert (state_space.D == 1).all()
     assert state_space.conv2d.weight.abs().max() <= math.sqrt(1 / 9)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL: learning task by task."""
 
 import pytest
@@ -49,7 +50,8 @@ def assert_new_tasks_change_nothing(model, num_frames, prompts):
         assert new.shape == (2, num_queries + num_prompts, num_classes + 2)
         assert torch.equal(new[:, :num_queries, :num_classes], old[..., :-1])
         assert torch.equal(new[:, :num_queries, -1], old[..., -1])
-        assert (new[:, :num_queries, num_classes] == -10).all() and (new[:, num_queries:, :num_classes] == -10).all()
+        assert (new[:, :num_queries, num_classes] == -10).all()
+        assert (new[:, num_queries:, :num_classes] == -10).all()
         before, num_classes = after, num_classes + 1
 
 
@@ -69,7 +71,8 @@ def test_a_new_task_trains_alone():
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in trainable), name
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed and changed <= trainable
+    assert changed
+    assert changed <= trainable
 
 
 @pytest.mark.parametrize("num_objects", [2, 8])  # the base has 5 video queries
@@ -110,7 +113,8 @@ def test_a_model_of_several_tasks_is_saved_whole(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = HvplForVideoInstanceSegmentation.from_pretrained(tmp_path)
     assert loaded.config.id2label == {**LABELS, 3: "moon", 4: "sun", 5: "sky"}
-    assert loaded.config.task_class_counts == [3, 1, 2] and loaded.config.task_prompt_counts == [3, 4]
+    assert loaded.config.task_class_counts == [3, 1, 2]
+    assert loaded.config.task_prompt_counts == [3, 4]
     assert torch.equal(loaded(video_batch()).class_queries_logits, model(video_batch()).class_queries_logits)
     trainable = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
     assert trainable == {name for name, parameter in model.named_parameters() if parameter.requires_grad}

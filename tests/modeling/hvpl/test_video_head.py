@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL's video head: isolation of the tasks over videos of any length, and its switches."""
 
 import pytest

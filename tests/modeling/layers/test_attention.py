@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention through transformers' registry, and the eager path against PyTorch's."""
 
 import pytest

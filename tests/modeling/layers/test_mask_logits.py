@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mask logits as products of embeddings with features."""
 
 import torch

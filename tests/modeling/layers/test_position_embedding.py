@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sine positions against their formula, entry by entry."""
 
 import math

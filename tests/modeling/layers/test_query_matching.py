@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windows of frames are joined by masks and queries, group by group."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of clip queries, against sums over objects and frames written out."""
 
 import pytest
@@ -108,9 +109,11 @@ def test_losses_are_those_of_every_object_in_every_frame(last_frame, counts):
 def test_no_objects_reach_every_input():
     layers, features, labels = make_clips((0, 0))
     losses = make_loss()(layers, features, VideoTargets.from_labels(labels, NUM_LABELS))
-    assert losses["loss_mask"] == 0 and losses["loss_dice_0"] == 0
+    assert losses["loss_mask"] == 0
+    assert losses["loss_dice_0"] == 0
     sum(losses.values()).backward()
-    assert features.grad is not None and all(layer.mask_embeddings.grad is not None for layer in layers)
+    assert features.grad is not None
+    assert all(layer.mask_embeddings.grad is not None for layer in layers)
 
 
 def test_normalisers_are_averaged_over_ranks(monkeypatch):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that keep a model close to an older one, against sums that are written out."""
 
 import math
@@ -79,7 +80,8 @@ class TestClassDistillation:
         found = class_distillation_loss(logits, old_logits, kind, reweight, alpha)
         assert found.item() == pytest.approx(total / weights)
         found.backward()
-        assert logits.grad.isfinite().all() and logits.grad.any()
+        assert logits.grad.isfinite().all()
+        assert logits.grad.any()
 
     def test_a_model_that_says_the_same_is_no_distance_away(self):
         old_logits = random(2, 5, OLD + 1)
@@ -155,7 +157,8 @@ class TestPod:
         )
         wide = random(1, 2, 4, 8), random(1, 2, 4, 8, seed=1)
         values = [pooled_distillation_loss(*[[m] for m in wide], c) for c in ("rows_and_columns", "released")]
-        assert values[0] != values[1] and values[1].isfinite()
+        assert values[0] != values[1]
+        assert values[1].isfinite()
         with pytest.raises(ValueError, match="`cells` must be one of rows_and_columns, released, got 'best'"):
             pooled_distillation_loss([wide[0]], [wide[1]], "best")
 
@@ -204,7 +207,8 @@ class TestIncrementalClipLoss:
 
     def test_masks_are_scored_as_always(self):
         plain, unbiased = self.losses()[0], self.losses(unbiased=True)[0]
-        assert plain["loss_mask"] == unbiased["loss_mask"] and plain["loss_dice"] == unbiased["loss_dice"]
+        assert plain["loss_mask"] == unbiased["loss_mask"]
+        assert plain["loss_dice"] == unbiased["loss_dice"]
         assert plain["loss_ce"] != unbiased["loss_ce"]
         same = self.losses(unbiased=False)[0]
         assert torch.equal(same["loss_ce"], plain["loss_ce"])
@@ -237,17 +241,20 @@ class TestPseudoLabels:
         found = pseudo_labels(self.logits(1, 0, OLD), torch.stack([both, second, nothing]), label)
         assert found["class_labels"].tolist() == [OLD, 1, 0]
         assert found["ids"].tolist() == [[5, 5], [6, 6], [-1, 7]]
-        assert torch.equal(found["masks"][0], labelled) and found["masks"].dtype == torch.bool
+        assert torch.equal(found["masks"][0], labelled)
+        assert found["masks"].dtype == torch.bool
         expected = F.interpolate(both[None], size=(8, 8), mode="bilinear")[0] >= 0
         assert torch.equal(found["masks"][1], expected)
-        assert not found["masks"][2, 0].any() and found["masks"][2, 1].any()
+        assert not found["masks"][2, 0].any()
+        assert found["masks"][2, 1].any()
 
     def test_labelled_pixels_belong_to_nothing_else(self):
         mask = self.square(slice(None), slice(0, 4), slice(0, 2))
         upper = torch.zeros(2, 8, 8, dtype=torch.bool)
         upper[:, :2] = True
         found = pseudo_labels(self.logits(1), mask[None], self.label(upper))
-        assert found["class_labels"].tolist() == [OLD, 1] and not (found["masks"][1] & upper).any()
+        assert found["class_labels"].tolist() == [OLD, 1]
+        assert not (found["masks"][1] & upper).any()
         left = torch.zeros(2, 8, 8, dtype=torch.bool)
         left[..., :6] = True
         assert pseudo_labels(self.logits(1), mask[None], self.label(left))["class_labels"].tolist() == [OLD]
@@ -256,7 +263,8 @@ class TestPseudoLabels:
         mask = self.square(slice(None), slice(0, 2), slice(0, 2))
         logits = torch.cat([self.logits(1, strength=3.0), self.logits(0, strength=6.0)])
         found = pseudo_labels(logits, torch.stack([mask, mask]), self.label())
-        assert found["class_labels"].tolist() == [0] and found["ids"].tolist() == [[0, 0]]
+        assert found["class_labels"].tolist() == [0]
+        assert found["ids"].tolist() == [[0, 0]]
 
     def test_the_share_counts_over_the_whole_clip(self):
         """In one frame another one takes nearly all pixels, in the other none."""

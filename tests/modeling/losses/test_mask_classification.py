@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import math
 
 import pytest
@@ -84,18 +85,21 @@ def test_losses_are_named_per_layer_and_finite_with_an_image_without_objects():
     assert matched.shape == (3, 5)
     sum(losses.values()).backward()
     for tensor in [features, *(part for prediction in predictions for part in prediction)]:
-        assert tensor.grad.isfinite().all() and tensor.grad.any()
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.any()
 
 
 def test_no_targets_trains_no_object_only_and_reaches_every_input():
     predictions, features, labels = make_images(counts=(0, 0))
     losses, matched = make_loss()(predictions, features, labels)
     assert matched.shape == (3, 0)
-    assert losses["loss_mask"] == 0 and losses["loss_dice_1"] == 0
+    assert losses["loss_mask"] == 0
+    assert losses["loss_dice_1"] == 0
     log_probability = predictions[-1].class_logits.log_softmax(-1)[..., -1]
     torch.testing.assert_close(losses["loss_ce"], -2 * log_probability.mean())
     sum(losses.values()).backward()
-    assert features.grad is not None and not features.grad.any()
+    assert features.grad is not None
+    assert not features.grad.any()
     assert all(prediction.mask_embeddings.grad is not None for prediction in predictions)
 
 
@@ -110,7 +114,9 @@ def test_perfect_predictions_cost_little():
     labels = [{"class_labels": torch.tensor([3, 1]), "masks": masks}]
     losses, matched = criterion([LayerPrediction(class_logits, embeddings)], features, labels)
     assert matched.tolist() == [[2, 1]]
-    assert losses["loss_ce"] < 1e-6 and losses["loss_dice"] < 0.5 and losses["loss_mask"] < 5
+    assert losses["loss_ce"] < 1e-6
+    assert losses["loss_dice"] < 0.5
+    assert losses["loss_mask"] < 5
 
 
 def test_more_objects_than_queries():
@@ -135,7 +141,8 @@ def test_focal_loss_is_that_of_every_class_of_every_query():
             total = total - 5 * (1 - right) * right.log()
     torch.testing.assert_close(losses["loss_ce"], 2 * 50 * total / class_logits.numel())
     assert not torch.isclose(losses["loss_ce"], others["loss_ce"])
-    assert losses["loss_mask"] == others["loss_mask"] and losses["loss_dice"] == others["loss_dice"]
+    assert losses["loss_mask"] == others["loss_mask"]
+    assert losses["loss_dice"] == others["loss_dice"]
     with pytest.raises(ValueError, match="`classification_loss` must be one of ce, focal, got 'sigmoid'"):
         make_loss(classification_loss="sigmoid")
 
@@ -188,7 +195,8 @@ def test_half_precision_inputs_are_scored_in_float32(dtype):
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, expected[name])
     sum(losses.values()).backward()
-    assert features.grad.dtype == dtype and features.grad.isfinite().all()
+    assert features.grad.dtype == dtype
+    assert features.grad.isfinite().all()
 
 
 def test_normalisers_are_averaged_over_ranks(monkeypatch):

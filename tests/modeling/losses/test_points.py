@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
 
@@ -30,7 +31,8 @@ def test_importance_sampling_statistics():
     logits = columns.expand(4, 1, 24, 32)
     points = PointSampler(num_points=400).loss_points(logits)
     assert points.shape == (4, 1, 400, 2)
-    assert 0 <= points.min() and points.max() <= 1
+    assert points.min() >= 0
+    assert points.max() <= 1
     uncertain, uniform = points[:, 0, :300], points[:, 0, 300:]
     # 300 of 1200 uniform candidates: a quarter of the width; twice as far at the upper and lower border, where zero
     # padding halves the logits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
 
@@ -85,14 +86,16 @@ def test_losses_of_every_clip_are_named_finite_and_reach_every_input():
     assert set(losses) == {f"loss_genvis_{kind}_clip{clip}" for kind in kinds for clip in range(3)}
     sum(losses.values()).backward()
     for leaf in leaves(inputs):
-        assert leaf.grad.isfinite().all() and leaf.grad.any()
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad.any()
 
 
 def test_an_absent_object_is_no_object_in_its_clip():
     """One object, away in the second clip: there only the class loss remains, all queries being no-object."""
     inputs = make_inputs(make_labels([[0, 0, -1, -1, 0, 0]]), num_clips=3)
     losses = run_clipwise(inputs)
-    assert losses["loss_genvis_mask_clip1"] == 0 and losses["loss_genvis_sim_clip1"] == 0
+    assert losses["loss_genvis_mask_clip1"] == 0
+    assert losses["loss_genvis_sim_clip1"] == 0
     expected = -2 * inputs["predictions"][1][-1].class_logits.log_softmax(-1)[..., -1].mean()
     torch.testing.assert_close(losses["loss_genvis_ce_clip1"], expected)
     assert losses["loss_genvis_mask_clip2"] > 0
@@ -115,10 +118,12 @@ def test_the_rules_differ_once_a_newcomer_wants_the_query_of_a_vanished_object()
 def test_no_objects_at_all():
     inputs = make_inputs(make_labels([[-1, -1]], [[-1, -1]]), num_clips=2)
     losses = run_clipwise(inputs)
-    assert losses["loss_genvis_mask_clip0"] == 0 and losses["loss_genvis_sim_clip1"] == 0
+    assert losses["loss_genvis_mask_clip0"] == 0
+    assert losses["loss_genvis_sim_clip1"] == 0
     sum(losses.values()).backward()
     for leaf in leaves(inputs):
-        assert leaf.grad is not None and leaf.grad.isfinite().all()
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
 
 
 def test_frames_that_are_no_whole_number_of_clips():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mask2Former-VIS: what is its own beyond the common tests."""
 
 import json
@@ -23,7 +24,8 @@ class TestMask2FormerVis(ClipDetectorTests):
 
     def test_loads_a_mask2former_checkpoint_of_the_hub(self, mask2former_on_the_hub):
         model, info = self.model_class.from_pretrained(mask2former_on_the_hub, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
         assert model.config.model_type == "mask2former_vis"
         assert list(model.config.id2label.values()) == ["person", "dog"]
         detector = FrameDetector.from_pretrained(mask2former_on_the_hub)
@@ -45,11 +47,13 @@ class TestMask2FormerVis(ClipDetectorTests):
         minvis = MinVisForVideoInstanceSegmentation(MinVisConfig(**detector_settings()))
         minvis.save_pretrained(tmp_path / "minvis")
         model, info = self.model_class.from_pretrained(tmp_path / "minvis", output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
         other = SpvisForVideoInstanceSegmentation(SpvisConfig(**detector_settings()))
         other.save_pretrained(tmp_path / "spvis")
         model, info = self.model_class.from_pretrained(tmp_path / "spvis", output_loading_info=True)
-        assert not info["missing_keys"] and all(name.startswith("tracker.") for name in info["unexpected_keys"])
+        assert not info["missing_keys"]
+        assert all(name.startswith("tracker.") for name in info["unexpected_keys"])
         tiny_genvis().save_pretrained(tmp_path / "genvis")
         with pytest.raises(
             ValueError, match="is a 'genvis' model. A 'mask2former_vis' model loads its own checkpoints, or"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MinVIS: what is its own beyond the common tests."""
 
 import pytest

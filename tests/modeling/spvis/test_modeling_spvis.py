@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPVIS and DVIS, online and offline: what is their own beyond the common tests."""
 
 import pytest
@@ -42,7 +43,8 @@ class TestSpvisOnline(FrameByFrameTests, SpvisTests):
         model, info = SpvisForVideoInstanceSegmentation.from_pretrained(
             tmp_path, tracker_layers=1, output_loading_info=True
         )
-        assert info["missing_keys"] and all(name.startswith("tracker.") for name in info["missing_keys"])
+        assert info["missing_keys"]
+        assert all(name.startswith("tracker.") for name in info["missing_keys"])
         assert model.untrained_parts == ("tracker",)
         assert torch.equal(model.class_predictor.weight, segmenter.class_predictor.weight)
         assert model.config.model_type == "spvis"
@@ -113,7 +115,8 @@ class TestSpvisOffline(SpvisTests):
     @pytest.mark.parametrize("freeze_tracker", [True, False])
     def test_frozen_parts_build_no_graph(self, freeze_tracker):
         model, graphs = self.model(freeze_tracker=freeze_tracker).train(), []
-        assert model.refiner.training and not model.model.training
+        assert model.refiner.training
+        assert not model.model.training
         for part in (model.model, model.tracker):
             norm = part.layer_norm if part is model.tracker else part.transformer_module.decoder.layernorm
             norm.register_forward_hook(lambda *call: graphs.append(call[-1].requires_grad))

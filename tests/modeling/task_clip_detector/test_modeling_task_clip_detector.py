@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clip detector that learns task by task: with prompts, without prompts, and as the base of CRISP."""
 
 import json
@@ -55,7 +56,8 @@ class TestPrompts:
         crisp.load_state_dict(ours.state_dict())
         for labels in (moon_labels(), moon_labels()):
             first, second = losses_of(ours, labels), losses_of(crisp, labels)
-            assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+            assert first.keys() == second.keys()
+            assert all(torch.equal(first[name], second[name]) for name in first)
         assert torch.equal(
             ours.eval()(video_batch()).masks_queries_logits, crisp.eval()(video_batch()).masks_queries_logits
         )
@@ -87,8 +89,10 @@ class TestWithoutPrompts:
 
     def test_all_weights_train(self):
         model = self.model()
-        assert not model.learns_by_prompts and model.group_widths == [5]
-        assert model.config.task_prompt_counts == [0] and model.config.task_class_counts == [3, 1]
+        assert not model.learns_by_prompts
+        assert model.group_widths == [5]
+        assert model.config.task_prompt_counts == [0]
+        assert model.config.task_class_counts == [3, 1]
         assert trainable(model) == {name for name, _ in model.named_parameters()}
         sum(losses_of(model, moon_labels()).values()).backward()
         assert all(parameter.grad is not None for parameter in model.parameters())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A base and its adapters after three tasks, in folders and on the Hub."""
 
 import pytest

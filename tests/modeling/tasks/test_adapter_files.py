@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The format of adapters; those that do not fit, are corrupt, or leave out a task are refused."""
 
 import json
@@ -52,7 +53,8 @@ def test_a_task_that_differs_from_the_one_in_memory(folders):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match="task-1 of .*task-3 is another one than that in memory"):
         model.load_task_adapter(folders / "task-3")
-    assert model.active_task_adapters == ["task-1"] and model.loaded_task_adapters == ["task-1", "task-2"]
+    assert model.active_task_adapters == ["task-1"]
+    assert model.loaded_task_adapters == ["task-1", "task-2"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -111,7 +113,8 @@ def test_a_base_is_a_folder_or_a_revision(tmp_path, monkeypatch):
     assert relative.path == str(relative) == "../task-0"
     assert relative.locate(tmp_path / "run" / "task-1") == (str(tmp_path / "run" / "task-0"), None)
     repository = BaseReference.at("tester/hvpl", "abc")
-    assert str(repository) == "tester/hvpl at abc" and repository.seen_from(tmp_path) is repository
+    assert str(repository) == "tester/hvpl at abc"
+    assert repository.seen_from(tmp_path) is repository
     assert repository.locate(tmp_path) == ("tester/hvpl", "abc")
     assert str(BaseReference.at("tester/hvpl")) == "tester/hvpl"
     for reference in (relative, repository):

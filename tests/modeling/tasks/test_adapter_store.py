@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bookkeeping of tasks, without a model."""
 
 import copy
@@ -19,7 +20,8 @@ def test_a_task_that_ends_gives_back_what_the_one_before_left():
     store.begin_task(2, heads(1.0))
     store.protect(2, torch.eye(2))
     assert torch.equal(store.end_task(2)["class_predictor.heads.0.weight"], torch.ones(1, 2))
-    assert store.directions == {} and list(store.no_object) == [0]
+    assert store.directions == {}
+    assert list(store.no_object) == [0]
     store.end_task(1)
     assert store.end_task(1) == {}  # unknown: the weights were not saved by this package
 
@@ -41,4 +43,5 @@ def test_a_store_takes_over_what_another_saved():
     assert torch.equal(other.no_object[0]["class_predictor.heads.0.weight"], torch.full((1, 2), 3.0))
     assert torch.equal(other.protected(), torch.eye(3))
     for again in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
-        assert torch.equal(again.protected(), torch.eye(3)) and again.base is None
+        assert torch.equal(again.protected(), torch.eye(3))
+        assert again.base is None

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task adapters: saved, loaded, pushed and pulled as revisions."""
 
 import json
@@ -44,7 +45,8 @@ def test_folders_of_adapters(folders):
 
 def test_fields_of_the_configuration_can_be_changed_while_loading(folders):
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(folders / "task-2", calibration_deltas=[0.9])
-    assert model.config.calibration_deltas == [0.9] and model.config.task_class_counts == [3, 1, 2]
+    assert model.config.calibration_deltas == [0.9]
+    assert model.config.task_class_counts == [3, 1, 2]
     model = HvplForVideoInstanceSegmentation.from_pretrained(folders / "task-2", detector_chunk_size=3)
     assert model.config.detector_chunk_size == 3
 
@@ -86,7 +88,8 @@ def test_a_whole_model_of_other_origin_cannot_go_back(tmp_path):
         model.set_task_adapters(1)
     with pytest.raises(ValueError, match="task-1 are unknown.* cannot be told apart as adapters. Save or push"):
         model.save_task_adapter(tmp_path / "adapter", base=tmp_path)
-    assert model.active_task_adapters == ["task-1", "task-2"] and not (tmp_path / "adapter").exists()
+    assert model.active_task_adapters == ["task-1", "task-2"]
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks in memory: added, switched and removed; what is frozen follows."""
 
 import pytest
@@ -18,9 +19,11 @@ def test_removing_a_task_gives_the_model_before_it():
     model.add_task(["moon", "sun"], num_prompts=3)
     assert trainable(model) == {*model.task_parameters(1), *model.no_object_parameters()}
     model.remove_task()
-    assert model.config.to_dict() == config and trainable(model) == trained
+    assert model.config.to_dict() == config
+    assert trainable(model) == trained
     after = model.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
     assert model.criterion.num_labels == model.detector.criterion.num_labels == model.config.num_labels
     with pytest.raises(ValueError, match="The base cannot be removed"):
         model.remove_task()

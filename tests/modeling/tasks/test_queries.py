@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of queries: isolation of the tasks, what a new task starts from, calibration."""
 
 import pytest
@@ -98,10 +99,12 @@ def test_a_new_task_starts_from_the_base():
     for ours, theirs in zip(group.positions, base.positions, strict=True):
         assert torch.equal(ours, theirs.mean(0).expand(5, -1))
     for ours, theirs in zip(group.mask_embedder.parameters(), base.mask_embedder.parameters(), strict=True):
-        assert torch.equal(ours, theirs) and ours is not theirs
+        assert torch.equal(ours, theirs)
+        assert ours is not theirs
     no_object, _, added = model.class_predictor.heads
     for ours, theirs in zip(added.parameters(), no_object.parameters(), strict=True):
-        assert torch.equal(ours, theirs.expand_as(ours)) and ours is not theirs
+        assert torch.equal(ours, theirs.expand_as(ours))
+        assert ours is not theirs
     assert model.class_predictor(torch.randn(7, 32)).shape == (7, 8)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VITA: what is its own beyond the common tests."""
 
 import pytest
@@ -51,7 +52,8 @@ def test_shifted_windows_mix_only_neighbours(window_size, num_frames):
     torch.manual_seed(1)
     frames = torch.randn(2, num_frames, 4, 8, dtype=torch.float64)
     encoded = module(frames)
-    assert encoded.shape == frames.shape and torch.isfinite(encoded).all()
+    assert encoded.shape == frames.shape
+    assert torch.isfinite(encoded).all()
     shift = -(-window_size // 2)
 
     def together(first, second):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clip detector: the frame detector whose queries read all frames of a clip at once."""
 
 from .configuration_clip_detector import ClipDetectorConfig

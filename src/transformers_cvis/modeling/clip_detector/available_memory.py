@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory is left, so that work can be cut to size before it begins."""
 
 from pathlib import Path

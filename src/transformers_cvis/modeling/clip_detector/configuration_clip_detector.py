@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration shared by systems whose queries read all frames of a clip at once."""
 
 from typing import Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video models whose queries read all frames of a clip at once: the frame detector with time as a third dimension.
 
 B videos, T frames, Q queries, C channels, S positions of one level in one frame, H x W pixels of the padded network
@@ -99,7 +100,8 @@ class ClipDetector(VideoModelMixin, FrameDetector):
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
         """As `VideoModelMixin.stream`. The clips of a window (`config.max_clip_frames`, or the whole video) are read
         before the first output for it; every output has the class logits of its window, in the mean where a clip
-        reaches into a second one."""
+        reaches into a second one.
+        """
         self._check_stream()
         lengths: deque[int] = deque()
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windows of frames: how a clip detector decodes a video that is longer than one clip may be.
 
 Frames wait, as features, until they fill a window. Consecutive windows share frames, by which the queries of a window

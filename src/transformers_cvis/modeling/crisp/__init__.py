@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CRISP: prompts of later tasks that class names shape, on queries that read a whole video."""
 
 from .configuration_crisp import CrispConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the prompts of a new task start from: the principal directions of all older queries."""
 
 import torch

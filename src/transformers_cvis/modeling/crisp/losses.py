@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What CRISP asks of queries beside the masks: to resemble the prompt of a class, and to stay apart from each other.
 
 P queries, B clips, n classes, C channels.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CRISP: a clip detector that learns task by task, with prompts that the names of classes shape in training.
 
 B videos, T frames, P queries of a group, C channels, K classes of all tasks.
@@ -147,7 +148,8 @@ class CrispForVideoInstanceSegmentation(TaskClipDetectorForVideoInstanceSegmenta
     @torch.no_grad()
     def correlation_target(self, num_queries: int) -> torch.Tensor:
         """What the cosines of the queries to each other should be, (P, P): for the base none of another, for prompts
-        those of as many queries of the base."""
+        those of as many queries of the base.
+        """
         base = self.model.transformer_module.queries_features.weight
         if not self.learns_by_prompts:
             return torch.eye(num_queries, dtype=base.dtype, device=base.device)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class names to prompts, by the text model of CLIP: needed in training alone, no part of the model that is saved."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pixels to multi-scale features, mask features and frame queries."""
 
 from .configuration_frame_detector import FrameDetectorConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of the frame detector."""
 
 from huggingface_hub.dataclasses import strict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batch norms whose statistics, scale and shift are constants."""
 
 import torch

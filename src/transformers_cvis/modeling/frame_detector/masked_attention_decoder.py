@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queries read the pixel decoder's levels inside the masks that they predicted so far.
 
 N images, Q queries, C channels, S positions of one level.
@@ -53,7 +54,8 @@ class MaskedCrossAttention(nn.Module):
     ) -> torch.Tensor:
         """Queries `(N, Q, C)`, or those of several groups which read the same tokens, `(groups, N, Q, C)`; projected
         keys and values `(N, S, C)`; allowed bool `(N, Q, S)` or `(groups, N, Q, S)`; returns the shape of the
-        queries."""
+        queries.
+        """
         queries = linear(queries, self.in_proj_weight.chunk(3)[0], self.in_proj_bias.chunk(3)[0])
         if queries.dim() == 3:
             return self.out_proj(attend(self, queries, keys, values, allowed))
@@ -107,7 +109,8 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
         value_residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`forward` of projected keys and values, for queries of one or of several groups, as
-        `MaskedCrossAttention.read`."""
+        `MaskedCrossAttention.read`.
+        """
         attended = self.cross_attn.read(hidden_states + query_positions, keys, values, allowed)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self._drop(attended))
         placed = hidden_states + query_positions

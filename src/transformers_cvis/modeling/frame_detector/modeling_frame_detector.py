@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frame detector: Mask2Former with its parameter names, for the video models to build on.
 
 N images, Q queries, C channels, K classes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backbone maps to multi-scale tokens and one fine map, by multi-scale deformable attention.
 
 All of it is computed in the type of the weights: autocast, which would take half precision, is off in here, as in

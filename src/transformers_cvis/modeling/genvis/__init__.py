@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GenVIS: clip by clip, online or semi-online, with a memory of past clips."""
 
 from .configuration_genvis import GenVisConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GenVIS: video queries that travel from clip to clip, with a memory of what each of them was (Heo et al., CVPR 2023).
 
 B videos (times the frame-decoder layers in training), T frames of a clip, F frame queries per frame, Q video queries,

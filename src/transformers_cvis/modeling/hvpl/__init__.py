@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL: hierarchical visual prompts for continual video instance segmentation."""
 
 from .configuration_hvpl import HvplConfig

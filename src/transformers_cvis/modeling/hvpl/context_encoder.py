@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL's video context encoder: frame queries exchange information along trees that join similar ones.
 
 State-space layers scan a tree instead of a sequence (GrootV, Xiao et al. 2024, arXiv:2406.02395), over the grid of

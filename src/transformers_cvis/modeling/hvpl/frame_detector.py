@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL's frame detector: base queries and the frame prompts of later tasks read the same features.
 
 N images, F queries of all groups, C channels.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL: hierarchical visual prompt learning for continual video instance segmentation (Dong et al., 2025)."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HVPL's video head: base queries and the video prompts of later tasks read frame queries of their own task.
 
 B videos, T frames, F frame queries and Q video queries of all groups, C channels.

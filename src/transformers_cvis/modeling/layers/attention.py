@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention and feed-forward layers of detectors, video heads and trackers.
 
 Attention runs through the registry of transformers: `attn_implementation` of `from_pretrained` chooses "sdpa", the

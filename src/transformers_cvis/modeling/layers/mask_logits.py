@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Masks of queries: their embeddings, and the products of embeddings with the mask features.
 
 B videos, T frames, N images, Q queries, C channels, S pixels of a map, h x w its height and width.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sine position embeddings of feature maps and of the frames of a clip."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of queries: the base of a model, and the prompts that each later task adds.
 
 P queries of a group, C channels.

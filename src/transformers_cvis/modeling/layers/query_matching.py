@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which query of a frame or of a window of frames continues which track.
 
 B videos, T frames of a clip, Q queries, C channels.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Matching and losses of all systems.
 
 Frame level (the frame detector)::

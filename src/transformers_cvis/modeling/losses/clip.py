@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of clip queries: an object has one class and, in every frame, a mask of its own (Mask2Former-VIS, CRISP)."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What keeps a model that trains all its weights on new classes close to the model that it was before.
 
 The old model knows the first `num_old` classes. B clips, T frames, Q queries, K classes now; no-object is the last

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mask classification losses of matched queries."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Matching of queries to objects: the cost and its optimal assignment."""
 
 import numpy as np

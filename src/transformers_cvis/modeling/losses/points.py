@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Points at which masks are compared: bilinear sampling and PointRend's importance sampling."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Similarity of frame queries and video queries that belong to the same object."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels of videos, prepared for matching and losses."""
 
 from dataclasses import dataclass

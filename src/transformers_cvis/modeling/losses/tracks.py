@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of tracks: predictions of every frame, or of whole videos, with one query for an object in all frames."""
 
 from collections.abc import Sequence

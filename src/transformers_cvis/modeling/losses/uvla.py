@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unified video label assignment: an object keeps, over all clips of a video, the query it was given first."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of video queries: a sample as one clip (VITA), or clip by clip with labels that stay (GenVIS)."""
 
 from collections.abc import Sequence

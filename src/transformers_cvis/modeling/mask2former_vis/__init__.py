@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mask2Former-VIS: queries that read all frames of a video at once."""
 
 from .configuration_mask2former_vis import Mask2FormerVisConfig

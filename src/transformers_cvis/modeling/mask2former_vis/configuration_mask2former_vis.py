@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of Mask2Former-VIS."""
 
 from huggingface_hub.dataclasses import strict
@@ -12,7 +13,6 @@ class Mask2FormerVisConfig(ClipDetectorConfig):
     Segmentation", arXiv:2112.10764). Fields as in `ClipDetectorConfig`.
 
     Example:
-
     ```python
     >>> from transformers_cvis import Mask2FormerVisConfig
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mask2Former-VIS: Mask2Former with the frames of a clip as the third dimension of an image (Cheng et al., 2021)."""
 
 from ..clip_detector.modeling_clip_detector import ClipDetector

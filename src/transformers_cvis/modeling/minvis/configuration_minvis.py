@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of MinVIS."""
 
 from huggingface_hub.dataclasses import strict
@@ -13,7 +14,6 @@ class MinVisConfig(VideoConfigMixin, FrameDetectorConfig):
     Mask2Former checkpoint loads as it is, and the fields of `VideoConfigMixin`.
 
     Example:
-
     ```python
     >>> from transformers_cvis import MinVisConfig
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MinVIS: the frame detector alone, its queries matched from frame to frame (Huang et al., NeurIPS 2022).
 
 B videos, T frames of a clip, Q queries, C channels, K classes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPVIS: a tracker that corrects its memory frame by frame, online, and a refinement of whole videos, offline."""
 
 from .configuration_spvis import SpvisConfig

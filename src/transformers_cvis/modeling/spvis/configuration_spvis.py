@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of SPVIS, and of DVIS, which is made of the same parts."""
 
 from typing import Literal
@@ -62,7 +63,6 @@ class SpvisConfig(VideoConfigMixin, FrameDetectorConfig):
         choose it to repeat published training.
 
     Example:
-
     ```python
     >>> from transformers_cvis import SpvisConfig
 

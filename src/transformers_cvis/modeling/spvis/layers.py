@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of tracker and refiners: a residual around attention, feed-forward or convolution, normalised after the sum.
 
 B videos, T frames, Q queries, C channels.
@@ -23,7 +24,7 @@ class AttentionLayer(nn.Module):
     def forward(
         self, queries: torch.Tensor, memory: torch.Tensor | None = None, identity: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """queries (N, Q, C), memory (N, S, C), identity (N, Q, C) what is added to instead of the queries"""
+        """Queries (N, Q, C), memory (N, S, C), identity (N, Q, C) what is added to instead of the queries"""
         memory = queries if memory is None else memory
         attended = self.dropout(self.attention(queries, memory, memory))
         return self.layer_norm((queries if identity is None else identity) + attended)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPVIS: a frame detector, a tracker that corrects itself frame by frame, and offline a refinement of the whole video.
 
 DVIS (Zhang et al., "DVIS: Decoupled Video Instance Segmentation Framework", ICCV 2023) is made of the same parts.
@@ -147,7 +148,8 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
         """As `VideoModelMixin.stream`. Offline all clips are read before the first output; until then the mask features
-        of the video wait in host memory, and every output repeats the class logits of the video."""
+        of the video wait in host memory, and every output repeats the class logits of the video.
+        """
         if self.refiner is None:
             yield from super().stream(clips)
             return

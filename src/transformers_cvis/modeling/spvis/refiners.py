@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sees the whole video after the tracker: the joint refiner of SPVIS and the temporal refiner of DVIS.
 
 B videos, T frames, Q queries, C channels, K classes.
@@ -63,7 +64,7 @@ class InteractionLayer(GradientCheckpointingLayer):
         self.feed_forward = FeedForwardLayer(config, dropout)
 
     def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
-        """tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
+        """Tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
         tracks = within_frames(self.cross_attn, tracks, frame_queries)
         moved = self.conv2(self.conv1(tracks).relu()).relu()
         tracks = self.conv_layer_norm(tracks + moved if self.conv_residual else moved)
@@ -86,7 +87,7 @@ class TemporalRefinerLayer(GradientCheckpointingLayer):
         self.feed_forward = FeedForwardLayer(config)
 
     def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
-        """tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
+        """Tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
         tracks = over_time(self.time_attn, tracks)
         tracks = self.conv_layer_norm(tracks + self.conv2(self.conv1(tracks).relu()))
         tracks = within_frames(self.self_attn, tracks)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The progressive tracker of SPVIS and, with another filter, the referring tracker of DVIS.
 
 A track is a query that is carried from frame to frame. In each frame it reads the queries which the detector found

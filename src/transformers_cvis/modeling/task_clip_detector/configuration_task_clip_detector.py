@@ -29,7 +29,6 @@ class TaskClipDetectorConfig(ClipDetectorConfig):
         Class heads of three layers instead of one.
 
     Example:
-
     ```python
     >>> from transformers_cvis import TaskClipDetectorConfig
 

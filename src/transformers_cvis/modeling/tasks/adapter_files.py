@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of task adapters: their format, read and write next to each other.
 
 A model that learns task by task has its base on the branch `main` of a repository, like any model. The revision

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bookkeeping of the tasks of one model: what switching between them and saving them need to remember."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task adapters of a model: what its tasks added, saved, loaded, pushed and pulled as Hub revisions.
 
 `adapter_files` describes the files. `from_pretrained(repo, revision="task-2")` gives the model after task 2.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning task by task: the tasks of a model in memory, which are added, switched, and removed (HVPL, CRISP)."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the parts of each task lie in a model that learns task by task.
 
 Task 0 is the base, task t the t-th one after it. Every stage of a model (see `TaskLearningMixin.task_stages`) holds

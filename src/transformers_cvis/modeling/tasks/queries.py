@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of queries, one per task: the base queries, and the prompts that each later task added (HVPL, CRISP).
 
 Groups share the frozen network and never attend to each other, so a new group changes nothing of what an older one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration shared by video models made of a frame detector and a video head."""
 
 from typing import ClassVar

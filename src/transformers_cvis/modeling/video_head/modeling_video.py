@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bases of the models made of a frame detector and a video head.
 
 B videos, T frames, F frame queries per frame, C channels, H x W pixels of the padded network input.
@@ -207,7 +208,8 @@ class WholeVideoModel(CvisVideoModel):
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
         """As `CvisVideoModel.stream`. All clips are read before the first output; until then the mask features of the
-        video wait in host memory. Every output repeats the class logits of the video."""
+        video wait in host memory. Every output repeats the class logits of the video.
+        """
         self._check_stream()
         frame_queries, mask_features = [], []
         for clip in clips:

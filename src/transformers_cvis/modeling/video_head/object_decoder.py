@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The video head: objects of a video from the frame queries of its frames (VITA, Heo et al. 2022, section 3).
 
 An object encoder lets the frame queries of all frames exchange information, an object decoder reads them with a few

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VITA: the whole video at once, objects associated through the frame queries of all frames."""
 
 from .configuration_vita import VitaConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of VITA."""
 
 from huggingface_hub.dataclasses import strict
@@ -14,7 +15,6 @@ class VitaConfig(CvisVideoConfig):
     Fields as in `CvisVideoConfig`; here the object encoder attends in windows of 6 frames and the detector trains.
 
     Example:
-
     ```python
     >>> from transformers_cvis import VitaConfig
 

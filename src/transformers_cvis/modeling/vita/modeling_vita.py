@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VITA: video instance segmentation via object token association (Heo et al., NeurIPS 2022)."""
 
 from ..video_head.modeling_video import WholeVideoModel

@@ -8,17 +8,26 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 import transformers_cvis
+from tests.support.source_tree import (
+    COMMAND_LINE,
+    PACKAGE,
+    REPOSITORY,
+    SOURCE,
+    floors,
+    import_graph,
+    imports,
+    parse,
+    room,
+    source_modules,
+)
 
-REPOSITORY = Path(__file__).parent.parent
-PACKAGE = "transformers_cvis"
-SOURCE = REPOSITORY / "src" / PACKAGE
-COMMAND_LINE = REPOSITORY / "src" / f"{PACKAGE}_cli.py"
+MOST_LINES_OF_A_FILE = 500
+MOST_LINES_OF_A_CLASS = 300
 
 # Each room, and the rooms below it which it may import.
 GROUND = {"_version", "files", "geometry", "logs", "messages", "precision", "rle", "ytvis_json"}
@@ -52,38 +61,6 @@ RUN_TIME_DEPENDENCIES = {
 OPTIONAL_DEPENDENCIES = {"torchcodec", "numba"}
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-@cache
-def source_modules() -> dict[str, Path]:
-    return {module_name(path): path for path in SOURCE.rglob("*.py")}
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports, anywhere in it."""
-    package = module_name(path).split(".")
-    if path.name != "__init__.py":
-        package = package[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            for alias in node.names:
-                # `from .. import kernels` imports a module, `from x import Class` does not
-                name = f"{origin}.{alias.name}"
-                yield name if name in source_modules() else origin
-
-
-def room(module: str) -> str | None:
-    parts = module.split(".")
-    return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else None
-
-
 def test_imports_run_downwards_only():
     wrong = []
     for module, path in source_modules().items():
@@ -113,7 +90,7 @@ PYCOCOTOOLS = {"rle": {"pycocotools.mask"}, "evaluation.video_ap": {"pycocotools
 
 def used_names(path: Path) -> set[str]:
     """Names with their module, `module.name`, that a file uses of modules outside the package."""
-    tree, modules, used = ast.parse(path.read_text(encoding="utf-8")), {}, set()
+    tree, modules, used = parse(path), {}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {(alias.asname or alias.name): alias.name for alias in node.names}
@@ -155,25 +132,67 @@ def test_systems_do_not_import_each_other():
 
 
 def test_modules_import_in_no_circle():
-    graph = {
-        module: {name for name in imports(path) if name in source_modules() and name != module}
-        for module, path in source_modules().items()
-    }
-    # An __init__ collects the names of its modules; a module which imports a sibling does not depend on it.
-    graph = {
-        module: {name for name in targets if not module.startswith(name + ".")} for module, targets in graph.items()
-    }
-    done: set[str] = set()
+    def module(name: str) -> str | None:
+        return name if name in source_modules() else None
 
-    def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, f"circle: {' -> '.join([*path[path.index(module) :], module])}"
-        if module not in done:
-            for target in graph[module]:
-                visit(target, (*path, module))
-            done.add(module)
+    graph = import_graph(module)
+    # An __init__ collects the names of its modules; a module that imports a sibling does not depend on it.
+    graph = {
+        name: {target for target in targets if not name.startswith(f"{target}.")} for name, targets in graph.items()
+    }
+    floors(graph)  # raises at a circle
 
-    for module in graph:
-        visit(module, ())
+
+def test_rooms_stand_on_floors():
+    by_floor = floors(import_graph(room))
+    assert by_floor["modeling"] < by_floor["training"] < by_floor["continual"] < by_floor["cli"]
+
+
+def test_files_and_classes_are_short():
+    long = []
+    for path in [*source_modules().values(), COMMAND_LINE]:
+        name, num_lines = path.relative_to(SOURCE.parent), len(path.read_text(encoding="utf-8").splitlines())
+        if num_lines > MOST_LINES_OF_A_FILE:
+            long.append(f"{name}: {num_lines} lines")
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef) and node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_CLASS:
+                long.append(f"{name}: class {node.name} has {node.end_lineno - node.lineno + 1} lines")
+    assert not long, "\n".join(long)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(path: Path) -> set[str]:
+    """Return the private functions, classes, methods and attributes that a file defines."""
+    names = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if is_private(name)}
+
+
+def test_no_room_uses_private_names_of_another():
+    defined: dict[str | None, set[str]] = {}
+    for module, path in source_modules().items():
+        defined.setdefault(room(module), set()).update(private_names(path))
+    wrong = []
+    for module, path in source_modules().items():
+        own = defined[room(module)]
+        others = set().union(*(names for name, names in defined.items() if name != room(module)))
+        for node in ast.walk(parse(path)):
+            used = set()
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                used = {node.attr}
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                used = {alias.name for alias in node.names} - {"_version"}
+            wrong += [f"{module}: {name}" for name in used if is_private(name) and name in others - own]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_dependencies_are_the_declared_ones():
@@ -222,7 +241,7 @@ def test_forbidden_dependencies_are_imported_nowhere():
     wrong = []
     for path in repository_files():
         if path.suffix == ".py":
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(parse(path)):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
                 wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in FORBIDDEN_DEPENDENCIES]

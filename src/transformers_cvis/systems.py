@@ -4,10 +4,13 @@
 from importlib.metadata import entry_points
 
 from transformers import AutoVideoProcessor, PreTrainedConfig
+from transformers.utils import logging
 
 from .modeling.auto import IMAGE_MODELS, MODELS, register_model
 from .modeling.modeling_base import CvisPreTrainedModel
 from .processing import CvisVideoProcessor
+
+logger = logging.get_logger(__name__)
 
 ENTRY_POINT_GROUP = "transformers_cvis.systems"
 
@@ -15,8 +18,8 @@ ENTRY_POINT_GROUP = "transformers_cvis.systems"
 def register_system(config_class: type[PreTrainedConfig], model_class: type[CvisPreTrainedModel]) -> None:
     """Make the package know a system: Auto classes, pipeline, command line, recipes (`system: <model_type>`), trainer.
 
-    A package that is installed can name a function that calls `register_system` as an entry point of the group
-    "transformers_cvis.systems"; it runs when `transformers_cvis` is imported.
+    An installed package can name a module that calls `register_system` as an entry point of the group
+    "transformers_cvis.systems"; the module is imported with `transformers_cvis`.
 
     Args:
         config_class: Configuration of the system, with a `model_type` of its own.
@@ -48,7 +51,10 @@ def register_own_systems() -> None:
     for config_class in (*MODELS, *IMAGE_MODELS):
         AutoVideoProcessor.register(config_class, CvisVideoProcessor, exist_ok=True)
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        entry_point.load()()
+        try:
+            entry_point.load()
+        except Exception as error:  # of a foreign package: the others work without it
+            logger.warning(f"The system {entry_point.name!r} cannot be loaded: {type(error).__name__}: {error}")
 
 
 __all__ = ["register_system"]

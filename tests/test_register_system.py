@@ -33,7 +33,7 @@ from transformers_cvis import (
     train,
 )
 
-MODULE = "sharp_minvis_from_outside"
+MODULE = "refined_minvis_from_outside"
 CONTRIBUTING = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FOLDER = tempfile.TemporaryDirectory()
 (Path(FOLDER.name) / f"{MODULE}.py").write_text(re.search(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)[1])
@@ -42,12 +42,12 @@ outside = importlib.import_module(MODULE)
 
 
 class TestOutside(FrameByFrameTests, CommonTests):
-    model_class = outside.SharpMinVisForVideoInstanceSegmentation
+    model_class = outside.RefinedMinVisForVideoInstanceSegmentation
 
     def config(self, **changes):
         detector = tiny_detector_config(num_queries=5, freeze_batch_norm=False).to_dict()
         del detector["model_type"]
-        return outside.SharpMinVisConfig(**{**detector, "id2label": LABELS, **changes})
+        return outside.RefinedMinVisConfig(**{**detector, "id2label": LABELS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +60,22 @@ def shapes(tmp_path_factory) -> Path:
 def trained(shapes, tmp_path_factory) -> Path:
     """Folder of a model that the trainer made from a recipe file."""
     folder = tmp_path_factory.mktemp("trained")
-    recipe = {**tiny_recipe(shapes, "minvis", max_steps=1).to_dict(), "system": "sharp_minvis"}
+    recipe = {**tiny_recipe(shapes, "minvis", max_steps=1).to_dict(), "system": "refined_minvis"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
-    train(Recipe.load(folder / "recipe.yaml", ["model.config.initial_sharpness=2"]), folder / "out")
+    train(Recipe.load(folder / "recipe.yaml", ["model.config.refinement_weight=2.0"]), folder / "out")
     return folder / "out"
 
 
 def test_trainer_and_recipe(trained):
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(trained)
-    assert type(model) is outside.SharpMinVisForVideoInstanceSegmentation
-    assert model.sharpness.item() == pytest.approx(2, abs=0.1)
-    assert model.sharpness.item() != 2  # it was trained
+    assert type(model) is outside.RefinedMinVisForVideoInstanceSegmentation
+    assert model.config.refinement_weight == 2
+    assert torch.isfinite(model.refinement.weight).all()
 
 
 def test_auto_classes(trained):
-    assert type(AutoConfig.from_pretrained(trained)) is outside.SharpMinVisConfig
-    assert type(AutoModel.from_pretrained(trained)) is outside.SharpMinVisForVideoInstanceSegmentation
+    assert type(AutoConfig.from_pretrained(trained)) is outside.RefinedMinVisConfig
+    assert type(AutoModel.from_pretrained(trained)) is outside.RefinedMinVisForVideoInstanceSegmentation
     assert isinstance(AutoVideoProcessor.from_pretrained(trained), CvisVideoProcessor)
 
 
@@ -90,9 +90,9 @@ def test_pipeline(trained):
 def test_weights_of_another_system_start_it(tmp_path):
     config = tiny_detector_config()
     MinVisForVideoInstanceSegmentation(MinVisConfig.from_frame_detector(config)).save_pretrained(tmp_path)
-    model = outside.SharpMinVisForVideoInstanceSegmentation.from_pretrained(tmp_path, initial_sharpness=3.0)
-    assert model.untrained_parts == ("sharpness",)
-    assert torch.equal(model.sharpness, torch.tensor(3.0))
+    model = outside.RefinedMinVisForVideoInstanceSegmentation.from_pretrained(tmp_path, refinement_weight=3.0)
+    assert model.untrained_parts == ("refinement",)
+    assert model.config.refinement_weight == 3
 
 
 def test_command_line(trained, tmp_path, capsys):
@@ -103,17 +103,20 @@ def test_command_line(trained, tmp_path, capsys):
 
 def test_an_installed_package_is_found_by_its_entry_point(trained, tmp_path):
     """A fresh process that never heard of the module."""
-    information = tmp_path / "sharp_minvis-1.0.dist-info"
+    information = tmp_path / "refined_minvis-1.0.dist-info"
     information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: sharp-minvis\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(f"[transformers_cvis.systems]\nsharp_minvis = {MODULE}\n")
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: refined-minvis\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[transformers_cvis.systems]\nrefined_minvis = {MODULE}\n")
     path = os.pathsep.join([str(tmp_path), FOLDER.name, *filter(None, [os.environ.get("PYTHONPATH")])])
-    code = f"import transformers_cvis as c; print(type(c.AutoModelForVideoInstanceSegmentation.from_pretrained({str(trained)!r})))"
+    code = (
+        "from transformers_cvis import AutoModelForVideoInstanceSegmentation as Auto\n"
+        f"print(type(Auto.from_pretrained({str(trained)!r})))"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert "SharpMinVisForVideoInstanceSegmentation" in run.stdout
+    assert "RefinedMinVisForVideoInstanceSegmentation" in run.stdout
 
 
 def test_an_entry_point_that_fails_is_a_warning(tmp_path):

@@ -139,7 +139,7 @@ def test_a_name_belongs_to_one_system():
     class Other(MinVisConfig):
         model_type = "vita"
 
-    with pytest.raises(ValueError, match="Other has the `model_type` 'vita' of VitaConfig: choose another"):
+    with pytest.raises(ValueError, match="The `model_type` 'vita' of Other is that of VitaConfig: choose another"):
         register_system(Other, MinVisForVideoInstanceSegmentation)
 
     class Nameless(MinVisConfig):

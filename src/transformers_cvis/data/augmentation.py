@@ -274,13 +274,13 @@ class RandomCropPath:
     probability: float = field(default=0.5, metadata={"help": "Probability that a clip is cropped, 0 to 1."})
     short_sides: tuple[int, ...] = field(
         default=(400, 500, 600),
-        metadata={"help": "Short sides, in pixels, to one of which the clip is resized before the crop."},
+        metadata={"help": "Short sides in pixels; before the crop, the clip is resized to one of them."},
     )
     max_size: int = field(default=1333, metadata={"help": "Limit of the long side in that resize, in pixels."})
     window: tuple[int, int] = field(
         default=(384, 600),
         metadata={
-            "help": "Smallest and largest side of the window, in pixels: each side is an integer uniform in "
+            "help": "Smallest and largest side of the window in pixels; each side is an integer uniform in "
             "[min(side, smallest), min(side, largest)]."
         },
     )
@@ -361,7 +361,7 @@ class LargeScaleJitter:
     scale: tuple[float, float] = field(
         default=(0.1, 2.0),
         metadata={
-            "help": "Smallest and largest scale: the long side becomes `size` times a number uniform in between."
+            "help": "Smallest and largest scale; the long side becomes `size` times a number uniform between them."
         },
     )
     flip_probability: float = field(default=0.5, metadata={"help": "Probability that a clip is mirrored, 0 to 1."})
@@ -391,7 +391,7 @@ class RandomRotation:
     max_angle: float = field(
         default=15.0,
         metadata={
-            "help": "Largest angle, in degrees: the angles of a clip are sorted numbers uniform in "
+            "help": "Largest angle in degrees; the angles of a clip are sorted numbers uniform in "
             "[-max_angle, max_angle]."
         },
     )

@@ -45,7 +45,7 @@ class MovingShapesVideo:
 
 
 class _Footprint(NamedTuple):
-    """The window of a frame that can hold a shape, and the local coordinates of its pixels."""
+    """Window of a frame that can hold a shape, and the local coordinates of its pixels."""
 
     window: tuple[slice, slice]  # rows and columns of the frame
     x: np.ndarray  # (rows, columns) local coordinates

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outlines of the moving shapes, as signed distance functions in local coordinates."""
+"""Outlines of the moving shapes, as signed distance functions in local coordinates."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -106,7 +106,7 @@ def _frame_ious(objects: VideoTracks, tracks: VideoTracks, num_frames: int) -> n
 
 
 def _found(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """Assign tracks to objects one to one in each frame; return found pairs, bool of shape `(frames, objects, tracks)`."""
+    """Assign tracks to objects one to one in each frame; return the found pairs, bool `(frames, objects, tracks)`."""
     found = np.zeros(ious.shape, dtype=bool)
     for frame, similarity in enumerate(ious):
         rows, columns = linear_sum_assignment(similarity, maximize=True)

@@ -129,8 +129,8 @@ def _old_rows(values: ArrayLike, learnt_after: Sequence[int]) -> tuple[np.ndarra
 def _relative_losses(first: np.ndarray, last: np.ndarray, since: np.ndarray) -> np.ndarray:
     """Compute the loss of each row relative to its first value, per task since then.
 
-    The loss is NaN where the first value is not positive. A last value of -1 counts as 0, so that a row never loses more
-    than it had.
+    The loss is NaN where the first value is not positive. A last value of -1 counts as 0, so that a row never loses
+    more than it had.
     """
     defined = first > 0
     terms = np.full(first.shape, np.nan)

@@ -54,10 +54,13 @@ class GroundTruth:
             FileNotFoundError: the file does not exist.
             ValueError: the content breaks the YouTube-VIS format; the message names the entries.
         """
-        if isinstance(source, cls):
+        if isinstance(source, GroundTruth):
             return source
-        is_path = isinstance(source, (str, os.PathLike))
-        content, name = (read_json(source), str(source)) if is_path else (source, cls.name)
+        content: Any
+        if isinstance(source, (str, os.PathLike)):
+            content, name = read_json(source), str(source)
+        else:
+            content, name = source, cls.name
         check_top_level(content, name)
         refuse(section_problems(content, GROUND_TRUTH), name, GROUND_TRUTH)
         for problems in (
@@ -206,8 +209,8 @@ def mask_counts(track: dict, size: tuple[int, int], where: str) -> list[str | by
     """
     expected = list(size)
     return [
-        counts
-        if type(mask) is dict and mask.get("size") == expected and type(counts := mask.get("counts")) in (str, bytes)
+        mask["counts"]
+        if type(mask) is dict and mask.get("size") == expected and type(mask.get("counts")) in (str, bytes)
         else _counts_of_other_forms(mask, size, f"{where}, frame {frame}")
         for frame, mask in enumerate(track["segmentations"])
     ]

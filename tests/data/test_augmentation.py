@@ -334,10 +334,10 @@ def test_augmentation_from_plain_fields_as_in_a_recipe():
         (lambda: RandomCropPath(probability=-1), "probability is -1"),
         (lambda: RandomCropPath(window=(5, 3)), "1 <= smallest <= largest"),
         (lambda: RandomCropPath(short_sides=()), "short_sides"),
-        (lambda: LargeScaleJitter(size=0), "size is 0; give a positive number of pixels"),
+        (lambda: LargeScaleJitter(size=0), "`size` must be at least 1 pixel, got 0"),
         (lambda: LargeScaleJitter(scale=(0, 2)), r"scale is \(0, 2\); give .* 0 < smallest <= largest"),
         (lambda: LargeScaleJitter(flip_probability=-1), "flip_probability is -1"),
-        (lambda: RandomRotation(max_angle=-15), "max_angle is -15; give a number of degrees, 0 or more"),
+        (lambda: RandomRotation(max_angle=-15), "`max_angle` must be at least 0 degrees, got -15"),
         (lambda: RandomRotation(centre=(0.6, 0.4)), r"centre is \(0.6, 0.4\); give \(smallest, largest\)"),
     ],
 )

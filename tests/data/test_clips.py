@@ -280,7 +280,7 @@ def test_video_dataset_gives_whole_videos_in_order(shapes):
     for sample, row in zip(samples, shapes, strict=True):
         assert sample["frame_indices"] == list(range(row["length"]))
         assert sample["pixel_values_videos"].shape == (row["length"], 3, 24, 32)
-    with pytest.raises(IndexError, match="has 6 videos, there is no number 6"):
+    with pytest.raises(IndexError, match="Index 6 is out of range: the data set has 6 videos"):
         dataset[6]
 
 
@@ -295,7 +295,7 @@ def test_frames_that_cannot_be_used_are_named(tiny_file, tiny):
     with pytest.raises(ValueError, match="video 1: frame .*00001.jpg cannot be read .*; replace it"):
         dataset[number]
     Image.new("RGB", (15, 10)).save(broken)
-    with pytest.raises(ValueError, match=r"video 1: frame .*00001.jpg is 10x15 .*, the json says 20x30; make"):
+    with pytest.raises(ValueError, match=r"video 1: frame .*00001.jpg is 10x15 .* but the json gives 20x30; make"):
         dataset[number]
     broken.unlink()
     with pytest.raises(FileNotFoundError, match="video 1: frame .*00001.jpg does not exist"):
@@ -321,8 +321,8 @@ def test_mask_that_cannot_be_decoded_is_named(tiny):
     ("arguments", "message"),
     [
         ({"num_frames": 0}, "`num_frames` must be at least 1, got 0"),
-        ({"frame_range": -1}, "frame_range is -1; give a number of frames, 0 or more"),
-        ({"seed": -3}, "seed is -3; give a non-negative integer"),
+        ({"frame_range": -1}, "`frame_range` must be at least 0 frames, got -1"),
+        ({"seed": -3}, "`seed` must be at least 0, got -3"),
         ({"reverse_probability": 2}, "reverse_probability is 2; give a share in 0..1"),
     ],
 )

@@ -99,7 +99,7 @@ def test_forms_of_class_files(folders):
 def test_ids_can_be_left_out(folders):
     assert names(folders.read({"park": {"1": "dog", "2": None}, "cat_02": {"1": None}})) == ["dog"]
     assert names(folders.read("video,id,class\npark,1,dog\npark,2,\ncat_02,1,\n", "a.csv")) == ["dog"]
-    with pytest.raises(ValueError, match="The masks in .*Annotations hold no instance that has a class"):
+    with pytest.raises(ValueError, match="No instance in the masks of .*Annotations has a class"):
         folders.read({"park": {"1": None, "2": None}, "cat_02": {"1": None}})
 
 
@@ -112,7 +112,7 @@ def test_the_folder_says_the_class(folders):
     assert names(content) == ["black swan", "cat", "horse", "horse", "park", "park"]
     assert content["videos"][2]["file_names"] == ["horse/0001/00000.jpg"]
     folders.write("0003", ids)
-    with pytest.raises(ValueError, match="The folder of video 0003 does not say what it shows; give a class file"):
+    with pytest.raises(ValueError, match="The folder name of video 0003 does not contain a class; give a class file"):
         read_mask_folders(folders.frames, folders.masks)
 
 
@@ -127,11 +127,11 @@ def test_ids_beyond_a_byte(folders):
 
 def test_ids_without_a_class_are_named(folders):
     with pytest.raises(
-        ValueError, match=r"classes.json gives no class to id 2 of video park \(first in 00000.png\). Add"
+        ValueError, match=r"classes.json has no class for id 2 of video park \(first in 00000.png\). Add"
     ):
         folders.read({"park": {"1": "dog"}, "cat_02": "cat"})
     with pytest.raises(
-        ValueError, match="no class to id 1 of video cat_02 .*, id 1 of video park .*, id 2 of video park"
+        ValueError, match="no class for id 1 of video cat_02 .*, id 1 of video park .*, id 2 of video park"
     ):
         folders.read({"Park": "dog"})
 
@@ -142,7 +142,7 @@ def test_masks_that_do_not_fit_their_frames(folders):
     with pytest.raises(ValueError, match=r"00001.png is 10x15 .* but its frame 00001.jpg is 20x30; save masks at the"):
         folders.read()
     Image.new("RGB", (30, 20)).save(mask)
-    with pytest.raises(ValueError, match=r"00001.png is a picture of colours \(mode RGB\); a palette or grey PNG is"):
+    with pytest.raises(ValueError, match=r"00001.png is a colour picture \(mode RGB\); expected a palette or grey PNG"):
         folders.read()
     mask.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="The mask .*00001.png cannot be read .*; replace it"):
@@ -155,7 +155,7 @@ def test_masks_that_do_not_fit_their_frames(folders):
     ):
         folders.read()
     frame.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="The frame .*00001.jpg is no picture that can be read"):
+    with pytest.raises(ValueError, match="The frame .*00001.jpg is not a readable picture"):
         folders.read()
     frame.unlink()
     with pytest.raises(FileNotFoundError, match=r"The mask .*00001.png has no frame 00001.\* in .*park"):
@@ -166,9 +166,9 @@ def test_missing_folders(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="The folder .*nowhere does not exist"):
         read_mask_folders(folders.frames, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="There is no mask in .*empty: a folder per video is expected"):
+    with pytest.raises(FileNotFoundError, match="No mask found in .*empty: expected a folder per video"):
         read_mask_folders(folders.frames, tmp_path / "empty")
-    with pytest.raises(ValueError, match="park holds masks itself; a folder per video is expected there"):
+    with pytest.raises(ValueError, match="park holds masks directly; expected a folder per video"):
         read_mask_folders(folders.frames, folders.masks / "park")
     with pytest.raises(
         FileNotFoundError, match="Video cat_02 has masks in .*Annotations/cat_02 but no frames in .*empty"
@@ -183,9 +183,9 @@ def test_missing_folders(folders, tmp_path):
         ([], "a.json", r'a.json must look like \{"video": \{"1": "dog"\}\}'),
         ({"park": 3}, "a.json", "video park has 3; give a class, or a class per id"),
         ({"park": {"one": "dog"}}, "a.json", "video park has the id 'one'; give a whole number"),
-        ({"park": {"1": 7}}, "a.json", "id 1 of video park has the class 7; give a text"),
-        ("video,class\npark,dog\n", "a.csv", "a.csv has no column id; its first line must be video,id,class"),
-        ("", "a.csv", "has no column class, id, video"),
+        ({"park": {"1": 7}}, "a.json", "id 1 of video park has the class 7; give a string"),
+        ("video,class\npark,dog\n", "a.csv", "a.csv lacks the column id; its first line must be video,id,class"),
+        ("", "a.csv", "lacks the column class, id, video"),
         ("video,id,class\npark,x,dog\n", "a.csv", "video park has the id 'x'"),
     ],
 )

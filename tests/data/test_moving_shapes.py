@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from transformers_cvis.data import SHAPES, generate_video, make_moving_shapes, moving_shapes, validate_ytvis
-from transformers_cvis.data.moving_shapes import LOCAL_EXTENT, TEXTURE_SIZE
+from transformers_cvis.data.moving_shapes import TEXTURE_SIZE
+from transformers_cvis.data.shapes import LOCAL_EXTENT, heart_vertices, star_vertices
 
 
 def polygon_area(vertices):
@@ -24,10 +25,10 @@ EXACT_AREAS = {
     "circle": math.pi * 0.81,
     "square": 2.56,
     "triangle": 1.8,
-    "star": polygon_area(moving_shapes._star_vertices(5, 0.42)),
+    "star": polygon_area(star_vertices(5, 0.42)),
     "cross": 4 * 0.6 - 0.36,
     "ring": math.pi * (1 - 0.48**2),
-    "heart": polygon_area(moving_shapes._heart_vertices()),
+    "heart": polygon_area(heart_vertices()),
     "arrow": 0.85 * 1.0 + 0.64 * 1.1,
     "hourglass": 2 * (0.8 + 0.12),
 }
@@ -210,7 +211,7 @@ def test_existing_data_is_not_touched(tmp_path):
         ({"size": (8, 64)}, r"size is \(8, 64\); give \(height, width\) of at least 16"),
         ({"num_objects": (0, 2)}, "1 <= fewest <= most"),
         ({"object_size": (0.5, 0.2)}, "0 < smallest <= largest"),
-        ({"categories": ["circle", "dog"]}, r"categories is \['circle', 'dog'\]; give different names out of"),
+        ({"categories": ["circle", "dog"]}, r"categories is \['circle', 'dog'\]; give different names from"),
         ({"categories": ["circle", "circle"]}, "give different names"),
         ({"categories": []}, "give different names"),
     ],

@@ -120,7 +120,9 @@ def test_what_cannot_be_split(tmp_path):
         with pytest.raises(ValueError, match=f"test_share is {share}; give a share of the videos between 0 and 1"):
             split_ytvis(source, tmp_path / "split", share)
     for classes_of_video in ({1: {1}}, {1: {1}, 2: {2}}, {1: set()}):
-        with pytest.raises(ValueError, match="few.json: No video can be held out: there is no class that two videos"):
+        with pytest.raises(
+            ValueError, match="few.json: No video can be held out, because every class is in one video only"
+        ):
             split_ytvis(write_json(tmp_path / "few.json", classes_of_video, 2), tmp_path / "split")
     with pytest.raises(FileNotFoundError, match="absent.json does not exist"):
         split_ytvis(tmp_path / "absent.json", tmp_path / "split")

@@ -113,7 +113,7 @@ def test_nothing_found():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"`iou_threshold` is an IoU in \(0, 1\], got 50"):
+    with pytest.raises(ValueError, match=r"`iou_threshold` must be in \(0, 1\], got 50"):
         compare([[0]], [[0]], iou_threshold=50)
     with pytest.raises(ValueError, match="track 0, video 1: the annotation is longer than its video: 2 segmentations"):
         compare([[0]], [[0, 0]])

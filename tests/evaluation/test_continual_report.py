@@ -146,12 +146,14 @@ def test_bad_input_is_named(ground_truth):
         evaluate_after_task(ground_truth, BASE_RESULTS, [["cat"], ["cat"]], 0)
     with pytest.raises(ValueError, match="Task 1 has no classes"):
         evaluate_after_task(ground_truth, BASE_RESULTS, [["cat"], []], 0)
-    with pytest.raises(ValueError, match="There is no task 2: the schedule has tasks 0 to 1"):
+    with pytest.raises(ValueError, match="Task 2 does not exist: the schedule has tasks 0 to 1"):
         evaluate_after_task(ground_truth, BASE_RESULTS, TASKS, 2)
     with pytest.raises(ValueError, match="`forgetting_videos` must be one of 'containing', 'all', got 'some'"):
         evaluate_after_task(ground_truth, BASE_RESULTS, TASKS, 0, "some")
     evaluation = evaluate_after_task(ground_truth, BASE_RESULTS, TASKS, 0)
-    with pytest.raises(ValueError, match=r"There are 2 tasks, but evaluations after the tasks \[0\]"):
+    with pytest.raises(
+        ValueError, match=r"Expected one evaluation after each of 2 tasks, in order, got evaluations after tasks \[0\]"
+    ):
         ContinualReport(TASKS, [evaluation])
     with pytest.raises(ValueError, match="`evaluate_classes` must be one of 'seen', 'all', 'current', got 'old'"):
         ContinualReport(TASKS[:1], [evaluation], evaluate_classes="old")

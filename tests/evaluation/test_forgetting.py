@@ -62,13 +62,13 @@ def test_tracks_in_videos_without_their_group_are_dropped():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="forgetting needs two tasks at least"):
+    with pytest.raises(ValueError, match="forgetting needs at least two tasks"):
         hvpl_forgetting([[0.5]], [0])
     with pytest.raises(ValueError, match=r"values have shape \(5, 3\), expected .* 4 entries"):
         hvpl_forgetting(VALUES, [0, 0, 1, 2])
     with pytest.raises(ValueError, match=r"learnt_after has tasks \[0, 1, 3\], expected 0 to 2"):
         crisp_forgetting(VALUES, [0, 0, 1, 1, 3])
-    with pytest.raises(ValueError, match="not finite; a statistic without ground truth is -1"):
+    with pytest.raises(ValueError, match="not finite; give -1 for a statistic without ground truth"):
         hvpl_forgetting([[np.nan, 0.1]], [0])
     with pytest.raises(ValueError, match="`undefined` must be one of 'exclude', 'released', got 'skip'"):
         hvpl_forgetting(VALUES, LEARNT_AFTER, undefined="skip")

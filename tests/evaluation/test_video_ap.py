@@ -324,7 +324,7 @@ def test_results_may_bring_the_videos_that_they_mean(ground_truth, results, name
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("cat.jpg#{}", "cat.jpg#{}"), "video 2 is 'cat.jpg', .* are the same after all, leave 'videos' out of the"),
+        (("cat.jpg#{}", "cat.jpg#{}"), "video 2 is 'cat.jpg', .* If they are the same videos, remove 'videos' from"),
         (
             ("cat/{:05}.jpg", "cow/{:05}.jpg"),
             "video 2 is 'cow/00000.jpg', but the ground truth's video 2 is 'dog/00000.j",

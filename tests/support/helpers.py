@@ -9,7 +9,7 @@ import pytest
 import torch
 from kernels import LocalLayerRepository
 
-from transformers_cvis.data.moving_shapes import SHAPES
+from transformers_cvis.data import SHAPES
 from transformers_cvis.kernels import SpanningTrees
 from transformers_cvis.modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
 from transformers_cvis.modeling.frame_detector import FrameDetectorConfig

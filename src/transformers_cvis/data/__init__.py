@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotated videos and images in, training clips out: files, validation, clip sampling, augmentation, a generator."""
+"""Read, check, split, augment and generate annotated videos and images, and sample training clips from them."""
 
 from ..ytvis_json import Problem
 from .annotation_files import images_as_videos, read_annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of annotation files of YouTube-VIS and COCO format, in one form: an image is a video of one frame."""
+"""Read annotation files of YouTube-VIS and COCO format into one form, in which an image is a video of one frame."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -16,17 +16,19 @@ def read_annotations(
     labels: Collection[str] | None = None,
     class_filter: ClassFilter | None = None,
 ) -> dict:
-    """The content of an annotation file, checked, as YouTube-VIS json.
+    """Read and check an annotation file, and return its content as YouTube-VIS json.
 
     Args:
-        json_path: the annotation file.
+        json_path: path of the annotation file.
         kind: "videos" for YouTube-VIS and OVIS, "images" for COCO format.
-        class_mapping, labels: see `map_categories`.
-        class_filter: what is left out after the mapping.
+        class_mapping: from category names to class names, see [`map_categories`]. None keeps the categories.
+        labels: class names that the mapping may lead to, see [`map_categories`]. Ignored with a `class_filter`.
+        class_filter: selects videos and classes after the mapping. None keeps all.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it breaks the format, or as `map_categories` and `ClassFilter.apply`; the message names the file.
+        FileNotFoundError: `json_path` does not exist.
+        ValueError: the file breaks the format, or the mapping or the filter does not fit it, see [`map_categories`] and
+            [`ClassFilter.apply`]. The message names the file.
     """
     content, form = read_annotation_json(json_path), FORMATS[kind]
     refuse(structure_problems(content, form), str(json_path), form)
@@ -43,7 +45,7 @@ def read_annotations(
 
 
 def images_as_videos(content: dict) -> dict:
-    """COCO json -> YouTube-VIS json in which every image is a video of one frame, with the same ids."""
+    """Convert COCO json to YouTube-VIS json, in which every image is a video of one frame. All ids are kept."""
     return {
         **{key: value for key, value in content.items() if key not in ("images", "annotations")},
         "videos": [

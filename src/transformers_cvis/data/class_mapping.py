@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classes of one data set said in the words of another, by name."""
+"""Map the categories of one data set to the classes of another by name, and select what a task may see."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,20 +20,20 @@ COCO_TO_OVIS = {
     **{name: name.capitalize() for name in ("person", "bicycle", "motorcycle", "airplane", "boat")},
     **{name: name.capitalize() for name in ("cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra")},
     "giraffe": "Giraffe",
-    **{name: "Vehical" for name in ("car", "bus", "truck")},  # OVIS spells it so
+    **{name: "Vehical" for name in ("car", "bus", "truck")},  # the spelling of OVIS
 }
 CLASS_MAPPINGS = {
     "ytvis2019": COCO_TO_YTVIS_2019,
     "ytvis2021": COCO_TO_YTVIS_2021,
-    "ytvis2022": COCO_TO_YTVIS_2021,  # whose classes it shares
+    "ytvis2022": COCO_TO_YTVIS_2021,  # has the same classes
     "ovis": COCO_TO_OVIS,
 }
-"""From COCO's categories to those of a video data set, as VITA and GenVIS were trained (Heo et al., 2022, 2023)."""
+"""COCO category to class of a video data set, as used to train VITA and GenVIS (Heo et al., 2022, 2023)."""
 
 
 @dataclass(frozen=True)
 class ClassFilter:
-    """The part that a task may see of a data set that also holds classes of other tasks."""
+    """Select the part of a data set that one task may see, where the data set also holds classes of other tasks."""
 
     keep: tuple[str, ...] = field(
         metadata={"help": "Classes whose labels are kept; objects of others stay in the picture, without a label."}
@@ -46,10 +46,14 @@ class ClassFilter:
     )
 
     def apply(self, content: dict) -> dict:
-        """A json, in which categories are classes, without what the task may not see. Crowds do not count as objects.
+        """Return annotations without the videos and labels that the task may not see.
+
+        Args:
+            content: YouTube-VIS json whose categories are classes. It is not changed. Crowd annotations do not count as
+                objects.
 
         Raises:
-            ValueError: nothing is left.
+            ValueError: no video is left.
         """
         name_of = {category["id"]: category["name"] for category in content["categories"]}
         shown: dict[int, set[str]] = {video["id"]: set() for video in content["videos"]}
@@ -77,17 +81,17 @@ class ClassFilter:
 def map_categories(
     content: dict, class_mapping: str | Mapping[str, str], labels: Collection[str] | None = None
 ) -> dict:
-    """A json with the categories that `class_mapping` leads to; annotations of all other categories are dropped.
+    """Replace categories by the classes that `class_mapping` gives them, and drop annotations of other categories.
 
     Args:
-        content: of an annotation file that has been checked; it stays as it is.
-        class_mapping: from names of its categories to names of classes (several may lead to one), or the name of one of
-            `CLASS_MAPPINGS`, which are for COCO and files with some of its categories.
-        labels: the classes there are, if that is known.
+        content: content of an annotation file that has been checked. It is not changed.
+        class_mapping: from category names to class names (several categories may become one class), or the name of one
+            of `CLASS_MAPPINGS`. Those are for COCO and for files with some of its categories.
+        labels: names of the allowed classes. None allows all.
 
     Raises:
-        ValueError: there is no mapping of this name, it names a category that the file lacks, it leads to a class that
-            is none of `labels`, or nothing is left. The message gives the nearest name.
+        ValueError: the mapping has an unknown name, names a category that the file lacks, leads to a class that is not
+            in `labels`, or leaves nothing. The message gives the nearest name.
     """
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
@@ -97,7 +101,7 @@ def map_categories(
                 f"{class_mapping!r} is not a class mapping.{did_you_mean(class_mapping, CLASS_MAPPINGS)} Give one of "
                 f"{', '.join(CLASS_MAPPINGS)}, or a mapping of names, such as {{person: human}}."
             )
-        mapping = CLASS_MAPPINGS[class_mapping]
+        mapping: Mapping[str, str] = CLASS_MAPPINGS[class_mapping]
     else:
         mapping = class_mapping
         for name in mapping:
@@ -116,7 +120,7 @@ def map_categories(
                 f"{_hint(label, labels)}"
             )
 
-    new_ids: dict[str, int] = {}  # the id of the first category that leads to a class
+    new_ids: dict[str, int] = {}  # class name -> id of the first category that becomes this class
     for category in categories:
         if category["name"] in mapped:
             new_ids.setdefault(mapped[category["name"]], category["id"])
@@ -135,5 +139,5 @@ def map_categories(
 
 
 def _hint(name: str, names: Collection[str]) -> str:
-    """Return the nearest of `names` as a hint, all of them if none is near."""
+    """Return a hint at the nearest of `names`, or at all of them if none is near."""
     return did_you_mean(name, names) or f" Choose from {', '.join(map(str, names))}."

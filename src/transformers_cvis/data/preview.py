@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training clips as a picture: what a model is about to learn, for the eye to check."""
+"""Draw training clips with their labels, to check by eye what a model is trained on."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from ..processing import Track, contact_sheet, draw_tracks
 
 
 def draw_clips(samples: Sequence[dict], class_names: Sequence[str], tile_width: int = 320) -> Image.Image:
-    """A row per clip, its frames with masks and classes, as augmentation left them.
+    """Draw a row per clip: its augmented frames with masks and classes.
 
     Args:
-        samples: of `ClipDataset` or `MixedClipDataset`, all with the same number of frames.
-        class_names: in label order.
-        tile_width: of a frame, pixels.
+        samples: samples of [`ClipDataset`] or [`MixedClipDataset`], all with the same number of frames.
+        class_names: class names in label order.
+        tile_width: width of a drawn frame in pixels.
     """
     height, width = np.max([sample["pixel_values_videos"].shape[-2:] for sample in samples], axis=0)
     frames, captions = [], []
@@ -31,6 +31,7 @@ def draw_clips(samples: Sequence[dict], class_names: Sequence[str], tile_width: 
 
 
 def _tracks(labels: dict, class_names: Sequence[str]) -> list[Track]:
+    """Convert the labels of a sample to tracks of score 1."""
     tracks = []
     for number, (label, masks) in enumerate(zip(labels["class_labels"].tolist(), labels["masks"].numpy(), strict=True)):
         segmentations = [rle.encode_or_none(mask) for mask in masks]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation of an annotation file of YouTube-VIS or COCO format: its problems, told so that they can be mended."""
+"""Validate an annotation file of YouTube-VIS or COCO format: list its problems so that they can be fixed."""
 
 import os
 from itertools import islice
@@ -21,18 +21,18 @@ def validate_annotations(
 ) -> list[Problem]:
     """Return the first `limit` problems of an annotation file of YouTube-VIS or COCO format.
 
-    A file with 'images' and without 'videos' is taken for COCO format.
+    A file with 'images' and without 'videos' is checked as COCO format.
 
     Args:
-        json_path: the annotation file.
-        image_root: the folder that the file names are relative to; None does not look for files.
-        limit: how many problems to list.
+        json_path: path of the annotation file.
+        image_root: folder that the file names are relative to; None skips the check that the files exist.
+        limit: largest number of problems to return.
 
     Returns:
-        The problems, none if the file is fine.
+        The problems; an empty list if the file is valid.
 
     Raises:
-        FileNotFoundError: the json, or `image_root`, does not exist.
+        FileNotFoundError: `json_path` or `image_root` does not exist.
     """
     return _validate(json_path, image_root, limit, None)
 
@@ -40,13 +40,14 @@ def validate_annotations(
 def validate_ytvis(
     json_path: str | os.PathLike, image_root: str | os.PathLike | None = None, limit: int = 20
 ) -> list[Problem]:
-    """Like `validate_annotations`, but the file has to be of YouTube-VIS format."""
+    """Return the problems of an annotation file, like [`validate_annotations`], but require YouTube-VIS format."""
     return _validate(json_path, image_root, limit, YTVIS)
 
 
 def _validate(
     json_path: str | os.PathLike, image_root: str | os.PathLike | None, limit: int, form: AnnotationFormat | None
 ) -> list[Problem]:
+    """Validate a file as `form`, or as the format that its sections suggest if `form` is None."""
     if image_root is not None and not Path(image_root).is_dir():
         raise FileNotFoundError(f"The image folder {image_root} does not exist.")
     try:

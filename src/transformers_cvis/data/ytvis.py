@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YouTube-VIS, OVIS and COCO annotation files as memory-mapped `datasets.Dataset`s."""
+"""Load YouTube-VIS, OVIS and COCO annotation files as memory-mapped `datasets.Dataset`s."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from ..ytvis_json import existing_file
 from .annotation_files import read_annotations
 from .class_mapping import CLASS_MAPPINGS, ClassFilter
 
-TABLE_VERSION = 2  # part of the cache key: raise it when the rows change
+TABLE_VERSION = 2  # part of the cache key; raise it when the rows change
 IMAGE_FOLDER = "JPEGImages"
 
 
@@ -33,32 +33,37 @@ def load_ytvis(
     require_annotations: bool = True,
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
-    """Read an annotation file of YouTube-VIS 2019/2021/2022 or OVIS format; one row per video.
+    """Load an annotation file of YouTube-VIS 2019/2021/2022 or OVIS format, one row per video.
 
-    The json is parsed once: the rows are kept as an arrow file named after the content of the json, the image folder
-    and the labels, and are memory-mapped from there, also by the workers of a data loader. Frames stay on disk.
+    The json is parsed once. The rows are cached as an arrow file, whose name depends on the content of the json, the
+    image folder and the other arguments, and are memory-mapped from there, also by the workers of a data loader. Frames
+    stay on disk.
 
     Args:
-        json_path: the annotation file.
-        image_root: the folder that `file_names` are relative to. None: `JPEGImages` next to the json, or
-            `<name of the json>/JPEGImages`, or `<name of the json>`, whichever exists.
-        labels: the class names of a model (a list, or its `config.id2label`). Classes are matched by name and get the
-            model's numbers. None: a category's number is the rank of its id.
-        class_mapping: from category names to class names, other categories are dropped: a mapping, or the name of one
-            of `CLASS_MAPPINGS`. None: categories are classes.
-        class_filter: what is left out, after the mapping, since it belongs to another task.
-        require_annotations: refuse a file without annotations (the valid and test files of the benchmarks).
-        cache_dir: where the arrow file goes; the cache of `datasets` if None.
+        json_path: path of the annotation file.
+        image_root: folder that `file_names` are relative to. None takes the first that exists of `JPEGImages` next to
+            the json, `<name of the json>/JPEGImages` and `<name of the json>`.
+        labels: class names of a model, as a list or as its `config.id2label`. Classes are matched by name and get the
+            numbers of the model. With None, the number of a category is the rank of its id.
+        class_mapping: from category names to class names; other categories are dropped. A mapping, or the name of one
+            of `CLASS_MAPPINGS`. None takes the categories as classes.
+        class_filter: selects videos and classes of a task after the mapping. None keeps all.
+        require_annotations: refuse a file without annotations, such as the valid and test files of the benchmarks.
+        cache_dir: folder of the arrow file; None takes the cache of `datasets`.
 
     Returns:
-        A dataset with the columns
-        - `video_id` int, `height`, `width` (pixels), `length` (frames), `file_names` (paths of the frames);
-        - `annotations`, a list of `{"id", "category_id" (of the json), "label" (class number), "iscrowd",
-          "segmentations": length x (counts of a compressed RLE of size (height, width), or None), "polygons": length x
-          (a list of [x1, y1, x2, y2, ...] in pixels, or None), "boxes": length x ((x, y, width, height) in pixels, or
-          None)}`. A mask is either counts or polygons, as it is in the json; a frame without a box or without a mask
-          is None in all three.
-        `class_names(dataset)` gives the names of the class numbers.
+        A dataset with the columns `video_id` (int), `height` and `width` (pixels), `length` (frames), `file_names`
+        (paths of the frames) and `annotations`, a list of dicts with
+
+        - `id` and `category_id`, both of the json;
+        - `label`, the class number; [`class_names`] gives the names;
+        - `iscrowd`;
+        - `segmentations`, for each frame the counts of a compressed RLE of size `(height, width)`, or None;
+        - `polygons`, for each frame a list of `[x1, y1, x2, y2, ...]` in pixels, or None;
+        - `boxes`, for each frame x, y, width, height in pixels, or None.
+
+        A mask is stored as counts or as polygons, whichever the json has. A frame without box or without mask is None
+        in all three.
 
     Raises:
         FileNotFoundError: the json, the image folder, or the first frame of a video is missing.
@@ -80,16 +85,26 @@ def load_coco(
     require_annotations: bool = True,
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
-    """Read an annotation file of COCO format; one row per image, which is a video of one frame.
+    """Load an annotation file of COCO format, one row per image, which is a video of one frame.
 
-    Everything else is as `load_ytvis` says. A `ClipDataset` of these rows with a `PseudoVideoAugmentation` makes
-    training clips of them.
+    A [`ClipDataset`] of these rows with a [`PseudoVideoAugmentation`] makes training clips. The rows are cached as
+    [`load_ytvis`] does.
 
     Args:
-        image_root: the folder that each `file_name` is relative to.
+        json_path: path of the annotation file.
+        image_root: folder that each `file_name` is relative to.
+        labels: class names of a model, see [`load_ytvis`].
+        class_mapping: from category names to class names, see [`load_ytvis`].
+        class_filter: selects images and classes of a task after the mapping. None keeps all.
+        require_annotations: refuse a file without annotations.
+        cache_dir: folder of the arrow file; None takes the cache of `datasets`.
 
     Returns:
-        A dataset with the columns of `load_ytvis`, where the id is called `image_id`.
+        A dataset with the columns of [`load_ytvis`], with `image_id` in place of `video_id`.
+
+    Raises:
+        FileNotFoundError: the json, the image folder, or an image is missing.
+        ValueError: the json breaks the format, has no annotations, or has categories that `labels` lacks.
     """
     return _load_table(
         "images", json_path, Path(image_root), labels, class_mapping, class_filter, require_annotations, cache_dir
@@ -106,6 +121,7 @@ def _load_table(
     require_annotations: bool,
     cache_dir: str | os.PathLike | None,
 ) -> datasets.Dataset:
+    """Return the table of an annotation file from the cache, after writing it there if needed."""
     json_path = existing_file(json_path)
     content_hash = sha256(json_path)
     image_root = image_root.resolve()
@@ -114,9 +130,9 @@ def _load_table(
     if labels is not None:
         labels = [labels[index] for index in range(len(labels))]
     mapping = CLASS_MAPPINGS.get(class_mapping, {}) if isinstance(class_mapping, str) else class_mapping
-    mapping = mapping and sorted(mapping.items(), key=str)
+    mapping_items = mapping and sorted(mapping.items(), key=str)
     rules = class_filter and astuple(class_filter)
-    key_parts = [TABLE_VERSION, kind, content_hash, str(image_root), labels, mapping, rules, require_annotations]
+    key_parts = [TABLE_VERSION, kind, content_hash, str(image_root), labels, mapping_items, rules, require_annotations]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:32]
     cache_dir = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "transformers_cvis_ytvis"
     table_path = cache_dir / f"{json_path.stem}-{key}.arrow"
@@ -126,8 +142,8 @@ def _load_table(
             if class_mapping is not None:
                 raise ValueError(f"{json_path} has no annotation of a category that class_mapping keeps.")
             raise ValueError(
-                f"{json_path} has no annotations. The labels of the benchmarks' valid and test files are hidden: train "
-                "and evaluate on a file that has them (hold a part of train.json out), or pass "
+                f"{json_path} has no annotations. The valid and test files of the benchmarks come without: train and "
+                "evaluate on a file with annotations (hold a part of train.json out), or pass "
                 "require_annotations=False to predict only."
             )
         _write_table(content, kind, image_root, labels, json_path, table_path)
@@ -137,12 +153,12 @@ def _load_table(
 
 
 def class_names(dataset: datasets.Dataset) -> list[str]:
-    """The names of the class numbers 0, 1, ... of a dataset made by `load_ytvis` or `load_coco`."""
+    """Return the names of the class numbers 0, 1, ... of a dataset made by [`load_ytvis`] or [`load_coco`]."""
     return dataset.features["annotations"].feature["label"].names
 
 
 def find_image_root(json_path: str | os.PathLike) -> Path:
-    """The folder of the frames that usually goes with an annotation file.
+    """Find the folder of the frames in the usual places near an annotation file.
 
     Raises:
         FileNotFoundError: none of the usual places exists.
@@ -157,11 +173,13 @@ def find_image_root(json_path: str | os.PathLike) -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(
-        f"No folder of frames for {json_path}: looked for {', '.join(map(str, candidates))}. Give it as image_root."
+        f"No folder of frames found for {json_path}: looked for {', '.join(map(str, candidates))}. Give it as "
+        "image_root."
     )
 
 
 def _check_first_frames(dataset: datasets.Dataset, kind: str, image_root: Path) -> None:
+    """Check that the first frame of every video or image exists."""
     holder = kind.removesuffix("s")
     for holder_id, file_names in zip(dataset[f"{holder}_id"][:], dataset["file_names"][:], strict=True):
         if not os.path.exists(file_names[0]):
@@ -175,14 +193,19 @@ def _check_first_frames(dataset: datasets.Dataset, kind: str, image_root: Path) 
 def _write_table(
     content: dict, kind: str, image_root: Path, labels: list[str] | None, json_path: Path, table_path: Path
 ) -> None:
+    """Write the rows of an annotation file as an arrow file.
+
+    Raises:
+        ValueError: a category is not in `labels`.
+    """
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories] if labels is None else labels
     unknown = [category["name"] for category in categories if category["name"] not in names]
     if unknown:
         raise ValueError(
-            f"{json_path} has categories that are no label of the model: {unknown}. The model's labels are {names}. "
-            "Rename the categories, give a class_mapping that says which label each becomes (others are dropped), or "
-            "make a model with these labels."
+            f"{json_path} has categories that are not labels of the model: {unknown}. The labels are {names}. Rename "
+            "the categories, give a class_mapping from categories to labels (other categories are dropped), or make a "
+            "model with these labels."
         )
     label_of_category = {category["id"]: names.index(category["name"]) for category in categories}
     table_path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +220,7 @@ def _write_table(
 
 
 def _features(names: list[str], kind: str) -> datasets.Features:
+    """Describe the columns of a table for `datasets`."""
     annotation = {
         "id": datasets.Value("int64"),
         "category_id": datasets.Value("int64"),
@@ -219,6 +243,7 @@ def _features(names: list[str], kind: str) -> datasets.Features:
 
 
 def _rows(content: dict, kind: str, image_root: Path, label_of_category: dict[int, int]) -> Iterator[dict]:
+    """Yield the rows of a table."""
     annotations_of_video = defaultdict(list)
     for annotation in content.get("annotations") or []:
         annotations_of_video[annotation["video_id"]].append(annotation)
@@ -255,9 +280,9 @@ def _rows(content: dict, kind: str, image_root: Path, label_of_category: dict[in
 
 
 def _mask(segmentation: dict | list | None, height: int, width: int) -> tuple[str | None, list[list[float]] | None]:
-    """A segmentation as the counts of a compressed RLE, or as polygons, or as neither if there is nothing.
+    """Return a segmentation as the counts of a compressed RLE or as polygons; both are None for an empty one.
 
-    Of polygons only those with an even number of coordinates, at least 6, count.
+    Polygons with less than 6 or an odd number of coordinates are dropped.
     """
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video AP and AR on pycocotools, association, forgetting over tasks, predictions over a data set, submissions."""
+"""Evaluate results: video AP and AR on pycocotools, association, forgetting over tasks; predict and submit."""
 
 from .association import AssociationResult, evaluate_association
 from .continual_report import ContinualReport, TaskEvaluation, evaluate_after_task

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well tracks keep to their objects: association accuracy and IDF1, without regard to classes and scores."""
+"""Measure how well tracks keep to their objects: association accuracy and IDF1, regardless of classes and scores."""
 
 import os
 from collections import defaultdict
@@ -15,17 +15,17 @@ from .video_ap import VideoTracks
 
 @dataclass
 class AssociationResult:
-    """Numbers in 0..1 but for `switches`, over all videos together.
+    """Numbers over all videos together. All but `switches` are in 0..1.
 
     Attributes:
-        association_accuracy (`float`): of the masks that are found, how well the tracks they belong to agree with the
-            objects': AssA of HOTA at one IoU threshold (Luiten et al., "HOTA", IJCV 2021, section 3.2). A found mask of
-            object o in track p counts `a / (a + b + c)`: a frames in which p finds o, b further frames of o, c further
-            frames of p. 0 where nothing is found.
-        detection_accuracy (`float`): found masks over found, missed and false ones together: DetA of HOTA.
+        association_accuracy (`float`): agreement of the tracks of found masks with their objects, AssA of HOTA at one
+            IoU threshold (Luiten et al., "HOTA", IJCV 2021, section 3.2). A found mask of object o in track p counts
+            `a / (a + b + c)`: p finds o in a frames, o has b further frames, and p has c further frames. 0 if no mask
+            is found.
+        detection_accuracy (`float`): found masks divided by found, missed and false masks, DetA of HOTA.
         idf1 (`float`): F1 of masks under the best one-to-one assignment of tracks to objects over the whole video
             (Ristani et al., "Performance Measures and a Data Set for Multi-Target, Multi-Camera Tracking", 2016).
-        switches (`int`): how often an object is found by another track than the last time it was found.
+        switches (`int`): number of times that an object is found by another track than before.
     """
 
     association_accuracy: float
@@ -39,22 +39,25 @@ def evaluate_association(
     results: list[dict] | dict | str | os.PathLike,
     iou_threshold: float = 0.5,
 ) -> AssociationResult:
-    """Compare tracks with the annotated ones frame by frame.
+    """Compare tracks with the annotated tracks frame by frame.
 
-    In each frame tracks and objects are assigned one to one so that the IoU of the pairs is largest in total; a pair
-    whose IoU is at least `iou_threshold` is a found mask. All tracks count, so give those that would be shown
-    (`predict_dataset(..., threshold=0.3, top_k=None)`), not a fixed number of them with several labels for one query.
-    Crowds are not looked at, masks that cover them count as false.
+    In each frame, tracks and objects are assigned one to one so that the total IoU of the pairs is largest. A pair with
+    an IoU of at least `iou_threshold` is a found mask. All tracks count, so give those that would be shown
+    (`predict_dataset(..., threshold=0.3, top_k=None)`), not a fixed number with several labels for one query. Crowd
+    annotations are ignored, and masks that cover them count as false.
 
     Args:
-        ground_truth, results: as for [`evaluate_ytvis`].
-        iou_threshold: in (0, 1].
+        ground_truth: annotated videos, as for [`evaluate_ytvis`].
+        results: tracks, as for [`evaluate_ytvis`].
+        iou_threshold: smallest IoU of a found mask, in (0, 1].
 
     Raises:
-        FileNotFoundError, ValueError: as [`evaluate_ytvis`]; or the threshold is out of range.
+        FileNotFoundError: a path does not exist.
+        ValueError: the threshold is out of range, or the ground truth and the results do not fit, see
+            [`evaluate_ytvis`].
     """
     if not 0 < iou_threshold <= 1:
-        raise ValueError(f"`iou_threshold` is an IoU in (0, 1], got {iou_threshold}.")
+        raise ValueError(f"`iou_threshold` must be in (0, 1], got {iou_threshold}.")
     ground_truth = GroundTruth.read(ground_truth)
     ground_truth.check_annotations()
     results = read_results(results, ground_truth)
@@ -84,17 +87,17 @@ def evaluate_association(
         num_identified += overlap[linear_sum_assignment(overlap, maximize=True)].sum()
         for frames_of_object in found.swapaxes(0, 1):
             holders = frames_of_object.nonzero()[1]  # the track in each frame that finds the object
-            switches += np.count_nonzero(np.diff(holders))
+            switches += int(np.count_nonzero(np.diff(holders)))
     return AssociationResult(
         association_accuracy=float(agreement / max(num_found, 1)),
         detection_accuracy=float(num_found / max(num_objects + num_tracked - num_found, 1)),
         idf1=float(2 * num_identified / max(num_objects + num_tracked, 1)),
-        switches=int(switches),
+        switches=switches,
     )
 
 
 def _frame_ious(objects: VideoTracks, tracks: VideoTracks, num_frames: int) -> np.ndarray:
-    """(frames, objects, tracks)"""
+    """Compute the IoU of all masks of each frame, float64 of shape `(frames, objects, tracks)`."""
     object_rows, track_rows = range(len(objects.masks)), range(len(tracks.masks))
     ious = np.zeros((num_frames, len(object_rows), len(track_rows)))
     for frame in range(num_frames):
@@ -103,7 +106,7 @@ def _frame_ious(objects: VideoTracks, tracks: VideoTracks, num_frames: int) -> n
 
 
 def _found(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """Which track finds which object in which frame: bool (frames, objects, tracks), one to one in each frame."""
+    """Assign tracks to objects one to one in each frame; return the found pairs, bool `(frames, objects, tracks)`."""
     found = np.zeros(ious.shape, dtype=bool)
     for frame, similarity in enumerate(ious):
         rows, columns = linear_sum_assignment(similarity, maximize=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground truth and results in YouTube-VIS format: read, and refused early when they do not belong together."""
+"""Read ground truth and results in YouTube-VIS format, and check early that they belong together."""
 
 import os
 from collections.abc import Iterable
@@ -45,16 +45,22 @@ class GroundTruth:
 
     @classmethod
     def read(cls, source: "GroundTruth | dict | str | os.PathLike") -> "GroundTruth":
-        """Take a json that is read already, or read it from its path. Annotations are not checked yet.
+        """Check the content of a json, or read it from its path. Annotations are not checked yet.
+
+        Args:
+            source: content of the json or its path. A `GroundTruth` is returned as it is.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: it breaks the YouTube-VIS format; the message names the entries.
+            ValueError: the content breaks the YouTube-VIS format; the message names the entries.
         """
-        if isinstance(source, cls):
+        if isinstance(source, GroundTruth):
             return source
-        is_path = isinstance(source, (str, os.PathLike))
-        content, name = (read_json(source), str(source)) if is_path else (source, cls.name)
+        content: Any
+        if isinstance(source, (str, os.PathLike)):
+            content, name = read_json(source), str(source)
+        else:
+            content, name = source, cls.name
         check_top_level(content, name)
         refuse(section_problems(content, GROUND_TRUTH), name, GROUND_TRUTH)
         for problems in (
@@ -70,43 +76,46 @@ class GroundTruth:
         )
 
     def size(self, video_id: int) -> tuple[int, int]:
-        """Height and width of a video in pixels."""
+        """Return the height and width of a video in pixels."""
         return self.videos[video_id]["height"], self.videos[video_id]["width"]
 
     def check_annotations(self) -> None:
-        """Refuse annotations that break the format, or that there are none.
+        """Check that annotations exist and follow the format.
 
         Raises:
-            ValueError: an annotation is of an unknown video or category, longer or shorter than its video, or has a
-                mask of another size; the message names it. Or there are none at all.
+            ValueError: the ground truth has no annotations, or one of them has an unknown video or category, another
+                number of frames than its video, or a mask of another size. The message names it.
         """
         if not self.annotations:
             raise ValueError(
-                "The ground truth has no annotations, so there is nothing to evaluate against. The published json of "
-                "the validation and test videos comes without them: write the results with `write_submission` and "
-                "upload the zip to the data set's server, or evaluate on a split of the annotated videos."
+                "The ground truth has no annotations to evaluate against. The published json of the validation and "
+                "test videos comes without: write the results with `write_submission` and upload the zip to the data "
+                "set's server, or evaluate on a split of the annotated videos."
             )
         problems = annotation_problems(self.annotations, self.videos, self.categories, GROUND_TRUTH)
         refuse(problems, self.name, GROUND_TRUTH)
 
 
 def read_results(source: list | dict | str | os.PathLike, ground_truth: GroundTruth) -> list[dict]:
-    """Results as a list of tracks `{"video_id", "category_id", "score", "segmentations"}`.
+    """Read results as a list of tracks `{"video_id", "category_id", "score", "segmentations"}`.
 
-    Takes such a list, a json with `annotations` and the `categories` that their ids mean, or the path of either. With
-    categories, an id that has another name in the ground truth is refused, and with `videos` an id that is another
-    video there, as far as `width`, `height`, `length` and `file_names` tell.
+    Args:
+        source: a list of tracks, a json with `annotations` and `categories` (the names of the category ids), or the
+            path of either. A json may also have `videos`, which are compared with those of the ground truth by `width`,
+            `height`, `length` and `file_names`.
+        ground_truth: the videos and categories that the results must fit.
 
     Raises:
-        FileNotFoundError, ValueError: nothing to read, or categories or videos that do not agree.
+        FileNotFoundError: the file does not exist.
+        ValueError: the results have another form, or a category or video has another meaning in the ground truth.
     """
     content = read_json(source) if isinstance(source, (str, os.PathLike)) else source
     if isinstance(content, list):
         return content
     if not isinstance(content, dict) or not {"annotations", "categories"} <= content.keys():
         raise ValueError(
-            "The results are neither a list of tracks nor an object with 'annotations' and 'categories': "
-            "expected [{'video_id', 'category_id', 'score', 'segmentations'}, ...]."
+            "The results are neither a list of tracks nor an object with 'annotations' and 'categories'; "
+            "give [{'video_id', 'category_id', 'score', 'segmentations'}, ...]."
         )
     for category in content["categories"]:
         expected = ground_truth.categories.get(category["id"])
@@ -120,45 +129,46 @@ def read_results(source: list | dict | str | os.PathLike, ground_truth: GroundTr
 
 
 def _check_same_videos(videos: list[dict], ground_truth: GroundTruth) -> None:
-    """Refuse an id that is one video in the results and another in the ground truth."""
+    """Refuse results whose video ids stand for other videos in the ground truth."""
     if problem := next(entry_problems(videos, "videos", RESULTS), None):
         raise ValueError(f"Results: {problem}")
     folders = {_folder(video) for video in ground_truth.videos.values()}
     for video in videos:
         expected = ground_truth.videos.get(video["id"])
-        if expected is None:  # its tracks are refused, if there are any
+        if expected is None:  # check_results refuses its tracks
             continue
         for key in ("length", "height", "width"):
             if key in video and video[key] != expected[key]:
                 raise _other_video(video["id"], f"has {key} {video[key]}", f"has {expected[key]}")
         for found, wanted in zip(video.get("file_names") or [], expected.get("file_names") or [], strict=False):
-            source, is_segmented, _ = found.rpartition("#")  # `transformers-cvis segment` names the source and a number
+            source, is_segmented, _ = found.rpartition("#")  # `transformers-cvis segment` writes source#number
             if is_segmented:
-                # A source may be called anything, but not as another video of the ground truth.
+                # A source may have any name except that of another video of the ground truth.
                 name = PurePath(source).stem
                 differs = name != _folder(expected) and name in folders
             else:
-                # Either may start from another folder, and be another form of the same picture.
+                # The two paths may start at different folders and have different suffixes.
                 differs = any(
                     ours != theirs for ours, theirs in zip(_backwards(found), _backwards(wanted), strict=False)
                 )
             if differs:
                 error = _other_video(video["id"], f"is {source or found!r}", f"is {wanted!r}")
-                raise ValueError(f"{error} Where they are the same after all, leave 'videos' out of the results.")
+                raise ValueError(f"{error} If they are the same videos, remove 'videos' from the results.")
 
 
 def _folder(video: dict) -> str | None:
-    """The name of the folder of a video's frames."""
+    """Return the name of the folder of a video's frames, None for a video without file names."""
     return next((PurePath(name).parent.name for name in video.get("file_names") or []), None)
 
 
 def _backwards(name: str) -> tuple[str, ...]:
-    """A path from its end: file name without suffix, folder, folder of that, ..."""
+    """Return the parts of a path from its end: file name without suffix, folder, parent folder, ..."""
     path = PurePath(name)
     return (path.stem, *reversed(path.parent.parts))
 
 
 def _other_video(video_id: int, found: str, expected: str) -> ValueError:
+    """Build the error for a video id that stands for two videos."""
     return ValueError(
         f"Results: video {video_id} {found}, but the ground truth's video {video_id} {expected}. Segment the ground "
         "truth's own videos, all their frames and in the order of their ids, as `transformers-cvis evaluate --images` "
@@ -167,11 +177,14 @@ def _other_video(video_id: int, found: str, expected: str) -> ValueError:
 
 
 def check_results(results: Iterable[dict], ground_truth: GroundTruth) -> None:
-    """Refuse results that do not belong to the ground truth: ids, scores, number of frames, sizes of masks. Masks
-    are not decoded.
+    """Check ids, scores, numbers of frames and sizes of masks against the ground truth. Masks are not decoded.
+
+    Args:
+        results: tracks, see [`read_results`].
+        ground_truth: the videos and categories that the results must fit.
 
     Raises:
-        ValueError: names the first wrong track by its position.
+        ValueError: a track does not fit; the message gives its position.
     """
     for position, track in enumerate(results):
         if message := entry_message(track, "annotations", RESULTS):
@@ -184,30 +197,30 @@ def check_results(results: Iterable[dict], ground_truth: GroundTruth) -> None:
 
 
 def mask_counts(track: dict, size: tuple[int, int], where: str) -> list[str | bytes]:
-    """The compressed run lengths of a track, frame by frame; an absent frame becomes an empty mask.
+    """Return the compressed run lengths of each frame of a track; a frame without mask gets those of an empty mask.
 
     Args:
-        track: its `segmentations` hold per frame a compressed or uncompressed RLE, polygons, or None.
+        track: a track whose `segmentations` hold for each frame a compressed or uncompressed RLE, polygons, or None.
         size: height and width of the video in pixels.
-        where: names the track in messages.
+        where: name of the track for messages.
 
     Raises:
-        ValueError: a mask of another size, or of no known form.
+        ValueError: a mask has another size or an unknown form.
     """
     expected = list(size)
     return [
-        counts
-        if type(mask) is dict and mask.get("size") == expected and type(counts := mask.get("counts")) in (str, bytes)
+        mask["counts"]
+        if type(mask) is dict and mask.get("size") == expected and type(mask.get("counts")) in (str, bytes)
         else _counts_of_other_forms(mask, size, f"{where}, frame {frame}")
         for frame, mask in enumerate(track["segmentations"])
     ]
 
 
 def _counts_of_other_forms(segmentation: Any, size: tuple[int, int], where: str) -> str:
-    """Return the counts of a mask that is not a compressed RLE with a text already.
+    """Return the compressed run lengths of a mask that is not a compressed RLE of the right size.
 
     Raises:
-        ValueError: it is of no known form, or its run lengths are of another size.
+        ValueError: the mask has another size or an unknown form.
     """
     message = mask_structure_message(segmentation, size, "video")
     if message is None and isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three small charts, drawn with Pillow: a plotting library would be a dependency for these alone, and a report without
-its plots where it is missing would be another report.
+"""Draw the three charts of a report with Pillow.
+
+A plotting library would be a dependency for these charts alone, and reports would differ where it is not installed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,10 +17,15 @@ MARGIN, FONT_SIZE = 14, 13
 def heat_map(
     values: np.ndarray, title: str, row_title: str, column_title: str, rows: Sequence[str], columns: Sequence[str]
 ) -> Image.Image:
-    """A table of numbers, 0 (white) to 100 (blue); NaN cells stay grey.
+    """Draw a table of numbers from 0 (white) to 100 (blue); NaN cells are grey.
 
     Args:
-        values: `(rows, columns)`.
+        values: numbers of shape `(rows, columns)`.
+        title: title of the chart.
+        row_title: word before each row label.
+        column_title: title above the column labels.
+        rows: row labels.
+        columns: column labels.
     """
     width, height = 52, 30
     row_labels = [f"{row_title} {row}" for row in rows]
@@ -45,7 +51,14 @@ def heat_map(
 
 
 def line_chart(series: Mapping[str, Sequence[float]], title: str, x_title: str, ticks: Sequence[str]) -> Image.Image:
-    """Lines over evenly spaced ticks, from 0 up; NaN and negative values are left out."""
+    """Draw lines over evenly spaced ticks, on an axis that starts at 0; NaN and negative values are left out.
+
+    Args:
+        series: values of each line by name, one per tick.
+        title: title of the chart.
+        x_title: title of the x axis.
+        ticks: labels of the x axis.
+    """
     width, height = max(320, 60 * len(ticks)), 220
     left, top = MARGIN + 40, MARGIN + 52
     image, draw = _canvas(max(left + width, MARGIN + _width([title])) + MARGIN, top + height + 50, title)
@@ -74,7 +87,12 @@ def line_chart(series: Mapping[str, Sequence[float]], title: str, x_title: str, 
 
 
 def bar_chart(values: Mapping[str, float], title: str) -> Image.Image:
-    """A horizontal bar a name, from 0 up; a bar that is NaN says so."""
+    """Draw a horizontal bar per name, on an axis that starts at 0; NaN is labelled "not defined".
+
+    Args:
+        values: value of each bar by name.
+        title: title of the chart.
+    """
     length, height = 300, 22
     left, top = MARGIN + _width(values) + 8, MARGIN + 28
     image, draw = _canvas(
@@ -91,25 +109,31 @@ def bar_chart(values: Mapping[str, float], title: str) -> Image.Image:
 
 
 def _canvas(width: float, height: float, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Make a white image with a title."""
     image = Image.new("RGB", (round(width), round(height)), WHITE)
     draw = ImageDraw.Draw(image)
     _text(draw, MARGIN, MARGIN, title)
     return image, draw
 
 
-def _text(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, anchor: str = "la", colour=INK) -> None:
+def _text(
+    draw: ImageDraw.ImageDraw, x: float, y: float, text: str, anchor: str = "la", colour: tuple[int, int, int] = INK
+) -> None:
+    """Draw a text; `anchor` is Pillow's code of the point that x and y give."""
     draw.text((x, y), text, fill=colour, font=_font(), anchor=anchor)
 
 
-def _width(texts) -> int:
+def _width(texts: Iterable[str]) -> int:
+    """Return the width of the longest text in pixels, 0 without texts."""
     return max((round(_font().getlength(text)) for text in texts), default=0)
 
 
-def _font():
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return the font of all texts."""
     return ImageFont.load_default(FONT_SIZE)
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, ..."""
+    """Round up to the next of 1, 2, 5, 10, 20, 50, ..."""
     power = 10.0 ** np.floor(np.log10(value))
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model run over all videos of a data set."""
+"""Run a model on all videos of a data set."""
 
 import os
 from pathlib import Path
@@ -21,24 +21,25 @@ def predict_dataset(
     top_k: int | None = 10,
     progress: bool = False,
 ) -> list[dict]:
-    """Segment every video of a YouTube-VIS json; labels become the data set's category ids by name.
+    """Segment every video of a YouTube-VIS json; labels are matched to the category ids of the data set by name.
 
     Args:
         model: a video instance segmentation model.
-        video_processor: The processor saved with the model.
-        ground_truth: The json, annotations not needed, or its path.
-        image_root: Folder that the videos' `file_names` are relative to.
-        clip_length: Frames per clip; the model's own by default.
-        threshold: Least score of a track; None keeps the `top_k` best (class, query) pairs, as benchmarks do.
-        top_k: Most tracks of a video.
-        progress: Show a progress bar over the videos.
+        video_processor: the processor saved with the model.
+        ground_truth: content of the json or its path; annotations are not needed.
+        image_root: folder that the `file_names` of the videos are relative to.
+        clip_length: frames per clip; None takes the model's own.
+        threshold: smallest score of a track; None keeps the `top_k` best (class, query) pairs, as benchmarks do.
+        top_k: largest number of tracks of a video; None keeps all above `threshold`.
+        progress: show a progress bar over the videos.
 
     Returns:
         Tracks `{"video_id", "category_id", "score", "segmentations"}` for [`evaluate_ytvis`] and [`write_submission`].
 
     Raises:
         FileNotFoundError: a frame is missing.
-        ValueError: the model has a label that is no category of the data set, or frames are not of the json's size.
+        ValueError: a label of the model is not a category of the data set, or the frames have another size than the
+            json gives.
     """
     ground_truth = GroundTruth.read(ground_truth)
     category_ids = {name: category_id for category_id, name in ground_truth.categories.items()}
@@ -58,14 +59,15 @@ def predict_dataset(
         size = ground_truth.size(video_id)
         if tuple(segmentation.size) != size:
             raise ValueError(
-                f"The frames of video {video_id} are {tuple(segmentation.size)} (height, width), "
-                f"but its json says {size}."
+                f"The frames of video {video_id} are {tuple(segmentation.size)} (height, width) but the json gives "
+                f"{size}; make them agree."
             )
         results += tracks_to_ytvis_json(segmentation.tracks, video_id, size, category_ids)
     return results
 
 
 def _frames(video: dict, image_root: Path) -> list[Path]:
+    """Return the paths of the frames of a video, after checking that they exist."""
     if message := next(file_names_messages(video), None):
         raise ValueError(f"video {video['id']}: {message}")
     frames = [image_root / name for name in video["file_names"]]

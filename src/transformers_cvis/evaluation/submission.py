@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as the zip that the servers of YouTube-VIS and OVIS take."""
+"""Write results as the zip that the servers of YouTube-VIS and OVIS accept."""
 
 import json
 import os
@@ -18,15 +18,18 @@ def write_submission(
 ) -> None:
     """Check results against the json of the videos and write them as `results.json` into a zip.
 
-    Absent frames are written as empty masks, every mask as compressed RLE text. The zip appears when it is complete.
+    All masks are written as compressed RLE text, those of absent frames as empty masks. The zip appears only when it is
+    complete.
 
     Args:
-        results: As for [`evaluate_ytvis`].
-        ground_truth: The json of the split, annotations not needed, or its path.
-        path: Where the zip is written.
+        results: tracks, as for [`evaluate_ytvis`].
+        ground_truth: content of the json of the split or its path; annotations are not needed.
+        path: path of the zip.
 
     Raises:
-        ValueError: a track whose video, category, number of frames, mask sizes or score do not fit; nothing is written.
+        FileNotFoundError: a path does not exist.
+        ValueError: the video, category, number of frames, mask size or score of a track does not fit; nothing is
+            written.
         OSError: the zip cannot be written.
     """
     ground_truth = GroundTruth.read(ground_truth)

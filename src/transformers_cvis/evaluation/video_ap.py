@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YouTube-VIS average precision and recall, computed by pycocotools' COCOeval.
+"""Compute YouTube-VIS average precision and recall with pycocotools' COCOeval.
 
-To COCOeval a video is an image and a track is an annotation. Only two things differ: the IoU of two tracks is the sum
-of intersections over the sum of unions of all frames (Yang et al. 2019, arXiv:1905.04804, eq. 1), for crowds too, and
-the area of a track is the mean of its non-zero frame areas.
+COCOeval sees a video as an image and a track as an annotation. Two things differ: the IoU of two tracks is the sum of
+intersections over the sum of unions of all frames (Yang et al. 2019, arXiv:1905.04804, eq. 1), also for crowds, and the
+area of a track is the mean of its non-zero frame areas.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from .ground_truth import GroundTruth, check_results, mask_counts, read_results
 
 AREA_RANGES = {"all": [0, 1e10], "small": [0, 128**2], "medium": [128**2, 256**2], "large": [256**2, 1e10]}
 MAX_DETECTIONS = [1, 10, 100]  # per video and category
-PAIRS_AT_ONCE = 50_000  # of masks, in one call of pycocotools
-# name -> (array of COCOeval, IoU threshold or None for all, area range, detections)
+PAIRS_AT_ONCE = 50_000  # pairs of masks in one call of pycocotools
+# name -> (array of COCOeval, IoU threshold or None for all, area range, number of detections)
 STATISTICS = {
     "AP": ("precision", None, "all", 100),
     "AP50": ("precision", 0.5, "all", 100),
@@ -42,18 +42,20 @@ STATISTICS = {
 
 @dataclass
 class EvaluationResult:
-    """Video AP and AR in 0..1; -1 where the ground truth has nothing to find.
+    """Video AP and AR in 0..1; -1 where the ground truth has no object.
 
     Attributes:
         summary (`dict[str, float]`): the 12 numbers of YouTube-VIS: AP, AP50, AP75, AP_small, AP_medium, AP_large, AR1,
             AR10, AR100, AR_small, AR_medium, AR_large.
         per_category (`dict[int, dict[str, float]]`): the same 12 by category id.
         categories (`dict[int, str]`): name by category id.
-        precision (`np.ndarray` of shape `(10, 101, categories, 4, 3)`): IoU thresholds, recall thresholds, categories
-            by rising id, area ranges, detection limits; as COCOeval has it.
-        recall (`np.ndarray` of shape `(10, categories, 4, 3)`): likewise.
-        ious (`dict[tuple[int, int], np.ndarray]`): per (video id, category id) with both sides, tracks by falling score
-            (100 at most) times annotations in file order.
+        precision (`np.ndarray` of shape `(10, 101, categories, 4, 3)`): precision by IoU threshold, recall threshold,
+            category in order of ids, area range and detection limit, as COCOeval returns it.
+        recall (`np.ndarray` of shape `(10, categories, 4, 3)`): recall by IoU threshold, category, area range and
+            detection limit.
+        ious (`dict[tuple[int, int], np.ndarray]`): IoUs by (video id, category id) for pairs with tracks and
+            annotations, of shape `(tracks, annotations)`: at most 100 tracks by falling score, annotations in the order
+            of the file.
     """
 
     summary: dict[str, float]
@@ -64,7 +66,7 @@ class EvaluationResult:
     ious: dict[tuple[int, int], np.ndarray] = field(repr=False)
 
     def summarize(self, category_ids: Iterable[int]) -> dict[str, float]:
-        """The 12 numbers over some categories, for example those of one task; read from the arrays of the one run."""
+        """Return the 12 numbers over some categories, for example those of one task, without another evaluation."""
         rows = [sorted(self.categories).index(category_id) for category_id in category_ids]
         return _statistics(self.precision[:, :, rows], self.recall[:, rows])
 
@@ -83,21 +85,21 @@ class EvaluationResult:
 def evaluate_ytvis(
     ground_truth: GroundTruth | dict | str | os.PathLike, results: list[dict] | dict | str | os.PathLike
 ) -> EvaluationResult:
-    """Video AP and AR of results against a ground truth in YouTube-VIS (or OVIS) format.
+    """Compute video AP and AR of results against a ground truth in YouTube-VIS or OVIS format.
 
-    Masks are read one video at a time; nothing is decoded to pixels.
+    Masks are read one video at a time and are not decoded to pixels.
 
     Args:
-        ground_truth: The json, or its path. `areas` of an annotation are used where given.
-        results: A list of tracks `{"video_id", "category_id", "score", "segmentations"}` with one RLE (or None) per
-            frame; or an object with these as `annotations`, the `categories` that the ids mean and, to have them
-            compared, the `videos`; or a path.
+        ground_truth: content of the json or its path. `areas` of an annotation are used if they are given.
+        results: list of tracks `{"video_id", "category_id", "score", "segmentations"}` with one RLE or None per frame;
+            or an object with this list as `annotations`, the `categories` of the ids, and optionally the `videos`,
+            which are compared with those of the ground truth; or the path of either.
 
     Raises:
-        FileNotFoundError: a path leads nowhere.
-        ValueError: the ground truth has no annotations; ids are missing, used twice or unknown; category names or
-            videos differ; a track has another number of frames, or masks of another size, than its video. The message
-            names it.
+        FileNotFoundError: a path does not exist.
+        ValueError: the ground truth has no annotations; an id is missing, used twice or unknown; category names or
+            videos differ; or a track has another number of frames or masks of another size than its video. The message
+            names the entry.
     """
     ground_truth = GroundTruth.read(ground_truth)
     ground_truth.check_annotations()
@@ -124,7 +126,7 @@ def evaluate_ytvis(
 
 
 class _VideoEvaluation(COCOeval):
-    """COCOeval whose images are videos: tracks in, IoU matrices and areas of tracks injected."""
+    """COCOeval on videos in place of images, with the IoUs and areas of whole tracks."""
 
     def __init__(self, ground_truth: GroundTruth, results: list[dict]) -> None:
         super().__init__(iouType="segm")
@@ -138,7 +140,7 @@ class _VideoEvaluation(COCOeval):
         self._track_ious: dict[tuple[int, int], np.ndarray] = {}
 
     def _prepare(self) -> None:
-        """Fill what COCOeval matches on: per (video, category) the tracks' ids, areas and scores."""
+        """Collect ids, areas, scores and IoUs of the tracks by video and category, in the form that COCOeval uses."""
         annotations, tracks = defaultdict(list), defaultdict(list)
         for annotation in self._ground_truth.annotations:
             annotations[annotation["video_id"]].append((f"Ground truth: annotation {annotation['id']}", annotation))
@@ -152,7 +154,8 @@ class _VideoEvaluation(COCOeval):
             )
 
     def _prepare_video(self, video_id: int, truths: "VideoTracks", found: "VideoTracks") -> None:
-        # COCOeval takes id 0 for "no match", so both sides get ids of their own that start at 1.
+        """Collect the tracks of one video; `found` holds them by falling score."""
+        # COCOeval takes id 0 for "no match", so the ids of both sides start at 1.
         for row, (annotation, area) in enumerate(zip(truths.tracks, truths.mean_areas(), strict=True)):
             if "areas" in annotation:
                 visible = [frame_area for frame_area in annotation["areas"] if frame_area]
@@ -167,13 +170,15 @@ class _VideoEvaluation(COCOeval):
             rows = found_rows[category_id][: MAX_DETECTIONS[-1]]
             self._track_ious[video_id, category_id] = _track_ious(found, rows, truths, truth_rows[category_id])
 
-    def computeIoU(self, imgId: int, catId: int):  # noqa: N802, N803  (COCOeval's name and arguments)
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:  # noqa: N802, N803  (names of COCOeval)
+        """Return the IoUs of the tracks of one video and category, `(found, truths)`; an empty list if none."""
         return self._track_ious.get((imgId, catId), [])
 
-    def evaluateImg(self, imgId: int, catId: int, aRng: list[float], maxDet: int):  # noqa: N802, N803
+    def evaluateImg(self, imgId: int, catId: int, aRng: list[float], maxDet: int) -> dict | None:  # noqa: N802, N803
+        """Match the tracks of one video and category; a category without annotations takes a shorter way."""
         if self._gts.get((imgId, catId)):
             return super().evaluateImg(imgId, catId, aRng, maxDet)
-        # Most categories are not in a video: without annotations there is nothing to match, only false positives.
+        # Most categories are not in a video. Without annotations, all found tracks are false positives.
         found = self._dts.get((imgId, catId), [])[:maxDet]
         if not found:
             return None
@@ -188,16 +193,16 @@ class _VideoEvaluation(COCOeval):
 
 
 class VideoTracks:
-    """The masks of some tracks of one video, and their areas `(tracks, frames)` in pixels.
+    """Masks of some tracks of one video, and their areas of shape `(tracks, frames)` in pixels.
 
-    Every frame's masks go by a nominal width of their own. pycocotools compares the widths before it reads any run, so
-    that masks of different frames can be given to it in one call, where a pair of two frames costs next to nothing.
+    The masks of each frame get a different nominal width. pycocotools compares widths before it reads run lengths, so
+    masks of many frames can go into one call, in which pairs from different frames cost almost nothing.
     """
 
     def __init__(self, named_tracks: list[tuple[str, dict]], video: dict) -> None:
         self.tracks = [track for _, track in named_tracks]
         sizes = [[video["height"], frame] for frame in range(1, video["length"] + 1)]
-        self.masks = []  # [track][frame]
+        self.masks: list[list[dict]] = []  # by track, then by frame
         for name, track in named_tracks:
             counts = mask_counts(track, (video["height"], video["width"]), name)
             self.masks.append([{"size": size, "counts": runs} for size, runs in zip(sizes, counts, strict=True)])
@@ -205,15 +210,16 @@ class VideoTracks:
         self.areas = rle.areas(flat).astype(np.float64).reshape(len(self.masks), video["length"])
 
     def of_frames(self, rows: Iterable[int], frames: Sequence[int]) -> list[dict]:
-        """The masks of some tracks in some frames, track by track."""
+        """Return the masks of some tracks in some frames, track by track."""
         return [self.masks[row][frame] for row in rows for frame in frames]
 
     def mean_areas(self) -> list[float]:
-        """Per track the mean of its non-zero frame areas, 0 without any."""
+        """Return for each track the mean of its non-zero frame areas, 0 if all are zero."""
         visible = np.count_nonzero(self.areas, axis=1)
         return (self.areas.sum(axis=1) / np.maximum(visible, 1)).tolist()
 
     def rows_of_category(self) -> dict[int, list[int]]:
+        """Return the numbers of the tracks of each category."""
         rows = defaultdict(list)
         for row, track in enumerate(self.tracks):
             rows[track["category_id"]].append(row)
@@ -221,10 +227,10 @@ class VideoTracks:
 
 
 def _track_ious(found: VideoTracks, found_rows: list[int], truths: VideoTracks, truth_rows: list[int]) -> np.ndarray:
-    """IoU over all frames of each pair, `(found, truths)`.
+    """Compute the IoU over all frames of each pair, float64 of shape `(found, truths)`.
 
-    pycocotools gives the ratio i / u of the two masks of a frame. With both areas known the whole number i follows
-    exactly: i = ratio * (a + b) / (1 + ratio).
+    pycocotools returns the ratio intersection / union of two masks of a frame. With both areas a and b known, the
+    intersection, a whole number, follows exactly: ratio * (a + b) / (1 + ratio).
     """
     found_areas, truth_areas = found.areas[found_rows], truths.areas[truth_rows]
     num_found, num_truths = len(found_rows), len(truth_rows)
@@ -235,16 +241,16 @@ def _track_ious(found: VideoTracks, found_rows: list[int], truths: VideoTracks, 
         frames = shared_frames[start : start + frames_at_once]
         length = len(frames)
         masks = found.of_frames(found_rows, frames), truths.of_frames(truth_rows, frames)
-        ratio = rle.ious(*masks)  # [found * frames, truths * frames]
+        ratio = rle.ious(*masks)  # (found * frames, truths * frames)
         ratio = ratio.reshape(num_found, length, num_truths, length).diagonal(axis1=1, axis2=3)
-        areas = found_areas[:, None, frames] + truth_areas[:, frames]  # [found, truths, frames]
+        areas = found_areas[:, None, frames] + truth_areas[:, frames]  # (found, truths, frames)
         intersections += np.rint(ratio * areas / (1 + ratio)).sum(axis=-1)
     unions = found_areas.sum(axis=1)[:, None] + truth_areas.sum(axis=1) - intersections
     return intersections / np.maximum(unions, 1)
 
 
 def _statistics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """The 12 numbers: means over what the ground truth has, -1 where that is nothing."""
+    """Compute the 12 numbers as means over all entries with ground truth, -1 if there is none."""
     thresholds = np.linspace(0.5, 0.95, 10)
     areas = list(AREA_RANGES)
     statistics = {}

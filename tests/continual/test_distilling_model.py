@@ -183,18 +183,18 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
 def test_what_does_not_fit():
     model = tiny_task_clip_detector()
     with pytest.raises(
-        ValueError, match=r"teacher's \(disk, star, ring\) and more after them; they are disk, star, ring"
+        ValueError, match=r"those of the teacher \(disk, star, ring\) followed by new ones, got disk, star, ring"
     ):
         DistillingModel(model, tiny_task_clip_detector(), DistillationSettings())
     model.add_task(["moon"], 3)
-    with pytest.raises(ValueError, match="this student has 8, the teacher 5. Add the task without prompts"):
+    with pytest.raises(ValueError, match="the same queries, got 8 and 5. Add the task without prompts"):
         DistillingModel(model, tiny_task_clip_detector(), DistillationSettings())
     for changes, message in (
-        ({"pod_weight": -1}, "`pod_weight` must be 0 or more, got -1"),
-        ({"alpha": 0}, "`alpha` is a factor on logits and must be more than 0, got 0"),
-        ({"pseudo_threshold": 2}, "`pseudo_threshold` is a probability in 0..1, got 2"),
+        ({"pod_weight": -1}, "`pod_weight` must be at least 0, got -1"),
+        ({"alpha": 0}, "`alpha` must be above 0, got 0"),
+        ({"pseudo_threshold": 2}, "`pseudo_threshold` must be a probability from 0 to 1, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             DistillationSettings.preset("mib", **changes)
-    with pytest.raises(ValueError, match="no preset 'combo'; there are finetune, mib, comformer, pod"):
+    with pytest.raises(ValueError, match="`preset` must be one of 'finetune', 'mib', 'comformer', 'pod', got 'combo'"):
         DistillationSettings.preset("combo")

@@ -90,7 +90,7 @@ def test_released_representation_is_made_of_the_first_frames():
     assert scores.shape == (8, 5)
     centred = samples[:8] - samples[:8].mean(dim=0)
     torch.testing.assert_close(scores.T @ scores, torch.diag(torch.linalg.svdvals(centred)[:5].square()))
-    with pytest.raises(ValueError, match="There are 12 frames, the released procedure needs 256"):
+    with pytest.raises(ValueError, match="The released procedure needs 256 frames, got 12"):
         released_representation(samples)
 
 
@@ -146,7 +146,7 @@ def test_released_directions_are_those_of_the_first_256_frames(num_earlier):
     assert (prompt.grad @ whole.float()).abs().max() < 1e-4
     by_channel = collect_directions(model, clips, CvisVideoProcessor(), "features", threshold=0.9, num_clips=52)
     assert by_channel.shape[1] != directions.shape[1]
-    with pytest.raises(ValueError, match=r"There are 255 frames, .* needs 256: collect more clips \(`num_clips`\)"):
+    with pytest.raises(ValueError, match=r"needs 256 frames, got 255: collect more clips \(`num_clips`\)"):
         collect_directions(model, clips, CvisVideoProcessor(), "released", num_clips=51)
 
 
@@ -204,13 +204,13 @@ def test_bad_input_is_named():
         FeatureEnergy(CHANNELS).update(torch.full((2, CHANNELS), float("nan")))
     with pytest.raises(ValueError, match="No features were collected"):
         FeatureEnergy(CHANNELS).matrix()
-    with pytest.raises(ValueError, match="threshold is 70, expected a share"):
+    with pytest.raises(ValueError, match="`threshold` must be a share of the energy from 0 to 1, got 70"):
         grow_basis(torch.eye(3), 70)
     with pytest.raises(ValueError, match=r"shape \(3, 4\), expected \(channels, channels\)"):
         grow_basis(torch.zeros(3, 4), 0.5)
-    with pytest.raises(ValueError, match="has 4 rows, the new features 3"):
+    with pytest.raises(ValueError, match="has 4 rows, but the new features have 3"):
         grow_basis(torch.eye(3), 0.5, torch.eye(4))
-    with pytest.raises(ValueError, match=r"The basis has 3 channels, the parameters' shapes are \[\(5, 16\)\]"):
+    with pytest.raises(ValueError, match=r"must have the 3 channels of the basis, got the shapes \[\(5, 16\)\]"):
         GradientProjection([torch.nn.Parameter(torch.zeros(5, CHANNELS))], torch.eye(3))
     with pytest.raises(ValueError, match="not orthonormal"):
         GradientProjection([torch.nn.Parameter(torch.zeros(5, 3))], 2 * torch.eye(3))

@@ -54,7 +54,9 @@ def test_a_method_from_outside_runs_by_its_name(shapes, tmp_path, monkeypatch):
 
 def test_a_name_is_given_once(monkeypatch):
     monkeypatch.setitem(METHODS, "hvpl", METHODS["hvpl"])
-    with pytest.raises(ValueError, match="There is a method 'hvpl' already: .* `exist_ok=True`. Known are hvpl, crisp"):
+    with pytest.raises(
+        ValueError, match="The method 'hvpl' is already registered: .* `exist_ok=True`. Registered are hvpl, crisp"
+    ):
         register_method("hvpl", Method("hvpl"))
     replacement = Method("hvpl")
     register_method("hvpl", replacement, exist_ok=True)

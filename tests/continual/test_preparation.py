@@ -22,7 +22,7 @@ def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     with pytest.raises(ValueError, match="holds the run of another schedule: it differs in num_prompts, seed"):
         train_continual(tiny_schedule(shapes, num_prompts=3, seed=1), finished)
-    with pytest.raises(ValueError, match="`resume` must be 'auto' or 'restart', got 'later'"):
+    with pytest.raises(ValueError, match="`resume` must be one of 'auto', 'restart', got 'later'"):
         train_continual(tiny_schedule(shapes), finished, resume="later")
 
 
@@ -80,8 +80,11 @@ def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shap
     if exists:
         run.mkdir()
     for changes, message in (
-        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "no class 'moon'"),
-        ({"base_model": str(finished / "task-0"), "classes": {"tasks": [["circle"], ["ring"]]}}, "knows the classes"),
+        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "'moon' is not a class"),
+        (
+            {"base_model": str(finished / "task-0"), "classes": {"tasks": [["circle"], ["ring"]]}},
+            "must have the classes of the first task",
+        ),
         ({"base_model": "no/such-base"}, "`base_model`: no/such-base: there is no such folder"),
         ({"increment": {"mixed_precision": "fp16"}}, "`mixed_precision: fp16` needs a GPU"),
         ({"test_share": 2.0}, "test_share is 2.0; give a share"),
@@ -110,18 +113,18 @@ def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_pat
     ("changes", "message"),
     [
         ({"method": "hvlp"}, "`method` must be one of .*'hvpl'.*, got 'hvlp'"),
-        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "the training data has no class 'moon'; it has"),
-        ({"classes": {"tasks": [["circle"], ["ring", "circle"]]}}, "the class 'circle' is in more than one task"),
+        ({"classes": {"tasks": [["circle"], ["moon"]]}}, "'moon' is not a class of the training data, which has"),
+        ({"classes": {"tasks": [["circle"], ["ring", "circle"]]}}, "`tasks` must name every class once, got 'circle'"),
         (
             {"classes": {"tasks": [["circle", "circle"]]}},
-            "the class 'circle' is in more than one task, or twice in one",
+            "`tasks` must name every class once, got 'circle' more than once",
         ),
-        ({"classes": {"tasks": [["circle"], []]}}, "every task of `tasks` needs at least one class"),
-        ({"classes": {"split": "3-2"}}, "3-2 does not divide the 4 classes .* after a base of 3, 1 are left"),
+        ({"classes": {"tasks": [["circle"], []]}}, "`tasks` must have .* every task at least one class"),
+        ({"classes": {"split": "3-2"}}, "3-2 does not divide the 4 classes .* evenly: after a base of 3, 1 are left"),
         ({"classes": {"split": "many"}}, "`split` must look like 20-2"),
         ({"classes": {"split": "2-1", "tasks": TASKS}}, "give either `split`, for example 20-2, or `tasks`"),
-        ({"test_share": 0.2}, "give either `test`, a data set to evaluate on, or `test_share`"),
-        ({"num_prompts": 0}, '`num_prompts` must be at least 1, or "classes", got 0'),
+        ({"test_share": 0.2}, "give either `test`, a source to evaluate on, or `test_share`"),
+        ({"num_prompts": 0}, "`num_prompts` must be at least 1 or 'classes', got 0"),
         ({"num_prompts": "many"}, "`num_prompts` must be of type int or 'classes', got 'many'"),
         (
             {"recipe": {"model": {"config": {"num_prompts": "classes"}}}},
@@ -129,29 +132,29 @@ def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_pat
         ),
         ({"base": {"model": {"config": {"num_prompts": 3}}}}, "`base.model.config.num_prompts`: .* set its own"),
         ({"tasks": {0: {"model": {"config": {"num_prompts": 3}}}}}, "`tasks.0.model.config.num_prompts`: .* its own"),
-        ({"tasks": {"one": {"max_steps": 7}}}, "`tasks.one`: .* by their numbers, of which 0 is the base, .*'one'"),
-        ({"tasks": {-1: {"max_steps": 7}}}, "`tasks.-1`: .* by their numbers"),
-        ({"tasks": {1: 7}}, "`tasks.1`: .* what differs .*; got 1: 7"),
-        ({"tasks": {99: {"max_steps": 7}}}, "`tasks.99` is the number of a task that does not exist; they are 0 to 2"),
+        ({"tasks": {"one": {"max_steps": 7}}}, "`tasks.one`: .* numbers of tasks .0 is the base. to changes, .*'one'"),
+        ({"tasks": {-1: {"max_steps": 7}}}, "`tasks.-1`: .* numbers of tasks"),
+        ({"tasks": {1: 7}}, "`tasks.1`: .* to changes, .*, got 1: 7"),
+        ({"tasks": {99: {"max_steps": 7}}}, "`tasks.99` is not the number of a task; the tasks are 0 to 2"),
         (
             {"increment": {"model": {"init_from": "x"}}},
-            "`increment.model`: later tasks go on from the model",
+            "`increment.model`: later tasks continue with the model",
         ),
-        ({"tasks": {"1": {"model": {"config": {}}}}}, "`tasks.1.model`: later tasks go on from the model"),
-        ({"recipe": {"seed": 3}}, "`recipe.seed`: this belongs to the schedule"),
-        ({"recipe": {"data": {"train": []}}}, "`recipe.data.train`: the schedule makes it for every task"),
+        ({"tasks": {"1": {"model": {"config": {}}}}}, "`tasks.1.model`: later tasks continue with the model"),
+        ({"recipe": {"seed": 3}}, "`recipe.seed`: this key belongs to the schedule"),
+        ({"recipe": {"data": {"train": []}}}, "`recipe.data.train`: the schedule sets this key for every task"),
         ({"increment": {"max_step": 3}}, "task 1 of the schedule: .*unknown key 'max_step'.*Did you mean 'max_steps'"),
         ({"report": {"evaluate_classes": "some"}}, "`evaluate_classes` must be one of .*, got 'some'"),
-        ({"gradient_projection": {"threshold": 2}}, "`threshold` is a share of the energy in 0..1, got 2"),
+        ({"gradient_projection": {"threshold": 2}}, "`threshold` must be a share of the energy from 0 to 1, got 2"),
         (
             {"gradient_projection": {"space": "released", "num_clips": 8}},
-            "needs 256 frames of every task, and 8 clips of 2, as task 0 has them, are 16: set `num_clips` to 128 or",
+            "needs 256 frames of every task, but task 0 gives 8 clips of 2 frames, which is 16: set `num_clips` to 128 or",
         ),
         (
             {"gradient_projection": {"space": "released"}},
-            "needs a model of as many; this one has 32 .*hidden_dim.*Use `space: features`",
+            "needs a model with 256 channels .*hidden_dim.*, got 32. Use `space: features`",
         ),
-        ({"distillation": {"alpha": 2.0}}, "`distillation`: hvpl has none"),
+        ({"distillation": {"alpha": 2.0}}, "`distillation`: hvpl does not use it"),
         ({"method": "mib", "gradient_projection": None, "distillation": {"alhpa": 1}}, "unknown key 'alhpa'"),
         ({"sed": 1}, "unknown key 'sed' at the top level. Did you mean 'seed'"),
     ],
@@ -168,7 +171,7 @@ def test_released_directions_on_a_model_of_another_width(finished, shapes, tmp_p
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     base, changes = str(finished / "task-0"), {"gradient_projection": {"space": "released"}}
     changes |= {"base_model": base} if start == "base_model" else {"base": {"model": {"init_from": base}}}
-    with pytest.raises(ValueError, match="needs a model of as many; this one has 32"):
+    with pytest.raises(ValueError, match="needs a model with 256 channels .*, got 32"):
         train_continual(tiny_schedule(shapes, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -184,7 +187,7 @@ def test_data_that_does_not_fit(shapes, tmp_path, monkeypatch):
         source = {"json": str(tmp_path / f"{name}.json"), "images": str(shapes / "JPEGImages")}
         train_continual(tiny_schedule(shapes, **{part: source}, **changes), tmp_path / "run")
 
-    with pytest.raises(ValueError, match="The class 'ring' of task 1 is in no video of the training data"):
+    with pytest.raises(ValueError, match="No video of the training data shows the class 'ring' of task 1"):
         run("train", "without")
     circle = next(category["id"] for category in content["categories"] if category["name"] == "circle")
     together = [
@@ -201,7 +204,7 @@ def test_data_that_does_not_fit(shapes, tmp_path, monkeypatch):
         run("train", "together", classes=classes)
     renamed = [{**category, "name": category["name"].upper()} for category in content["categories"]]
     (tmp_path / "renamed.json").write_text(json.dumps({**content, "categories": renamed}))
-    with pytest.raises(ValueError, match="has other classes than the schedule: circle, ring, square, star cannot be"):
+    with pytest.raises(ValueError, match="lacks classes of the schedule: circle, ring, square, star. Its classes are"):
         run("test", "renamed")
     with pytest.raises(FileNotFoundError, match="absent.json"):
         run("test", "absent")

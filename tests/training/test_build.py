@@ -77,7 +77,7 @@ def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
     [
         (
             "vita_moving_shapes",
-            "the Hub gives no such model. It is the name of a recipe .* train that one first, .* "
+            "the Hub gives no such model. It is the name of a recipe .* train that recipe first, .* "
             "`transformers-cvis train vita_moving_shapes`, or give the folder .* `--set model.init_from=FOLDER`",
         ),
         (
@@ -98,7 +98,7 @@ def test_a_start_that_is_nowhere(start, message, offline, loopback_hub, tmp_path
 def test_a_start_whose_training_has_not_ended(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vita_moving_shapes" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(OSError, match="this folder holds no saved model, .* train that one first, to its end"):
+    with pytest.raises(OSError, match="this folder holds no saved model, .* train that recipe first"):
         build_model(Recipe.load("genvis_moving_shapes"), NAMES)
 
 
@@ -108,13 +108,13 @@ def test_a_start_whose_training_has_not_ended(tmp_path, monkeypatch):
         (
             "vita_moving_shapes",
             [],
-            "`data.train.0.json`: there is no file /.*/moving_shapes/train.json. Make the data there first: "
+            "`data.train.0.json`: /.*/moving_shapes/train.json does not exist. Make the data there first: "
             "`transformers-cvis make-data moving-shapes moving_shapes`",
         ),
         (
             "vita_r50_ovis",
             ["data.train.0.use=false", "data.train.1.use=true"],
-            "`data.train.1.json`: there is no file /.*/datasets/coco/.*: `--set data.train.1.json=FILE --set ",
+            "`data.train.1.json`: /.*/datasets/coco/.* does not exist. .* with `--set data.train.1.json=FILE --set ",
         ),
     ],
 )

@@ -45,7 +45,7 @@ def test_one_source_needs_no_list():
             {"optimizer": {"learning_rat": 1.0}},
             "unknown key 'learning_rat' at `optimizer`. Did you mean 'learning_rate'",
         ),
-        ({"optimizer": {}}, "`optimizer` needs the key 'learning_rate'"),
+        ({"optimizer": {}}, "`optimizer` lacks the required key 'learning_rate'"),
         ({"max_steps": "many"}, "`max_steps` must be of type int, got 'many'"),
         ({"max_steps": True}, "`max_steps` must be of type int, got True"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
@@ -56,7 +56,7 @@ def test_one_source_needs_no_list():
         ({"batch_size": 3, "gradient_accumulation_steps": 2}, "must be a multiple of `gradient_accumulation_steps`"),
         (
             {"data": {**RECIPE["data"], "train": [{"json": "-", "images": "-", "ratio": 0}]}},
-            "needs a `ratio` above 0",
+            "ratio` must be above 0",
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_overrides_of_a_single_source(tmp_path, key):
     [
         ("max_steps", "must look like key=value"),
         ("data.train.1.json=a", "'1' must be a number from 0 to 0"),
-        ("max_steps.more=1", "'max_steps' holds a value"),
+        ("max_steps.more=1", "'max_steps' is a value"),
         ("max_stepz=1", "Did you mean 'max_steps'"),
     ],
 )
@@ -128,7 +128,7 @@ def test_sources_of_images_with_other_classes():
     [
         ({"kind": "image"}, "`data.train.0.kind` must be one of 'videos', 'images', got 'image'"),
         ({"class_mapping": ["person"]}, r"`data.train.0.class_mapping` must be of type str or dict, got \['person'\]"),
-        ({"use": False}, "`data.train` must name a source in use"),
+        ({"use": False}, "`data.train` must have at least one source"),
     ],
 )
 def test_errors_of_sources(changes, message):

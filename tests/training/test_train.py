@@ -170,7 +170,10 @@ def test_frozen_class_heads_that_start_fresh_are_named(shapes, tmp_path, caplog)
     recipe = tiny_recipe(shapes, "spvis", model={"init_from": str(tmp_path), "config": {"freeze_tracker": True}})
     state = build_model(recipe, list(SHAPES)).state_dict()
     assert state["tracker.class_predictor.weight"].shape[0] == len(SHAPES) + 1
-    assert "Of these, class_predictor and tracker.class_predictor would stay random, being frozen" in caplog.text
+    assert (
+        "class_predictor and tracker.class_predictor will stay random, because this run does not train them"
+        in caplog.text
+    )
 
 
 def test_genvis_takes_the_detector_of_minvis(shapes, tmp_path, caplog):
@@ -179,7 +182,7 @@ def test_genvis_takes_the_detector_of_minvis(shapes, tmp_path, caplog):
     model = build_model(tiny_recipe(shapes, "genvis", model={"init_from": str(tmp_path), "config": head}), list(SHAPES))
     for name, value in weights(tmp_path).items():
         torch.testing.assert_close(model.state_dict()[f"detector.{name}"], value, rtol=0, atol=0)
-    assert "gives the frame detector; the video head starts from random weights" in caplog.text
+    assert "provides the frame detector; the video head starts from random weights" in caplog.text
 
 
 def test_small_recipes_that_ship_train(shapes, tmp_path):
@@ -259,7 +262,7 @@ def test_a_mask2former_checkpoint_starts_the_detector(shapes, tmp_path, caplog):
     for name, value in load_file(tmp_path / "model.safetensors").items():
         if "class_predictor" not in name and "criterion" not in name:
             torch.testing.assert_close(state[f"detector.{name}"], value, rtol=0, atol=0)
-    assert "gives the frame detector; the video head starts from random weights" in caplog.text
+    assert "provides the frame detector; the video head starts from random weights" in caplog.text
 
 
 def test_several_sources_are_mixed_by_ratio(shapes, tmp_path):

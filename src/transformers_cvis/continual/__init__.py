@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning task by task: class-incremental schedules, the methods they run, gradient correction and distillation."""
+"""Class-incremental learning: schedules, methods, gradient correction and distillation."""
 
 from .methods import Method, register_method
 from .run import train_continual

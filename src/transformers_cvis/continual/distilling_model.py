@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods without prompts that learn task after task: fine-tuning, MiB, CoMFormer and PLOP's POD, on one clip detector.
+"""Class-incremental methods without prompts: fine-tuning, MiB, CoMFormer and the POD loss of PLOP, on a clip detector.
 
-They share a model whose queries serve all tasks and whose class heads grow (`add_task(class_names, num_prompts=0)`),
-and differ in the losses of later tasks, for which the model before the task is the teacher.
+The queries of the model serve all tasks, and its class heads grow (`add_task(class_names, num_prompts=0)`). The methods
+differ in the losses of later tasks, for which the model before the task is the teacher.
 """
 
 import copy
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..messages import check_at_least, check_choice
 from ..modeling.clip_detector.configuration_clip_detector import ClipDetectorConfig
 from ..modeling.clip_detector.modeling_clip_detector import ClipDetector
 from ..modeling.layers.mask_logits import mask_logits
@@ -29,82 +30,89 @@ from ..precision import at_least_float32
 
 @dataclass
 class DistillationSettings:
-    """Losses of the tasks after the base, for methods that compare the model with itself before the task."""
+    """Losses of later tasks for methods that compare the model with its state before the task, the teacher."""
 
     classification: Literal["ce", "unbiased", "focal"] = field(
         default="ce",
         metadata={
-            "help": "Classification loss: 'ce', cross entropy; 'unbiased', in which no-object also stands for old "
-            "classes (MiB); 'focal', which does not weight no-object (CoMFormer)."
+            "help": "Classification loss: 'ce' is cross entropy, 'unbiased' lets no-object also stand for old classes "
+            "(MiB), 'focal' gives no-object the same weight as classes (CoMFormer)."
         },
     )
     focal_alpha: float = field(default=5.0, metadata={"help": "Factor on the 'focal' loss."})
     focal_gamma: float = field(default=1.0, metadata={"help": "Exponent of the 'focal' loss."})
     distillation_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight of the distance of each query's classes from the teacher's; 0 leaves it out."},
+        metadata={
+            "help": "Weight of the distance between the class scores of each query and those of the teacher; 0 "
+            "leaves it out."
+        },
     )
     distillation: Literal["unbiased", "plain", "squared"] = field(
         default="unbiased",
         metadata={
-            "help": "Kind of that distance: Kullback-Leibler divergence, 'unbiased' (MiB) or 'plain', or the "
-            "difference 'squared'."
+            "help": "Distance between class scores: Kullback-Leibler divergence, 'unbiased' (MiB) or 'plain', or the "
+            "'squared' difference."
         },
     )
     reweight: bool = field(
-        default=False, metadata={"help": "Weigh queries by how sure the teacher is of an object (CoMFormer)."}
+        default=False, metadata={"help": "Weight queries by the teacher's probability of an object (CoMFormer)."}
     )
     alpha: float = field(
-        default=1.0, metadata={"help": "Factor on the teacher's class logits, an inverse temperature."}
+        default=1.0, metadata={"help": "Factor on the class logits of the teacher, an inverse temperature."}
     )
     mask_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight of the distance of all queries' masks from the teacher's; 0 leaves it out."},
+        metadata={
+            "help": "Weight of the distance between the masks of all queries and those of the teacher; 0 leaves it out."
+        },
     )
     every_layer: bool = field(
         default=False,
-        metadata={"help": "Compare classes and masks after every layer of the decoder; false, after the last only."},
+        metadata={"help": "Compare classes and masks after every decoder layer; false compares the last layer."},
     )
     pod_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of the distance of pooled feature maps of backbone and pixel decoder; 0 leaves it out. It "
-            "is multiplied by the square root of the share of new classes."
+            "help": "Weight of the distance between pooled feature maps of backbone and pixel decoder, multiplied by "
+            "the square root of the share of new classes; 0 leaves it out."
         },
     )
     pod_cells: Literal["rows_and_columns", "released"] = field(
         default="rows_and_columns",
         metadata={
             "help": "Cells over which these maps are pooled: 'rows_and_columns' divides height and width, 'released' "
-            "takes the width for both, like the released code."
+            "uses the width for both, like the released code."
         },
     )
     pseudo_labels: bool = field(
         default=False,
-        metadata={"help": "Label the objects that the teacher finds where nothing is labelled (CoMFormer)."},
+        metadata={"help": "Add labels for objects that the teacher finds in unlabelled regions (CoMFormer)."},
     )
     pseudo_threshold: float = field(
-        default=0.0, metadata={"help": "Smallest class probability of such an object, 0 to 1."}
+        default=0.0, metadata={"help": "Smallest class probability of an object to label, 0 to 1."}
     )
 
     def __post_init__(self) -> None:
         for name in ("distillation_weight", "mask_weight", "pod_weight", "focal_alpha", "focal_gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+            check_at_least(name, getattr(self, name), 0)
         if self.alpha <= 0:
-            raise ValueError(f"`alpha` is a factor on logits and must be more than 0, got {self.alpha}.")
+            raise ValueError(f"`alpha` must be above 0, got {self.alpha}.")
         if not 0 <= self.pseudo_threshold <= 1:
-            raise ValueError(f"`pseudo_threshold` is a probability in 0..1, got {self.pseudo_threshold}.")
+            raise ValueError(f"`pseudo_threshold` must be a probability from 0 to 1, got {self.pseudo_threshold}.")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "DistillationSettings":
-        """Return the losses of a method by its name, with some fields changed.
+        """Return the losses of a method.
+
+        Args:
+            name: name of the method: finetune, mib, comformer or pod.
+            changes: fields that differ from the method's.
 
         Raises:
             ValueError: if the name is unknown.
         """
-        if name not in PRESETS:
-            raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+        check_choice("preset", name, PRESETS)
         return cls(**{**PRESETS[name], **changes})
 
 
@@ -119,24 +127,27 @@ PRESETS: dict[str, dict] = {
     },
     "pod": {"pod_weight": 0.01, "pseudo_labels": True},
 }
-"""Losses of each method, by name. The weights with which the authors of CRISP ran MiB and CoMFormer on video are not
-published; these come from the methods' own papers and scripts, for images. The weight of POD is to be tuned.
+"""Losses of each method by name.
 
-A preset holds losses only. CoMFormer's scripts for images train later tasks at half the learning rate of the base; set
-that in the schedule (`increment.optimizer.learning_rate`). Weight alignment (`WA_STEP` of the released wrapper, which
-rescales the class rows of new classes in training) is not offered, since it needs linear heads."""
+The authors of CRISP did not publish the weights with which they ran MiB and CoMFormer on videos; these weights come
+from the papers and scripts of the methods, for images. The weight of POD has not been tuned.
+
+A preset defines losses only. The CoMFormer scripts for images train later tasks at half the learning rate of the base;
+set this in the schedule (`increment.optimizer.learning_rate`). Weight alignment (`WA_STEP` of the released wrapper,
+which rescales the class rows of new classes in training) is not available, because it needs linear heads.
+"""
 
 
 class DistillingModel(nn.Module):
-    """A student and its teacher, the frozen model that it was before the task, to be trained as one model.
+    """A student and its frozen teacher, the model before the task, trained as one model.
 
-    With labels the model returns the losses of the task, without them the predictions of the student. Only the student
-    is saved.
+    With labels the model returns the losses of the task, without labels the predictions of the student. Only the
+    student is saved.
 
     Args:
-        student: clip detector to which the task was added, without prompts.
-        teacher: the same model, as it was before.
-        settings: the losses.
+        student: clip detector to which the task was added without prompts.
+        teacher: clip detector before the task.
+        settings: losses of the task.
 
     Raises:
         ValueError: if the student has prompts, or its classes do not begin with the teacher's.
@@ -147,13 +158,13 @@ class DistillingModel(nn.Module):
         config = student.config
         if sum(student.group_widths) != sum(teacher.group_widths):
             raise ValueError(
-                "Distillation compares query by query, so student and teacher must have the same: this student has "
-                f"{sum(student.group_widths)}, the teacher {sum(teacher.group_widths)}. Add the task without prompts."
+                "Student and teacher must have the same queries, got "
+                f"{sum(student.group_widths)} and {sum(teacher.group_widths)}. Add the task without prompts."
             )
         old, new = (list(model.config.id2label.values()) for model in (teacher, student))
         if old != new[: len(old)] or len(new) == len(old):
             raise ValueError(
-                f"The student's classes must be the teacher's ({', '.join(old)}) and more after them; they are "
+                f"The classes of the student must be those of the teacher ({', '.join(old)}) followed by new ones, got "
                 f"{', '.join(new)}."
             )
         self.student, self.settings = student, settings
@@ -169,18 +180,25 @@ class DistillingModel(nn.Module):
 
     @classmethod
     def add_task(cls, model: ClipDetector, class_names: list[str], settings: DistillationSettings) -> "DistillingModel":
-        """Add new classes to `model`, with a copy of its present state as the teacher."""
+        """Add new classes to a model, with a copy of its current state as the teacher.
+
+        Args:
+            model: the model, which becomes the student.
+            class_names: names of the new classes.
+            settings: losses of the task.
+        """
         teacher = copy.deepcopy(model)
         model.add_task(class_names, 0)
         return cls(model, teacher, settings)
 
     def train(self, mode: bool = True) -> "DistillingModel":
+        """Set the mode of the student; the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the student, as [`PreTrainedModel.save_pretrained`] does."""
+        """Save the student with [`PreTrainedModel.save_pretrained`]."""
         self.student.save_pretrained(*args, **kwargs)
 
     @property
@@ -191,11 +209,17 @@ class DistillingModel(nn.Module):
     def forward(
         self, pixel_values_videos: torch.Tensor, labels: list[dict[str, torch.Tensor]] | None = None, **inputs: Any
     ) -> VideoInstanceSegmentationOutput:
-        """Compute the losses of the task, or the predictions of the student; arguments as in the student's forward.
+        """Compute the losses of the task, or the predictions of the student.
+
+        Args:
+            pixel_values_videos: clips, as for the student.
+            labels: objects of each clip, as for the student; None returns the predictions.
+            inputs: further arguments of the student, used without labels.
 
         Returns:
-            With labels, `loss_dict` has the losses of mask classification, `loss_class_distillation` and
-            `loss_mask_distillation` (with the suffix `_0`, ... for earlier layers) and `loss_pod`.
+            The output of the student, or an output with `loss` and `loss_dict`: the losses of mask classification,
+            `loss_class_distillation` and `loss_mask_distillation` (with the suffix `_0`, ... for earlier layers), and
+            `loss_pod`.
         """
         student, settings = self.student, self.settings
         if labels is None:
@@ -241,7 +265,7 @@ class DistillingModel(nn.Module):
         return settings.pseudo_labels or any(weight > 0 for weight in weights)
 
     def _maps(self, model: ClipDetector, pixel_values_videos: torch.Tensor) -> list[torch.Tensor] | None:
-        """Return the maps of the backbone for all frames, or None if they are not compared."""
+        """Return the backbone feature maps of all frames, or None if they are not compared."""
         if self.settings.pod_weight == 0:
             return None
         return model.model.pixel_level_module.extract_features(pixel_values_videos.flatten(0, 1))
@@ -253,8 +277,9 @@ class DistillingModel(nn.Module):
         old_predictions: Sequence[LayerPrediction] | None,
         old_mask_features: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """Return the weighted distances of classes and masks from the teacher's, by name."""
-        settings, losses = self.settings, {}
+        """Compute the weighted distances of classes and masks from those of the teacher, by name."""
+        settings = self.settings
+        losses: dict[str, torch.Tensor] = {}
         if not (settings.distillation_weight > 0 or settings.mask_weight > 0):
             return losses
         pairs = list(zip(predictions, old_predictions, strict=True))

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Orthogonal gradient correction (HVPL): new prompts learn in directions that older classes do not use.
 
-At the end of a task its features give the directions that carry most of their energy; these join an orthonormal basis M
-that grows from task to task. While a later task is learnt, gradients and updates of its prompts lose their component in
-the span of M.
+At the end of each task, the directions that carry most of the energy of its features are added to an orthonormal basis
+M. During later tasks, the component in the span of M is removed from gradients and updates of the prompts.
 
-By default M lives in the channels of the features. The procedure of the released code is here too: its directions are
-those of samples, and apply to channels only because it collects as many samples as there are channels.
+By default M is a basis in the channels of the features. The procedure of the released code is also available: it finds
+directions in the space of samples, which apply to channels only because it collects as many samples as channels.
 """
 
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data import collate_clips
+from ..messages import check_at_least
 from ..precision import at_least_float32_dtype
 from ..processing import CvisVideoProcessor
 from ..training.callbacks import RunningTrainer, Task, TrainingCallback
@@ -31,49 +31,50 @@ RELEASED_COMPONENTS = 50
 
 @dataclass
 class GradientProjectionSettings:
-    """HVPL's orthogonal gradient correction: prompts of later tasks keep clear of the directions of earlier tasks."""
+    """HVPL's orthogonal gradient correction, which keeps prompts out of the directions of earlier tasks."""
 
     space: Literal["features", "released"] = field(
         default="features",
         metadata={
-            "help": "'features' takes directions of the channels of the features. 'released' repeats the computation "
-            "of the released code, whose directions are those of the first 256 frames and apply to channels only "
-            "because there are 256 of these as well. The frames differ: the released code goes through the data of a "
-            "task, in clips of 4 frames, when the next one begins; here this happens at the end of the task, with the "
-            "same model, in clips as long as the task's own, so no data of older tasks has to be kept."
+            "help": "'features' finds directions in the channels of the features. 'released' computes them like the "
+            "released code, from the first 256 frames, and needs a model of 256 channels. The frames differ: the "
+            "released code reads the data of a task at the start of the next one, in clips of 4 frames; this package "
+            "reads it at the end of the task, with the same model, in clips of the length of the task, so that no data "
+            "of older tasks has to be kept."
         },
     )
     threshold: float = field(
-        default=0.7, metadata={"help": "Share of the features' energy that the directions of a task hold, 0 to 1."}
+        default=0.7, metadata={"help": "Share of the feature energy of a task that the directions hold, 0 to 1."}
     )
     num_clips: int = field(
         default=256,
         metadata={
-            "help": "Largest number of training clips of a task whose features are collected; 256 in the released "
-            "code. 'released' stops at 256 frames."
+            "help": "Largest number of training clips of a task from which features are collected; 'released' stops "
+            "after 256 frames."
         },
     )
-    centre: bool = field(default=False, metadata={"help": "Subtract the mean feature first; 'released' always does."})
+    centre: bool = field(
+        default=False, metadata={"help": "Subtract the mean feature first; 'released' always subtracts it."}
+    )
     project_update: bool = field(
         default=True,
         metadata={
-            "help": "Restrict the optimiser's update as well, since Adam scales every entry by itself. false, as "
-            "released, corrects gradients only."
+            "help": "Project the optimiser's update in addition to the gradients, since Adam rescales every entry; "
+            "false, like the released code, projects only the gradients."
         },
     )
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` is a share of the energy in 0..1, got {self.threshold}.")
-        if self.num_clips < 1:
-            raise ValueError(f"`num_clips` must be at least 1, got {self.num_clips}.")
+            raise ValueError(f"`threshold` must be a share of the energy from 0 to 1, got {self.threshold}.")
+        check_at_least("num_clips", self.num_clips, 1)
 
 
 class FeatureEnergy:
-    """Sum over features f of `f f^T`, from which a basis grows; float64, of constant size.
+    """Running sum of `f f^T` over features `f`, in float64 and of constant size, from which a basis is computed.
 
     Args:
-        num_channels: number of channels of the features.
+        num_channels: number of channels C of the features.
         centre: subtract the mean feature.
     """
 
@@ -85,7 +86,10 @@ class FeatureEnergy:
 
     @torch.no_grad()
     def update(self, features: torch.Tensor) -> None:
-        """Add features `(..., channels)`, e.g. (queries, frames, channels).
+        """Add features to the sum.
+
+        Args:
+            features: `(..., C)`.
 
         Raises:
             ValueError: if the number of channels differs, or a feature is not finite.
@@ -94,16 +98,19 @@ class FeatureEnergy:
             raise ValueError(f"The features have {features.shape[-1]} channels, expected {len(self.total)}.")
         rows = features.detach().reshape(-1, features.shape[-1]).double().cpu()
         if not rows.isfinite().all():
-            raise ValueError("A feature is not finite; the basis of protected directions cannot be made of it.")
+            raise ValueError("A feature is not finite, so the basis of protected directions cannot be computed.")
         self.products += rows.T @ rows
         self.total += rows.sum(dim=0)
         self.count += len(rows)
 
     def matrix(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return the sum, `(channels, channels)`, the same in all processes.
+        """Return the sum over all processes.
 
         Args:
             device: device on which the processes exchange their sums; the GPU with NCCL.
+
+        Returns:
+            `(C, C)` float64 on the CPU, the same in every process.
 
         Raises:
             ValueError: if no features were added.
@@ -129,29 +136,27 @@ def collect_directions(
     num_clips: int = 256,
     centre: bool = False,
 ) -> torch.Tensor:
-    """Compute the directions that a model, at the end of a task, adds to those it protects.
-
-    They are the same in all processes.
+    """Compute the directions that a model has to protect after a task, in addition to those of earlier tasks.
 
     Args:
-        model: has `prompt_features(frames)`, the features that prompts of later tasks will meet, and
-            `protected_directions()`, those of earlier tasks.
+        model: model with `prompt_features(frames)`, the input features of the prompts, and `protected_directions()`,
+            the directions of earlier tasks.
         dataset: training clips of the task; samples 0, 1, ... are used.
-        video_processor: the processor of the task, which normalises the clips.
-        space: "features", or "released" for the published procedure, which wants as many frames as channels.
-        threshold: see [`grow_basis`].
-        num_clips: number of clips, over all processes together.
-        centre: see [`FeatureEnergy`].
+        video_processor: video processor of the task, which normalises the clips.
+        space: "features", or "released" for the procedure of the released code, which needs as many frames as channels.
+        threshold: share of the feature energy to hold, see [`grow_basis`].
+        num_clips: number of clips, summed over all processes.
+        centre: subtract the mean feature.
 
     Returns:
-        `(channels, rank)` float64 orthonormal, orthogonal to the directions before.
+        `(C, rank)` float64, orthonormal and orthogonal to the earlier directions, the same in every process.
 
     Raises:
         ValueError: if a feature is not finite, or there are too few frames for "released".
     """
     state, was_training, before = PartialState(), model.training, model.protected_directions()
     model.eval()
-    # The released procedure is about the first frames, so every process looks at all of them.
+    # The released procedure uses the first frames, so every process reads all of them.
     shared = space == "features"
     numbers = range(state.process_index, num_clips, state.num_processes) if shared else range(num_clips)
     energy, samples = None, []
@@ -175,15 +180,15 @@ def collect_directions(
 
 
 def grow_basis(energy: torch.Tensor, threshold: float, basis: torch.Tensor | None = None) -> torch.Tensor:
-    """Add the fewest directions with which the basis holds `threshold` of a task's feature energy.
+    """Add as few directions to the basis as hold `threshold` of the feature energy of a task.
 
     Args:
-        energy: `(channels, channels)` from [`FeatureEnergy.matrix`].
-        threshold: 0 to 1, of the sum of squared singular values of the features.
-        basis: `(channels, rank)` of the tasks before.
+        energy: `(C, C)` from [`FeatureEnergy.matrix`].
+        threshold: share of the sum of squared singular values of the features, 0 to 1.
+        basis: `(C, rank)`, orthonormal, from earlier tasks; None for the first task.
 
     Returns:
-        `(channels, rank)` float64 orthonormal, the columns of `basis` first, signs fixed.
+        `(C, rank)` float64, orthonormal, with the columns of `basis` first and fixed signs.
 
     Raises:
         ValueError: if the threshold is outside 0 to 1, or shapes do not fit.
@@ -195,26 +200,26 @@ def grow_basis(energy: torch.Tensor, threshold: float, basis: torch.Tensor | Non
     residual = _without(_without(energy, basis).T, basis)
     values, vectors = torch.linalg.eigh((residual + residual.T) / 2)
     shares = values.flip(0).clamp(min=0) / total
-    # The slack lets a threshold of 1 end where nothing but rounding is left.
+    # The tolerance lets a threshold of 1 stop when only rounding errors are left.
     return _extended(basis, vectors.flip(1), shares, threshold - 1e-12)
 
 
 def grow_basis_released(
     representation: torch.Tensor, threshold: float, basis: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Grow a basis like the released code.
+    """Add directions to the basis like the released code.
 
-    This differs from [`grow_basis`] in three ways: energies are fourth powers of singular values, which leaves few
-    directions; the first task takes those whose cumulative share is below the threshold, one fewer than reach it,
-    perhaps none; and rows need not be channels.
+    This differs from [`grow_basis`] in three ways: energies are fourth powers of singular values, which selects few
+    directions; the first task selects the directions whose cumulative share is below the threshold, one fewer than
+    reach it and possibly none; and the rows need not be channels.
 
     Args:
-        representation: `(rows, columns)`; the basis lives in the space of the rows.
-        threshold: 0 to 1.
-        basis: `(rows, rank)` of the tasks before.
+        representation: `(rows, columns)`; the basis is in the space of the rows.
+        threshold: share of the energy, 0 to 1.
+        basis: `(rows, rank)`, orthonormal, from earlier tasks; None for the first task.
 
     Returns:
-        `(rows, rank)` float64 orthonormal, at most `rows` columns.
+        `(rows, rank)` float64, orthonormal, with at most `rows` columns.
 
     Raises:
         ValueError: if the threshold is outside 0 to 1, or shapes do not fit.
@@ -233,22 +238,22 @@ def grow_basis_released(
 def released_representation(
     samples: torch.Tensor, num_rows: int = RELEASED_ROWS, num_components: int = RELEASED_COMPONENTS
 ) -> torch.Tensor:
-    """Compute the input of [`grow_basis_released`] in the released code: principal components of the first frames.
+    """Compute the principal components of the first frames, the input of [`grow_basis_released`].
 
     Args:
-        samples: `(frames, queries * channels)`.
-        num_rows: frames to use; the number of channels, or the basis has the wrong size.
+        samples: `(frames, queries * C)`.
+        num_rows: number of frames to use; must equal C for the basis to apply to channels.
+        num_components: number of principal components.
 
     Returns:
-        `(num_rows, num_components)` float64, by falling variance.
+        `(num_rows, num_components)` float64, by decreasing variance.
 
     Raises:
         ValueError: if there are fewer than `num_rows` frames.
     """
     if len(samples) < num_rows:
         raise ValueError(
-            f"There are {len(samples)} frames, the released procedure needs {num_rows}: collect more clips "
-            "(`num_clips`)."
+            f"The released procedure needs {num_rows} frames, got {len(samples)}: collect more clips (`num_clips`)."
         )
     samples = samples[:num_rows].double()
     vectors, values, _ = torch.linalg.svd(samples - samples.mean(dim=0), full_matrices=False)
@@ -256,7 +261,15 @@ def released_representation(
 
 
 def project_out(tensor: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """Return `tensor (..., channels)` without its component in the span of `basis (channels, rank)`, in its type."""
+    """Remove the component of a tensor in the span of a basis.
+
+    Args:
+        tensor: `(..., C)`.
+        basis: `(C, rank)`, orthonormal.
+
+    Returns:
+        `(..., C)` in the dtype of `tensor`.
+    """
     basis = basis.to(tensor.device, at_least_float32_dtype(tensor.dtype))
     wide = tensor.to(basis.dtype)
     return (wide - (wide @ basis) @ basis.T).to(tensor.dtype)
@@ -265,14 +278,15 @@ def project_out(tensor: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
 class GradientProjection:
     """Keep parameters from moving within the span of a basis.
 
-    Call [`project_gradients`] after the backward pass and before gradients are clipped (scaled gradients are fine: the
-    projection is linear), and [`project_changes`] after the step of the optimiser. The latter is needed because Adam
-    divides every entry by a scale of its own, which brings the component back, and so would weight decay.
+    Call [`project_gradients`] after the backward pass and before the gradients are clipped (gradients may be scaled,
+    since the projection is linear), and [`project_changes`] after the step of the optimiser. The second call is needed
+    because Adam divides every entry by its own scale, which restores the component, as does weight decay.
 
     Args:
-        parameters: parameters of shape `(..., channels)`.
-        basis: `(channels, rank)`, orthonormal; rank 0 changes nothing.
-        project_update: False for the released behaviour, which corrects gradients only.
+        parameters: parameters of shape `(..., C)`.
+        basis: `(C, rank)`, orthonormal; rank 0 changes nothing.
+        project_update: also project the change by the optimiser; False, like the released code, projects only the
+            gradients.
 
     Raises:
         ValueError: if a parameter has another number of channels, or the basis is not orthonormal.
@@ -284,7 +298,9 @@ class GradientProjection:
         self.project_update = project_update
         wrong = [tuple(parameter.shape) for parameter in self.parameters if parameter.shape[-1] != len(self.basis)]
         if wrong:
-            raise ValueError(f"The basis has {len(self.basis)} channels, the parameters' shapes are {wrong}.")
+            raise ValueError(
+                f"Every parameter must have the {len(self.basis)} channels of the basis, got the shapes {wrong}."
+            )
         rank = self.basis.shape[1]
         if not torch.allclose(self.basis.T @ self.basis, torch.eye(rank, dtype=torch.float64), atol=1e-4):
             raise ValueError("The columns of the basis are not orthonormal; take it from `grow_basis`.")
@@ -292,7 +308,7 @@ class GradientProjection:
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Project every existing gradient out of the span of the basis, and remember the parameters."""
+        """Project every existing gradient out of the span of the basis, and keep a copy of the parameters."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.copy_(project_out(parameter.grad, self.basis))
@@ -301,7 +317,7 @@ class GradientProjection:
 
     @torch.no_grad()
     def project_changes(self) -> None:
-        """Project the changes since [`project_gradients`] out of the span; do nothing if `project_update` is False."""
+        """Project the changes since [`project_gradients`] out of the span, if `project_update` is set."""
         if not self.project_update:
             return
         for parameter, before in zip(self.parameters, self._before_step, strict=True):
@@ -310,12 +326,12 @@ class GradientProjection:
 
 
 class OrthogonalGradientCorrection(TrainingCallback):
-    """Have prompts of later tasks learn clear of the directions that older classes use (HVPL's OGC).
+    """Keep the prompts of later tasks out of the directions that older classes use (OGC of HVPL).
 
-    The model keeps the directions, in `protected_directions()`, and they are saved with its tasks.
+    The model stores the directions, which are saved with its tasks, and returns them from `protected_directions()`.
 
     Args:
-        settings: how directions are found and used.
+        settings: settings of the correction.
     """
 
     def __init__(self, settings: GradientProjectionSettings) -> None:
@@ -323,6 +339,7 @@ class OrthogonalGradientCorrection(TrainingCallback):
         self.projection: GradientProjection | None = None
 
     def before_task(self, task: Task) -> None:
+        """Prepare the projection with the directions of earlier tasks."""
         basis = None if task.is_base else task.model.protected_directions()
         self.projection = None
         if basis is not None:
@@ -330,19 +347,21 @@ class OrthogonalGradientCorrection(TrainingCallback):
             self.projection = GradientProjection(parameters, basis, self.settings.project_update)
 
     def after_backward(self, trainer: RunningTrainer) -> None:
+        """Project the gradients."""
         if self.projection is not None:
             self.projection.project_gradients()
 
     def after_step(self, trainer: RunningTrainer, step: int) -> None:
+        """Project the change by the optimiser."""
         if self.projection is not None:
             self.projection.project_changes()
 
     def after_task(self, task: Task) -> None:
-        """Have the model protect the directions of the task, for the tasks that follow."""
+        """Add the directions of the task to those that the model protects in later tasks."""
         if task.is_last:
             return
         if not task.is_trained and task.model.protected_directions() is not None:
-            return  # they came with the base
+            return  # the trained base already has directions
         settings = self.settings
         directions = collect_directions(
             task.model,
@@ -362,18 +381,20 @@ def _without(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
 
 def _checked(products: torch.Tensor, threshold: float, basis: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     if not 0 <= threshold <= 1:
-        raise ValueError(f"The threshold is {threshold}, expected a share of the energy from 0 to 1.")
+        raise ValueError(f"`threshold` must be a share of the energy from 0 to 1, got {threshold}.")
     if products.dim() != 2 or products.shape[0] != products.shape[1]:
         raise ValueError(f"The energy has shape {tuple(products.shape)}, expected (channels, channels).")
     if basis is None:
         basis = products.new_zeros(len(products), 0)
     if len(basis) != len(products):
-        raise ValueError(f"The basis of the tasks before has {len(basis)} rows, the new features {len(products)}.")
+        raise ValueError(
+            f"The basis of earlier tasks has {len(basis)} rows, but the new features have {len(products)}."
+        )
     return products, basis.double()
 
 
 def _extended(basis: torch.Tensor, directions: torch.Tensor, shares: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Extend the basis by `directions`, ordered by falling share of the energy, until it holds `threshold` of it."""
+    """Extend the basis by `directions`, in order of decreasing energy, until it holds `threshold` of the energy."""
     share_in_basis, num_new = 1 - shares.sum(), 0
     while share_in_basis < threshold and num_new < len(basis) - basis.shape[1]:
         share_in_basis = share_in_basis + shares[num_new]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that a class-incremental schedule can run: HVPL, CRISP, and the methods that they are compared with."""
+"""Methods of class-incremental learning: HVPL, CRISP and the methods that CRISP is compared with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,19 @@ def no_callbacks(schedule: Any) -> Sequence[TrainingCallback]:
 
 @dataclass(frozen=True)
 class Method:
-    """The way in which a method learns task after task.
+    """Definition of a class-incremental method.
 
     Attributes:
-        system: model type of the model that it trains, the `system` of a [`Recipe`].
-        config: fields of the model's configuration that make it this method. They replace those of a base that another
-            method has learnt; `recipe.model.config` of a schedule may change them, for ablations.
-        has_prompts: whether a later task trains only prompts and heads of its own, so that a task is an adapter.
-            Otherwise every task trains the whole model, whose classes grow.
-        learns_all_at_once: whether it learns the classes of all tasks in one, as an upper bound to compare with.
-        projects_gradients: whether schedules may set `gradient_projection`.
-        distillation: losses of later tasks that compare the model with itself before the task; None for a method
-            without.
-        make_callbacks: called with the [`Schedule`] once for each run; the callbacks that it returns follow the run
-            through all its tasks.
+        system: model type to train, the `system` of a [`Recipe`].
+        config: fields of the model configuration that define the method. They replace those of a base that another
+            method has trained; `recipe.model.config` of a schedule overrides them, for ablations.
+        has_prompts: True if a later task trains only its own prompts and heads, and is saved as an adapter; False if
+            every task trains the whole model and extends its class heads.
+        learns_all_at_once: True if the classes of all tasks are trained together, as an upper bound.
+        projects_gradients: True if schedules may set `gradient_projection`.
+        distillation: losses that compare the model with its state before the task, for tasks after the base; None for
+            a method without distillation.
+        make_callbacks: function from the [`Schedule`] to callbacks, called once per run; the callbacks serve all tasks.
     """
 
     system: str
@@ -46,20 +45,20 @@ METHODS: dict[str, Method] = {}
 
 
 def register_method(name: str, method: Method, exist_ok: bool = False) -> None:
-    """Make a method known to schedules, which run it with `method: <name>`.
+    """Register a method, which schedules run with `method: <name>`.
 
     Args:
         name: name in schedules.
         method: the method.
-        exist_ok: whether `name` may replace a method of this name.
+        exist_ok: replace a registered method of the same name.
 
     Raises:
-        ValueError: if there is a method of this name, and `exist_ok` is False.
+        ValueError: if the name is registered and `exist_ok` is False.
     """
     if name in METHODS and not exist_ok:
         raise ValueError(
-            f"There is a method {name!r} already: choose another name, or replace it with `exist_ok=True`. Known are "
-            f"{', '.join(METHODS)}."
+            f"The method {name!r} is already registered: choose another name, or replace it with `exist_ok=True`. "
+            f"Registered are {', '.join(METHODS)}."
         )
     METHODS[name] = method
 
@@ -69,12 +68,12 @@ def _gradient_correction(schedule: Any) -> Sequence[TrainingCallback]:
     return [] if settings is None else [OrthogonalGradientCorrection(settings)]
 
 
-# The components of CRISP, which a base that an ablation has learnt may have switched off.
+# The components of CRISP, which an ablation that trained the base may have switched off.
 CRISP = {"residual_prompts": True, "lambda_isc": 3.0, "lambda_ic": 3.0, "prompt_init": "directions"}
 
 register_method("hvpl", Method("hvpl", projects_gradients=True, make_callbacks=_gradient_correction))
 register_method("crisp", Method("crisp", CRISP))
-# Methods that CRISP is compared with, on the model that it extends.
+# Methods that CRISP is compared with, on the model that CRISP extends.
 register_method("eclipse", Method("task_clip_detector"))
 register_method("finetune", Method("task_clip_detector", has_prompts=False))
 register_method("joint", Method("task_clip_detector", has_prompts=False, learns_all_at_once=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything of a class-incremental run that comes before any training: its data, its tasks, and all checks."""
+"""Prepare a class-incremental run: tasks, recipes and data, and all checks before the training."""
 
 import contextlib
 import json
@@ -24,17 +24,17 @@ from .gradient_projection import RELEASED_ROWS
 from .schedule import Schedule, videos_of_classes
 
 SCHEDULE_FILE = "schedule.json"
-# Systems whose base can be the base of another one: they share all weights but the class tokens of CRISP.
+# Other systems whose trained base a system accepts: they share all weights except the class tokens of CRISP.
 BASES = {"crisp": ("task_clip_detector",), "task_clip_detector": ("crisp",)}
 REPORT_FOLDER = "report"
 
 
 class RunPlan:
-    """Data, tasks and recipes of a class-incremental run. All of it follows from the schedule and its data.
+    """Tasks, recipes and data of a class-incremental run, derived from the schedule and its data.
 
     Args:
         schedule: the schedule.
-        output_dir: folder of the run; with `test_share`, the parts of the first source are expected in it.
+        output_dir: folder of the run; with `test_share`, it must hold the train/test split of the first source.
     """
 
     def __init__(self, schedule: Schedule, output_dir: Path) -> None:
@@ -43,12 +43,12 @@ class RunPlan:
 
     @property
     def split_folder(self) -> Path:
-        """Folder with the parts of the first source, if the schedule holds out a share of its videos."""
+        """Folder of the train/test split of the first source, used with `test_share`."""
         return self.output_dir / "splits"
 
     @cached_property
     def train_sources(self) -> list[SourceSettings]:
-        """Sources to learn from, without the videos that are held out."""
+        """Training sources in use, without the videos that are held out."""
         sources = [source for source in self.schedule.train if source.use]
         if self.schedule.test_share is None:
             return sources
@@ -63,7 +63,7 @@ class RunPlan:
 
     @cached_property
     def videos_of_classes(self) -> list[dict[str, set[int]]]:
-        """Ids of the videos that each class is in, for each training source."""
+        """Ids of the videos that show each class, for each training source."""
         return [videos_of_classes(source) for source in self.train_sources]
 
     @cached_property
@@ -76,15 +76,15 @@ class RunPlan:
         tasks = self.schedule.classes.assign(list(self.videos_of_classes[0]), self.schedule.seed)
         for number, name in ((number, name) for number, names in enumerate(tasks) for name in names):
             if not any(videos.get(name) for videos in self.videos_of_classes):
-                raise ValueError(f"The class {name!r} of task {number} is in no video of the training data.")
+                raise ValueError(f"No video of the training data shows the class {name!r} of task {number}.")
         return [[name for names in tasks for name in names]] if self.schedule.rules.learns_all_at_once else tasks
 
     @cached_property
     def ground_truth(self) -> dict:
-        """Ground truth of the test videos, with the classes of the schedule only.
+        """Ground truth of the test videos, restricted to the classes of the schedule.
 
         Raises:
-            ValueError: if the test data lack a class, or have annotations that cannot be evaluated.
+            ValueError: if the test data lack a class or have annotations that cannot be evaluated.
         """
         source = self.test_source
         content = read_annotations(source.json, source.kind, source.class_mapping)
@@ -92,9 +92,9 @@ class RunPlan:
         missing = sorted(classes - {category["name"] for category in content["categories"]})
         if missing:
             raise ValueError(
-                f"{source.json} has other classes than the schedule: {', '.join(missing)} cannot be evaluated on it. "
-                f"Its classes are {', '.join(category['name'] for category in content['categories'])}; a "
-                "`class_mapping` can translate them."
+                f"{source.json} lacks classes of the schedule: {', '.join(missing)}. Its classes are "
+                f"{', '.join(category['name'] for category in content['categories'])}; rename them with a "
+                "`class_mapping`."
             )
         kept = {category["id"] for category in content["categories"] if category["name"] in classes}
         content["categories"] = [category for category in content["categories"] if category["id"] in kept]
@@ -104,7 +104,7 @@ class RunPlan:
 
     @cached_property
     def recipes(self) -> list[Recipe]:
-        """Recipe of every task, with the sources that show a class of it."""
+        """Recipe of every task, with the training sources that show a class of the task."""
         recipes = []
         for number in range(len(self.tasks)):
             sources = [
@@ -117,10 +117,10 @@ class RunPlan:
 
     @cached_property
     def datasets(self) -> list[Dataset]:
-        """Training samples of every task. Their tables are made at once, which checks the data.
+        """Training data sets of all tasks, whose tables are built here, which checks the data.
 
         Raises:
-            ValueError: if the data of a task cannot be used; the message names the task.
+            ValueError: if the data of a task are not valid; the message names the task.
         """
         datasets = []
         for number, recipe in enumerate(self.recipes):
@@ -132,24 +132,28 @@ class RunPlan:
 
     @cached_property
     def repository(self) -> str:
-        """Full name of the repository to push to, which is made if needed. This checks token and permission."""
+        """Full name of the repository to push to, created if needed, which checks the token and its permission."""
         push = self.schedule.push
         return HfApi().create_repo(push.repo, private=push.private, exist_ok=True).repo_id
 
 
 def prepare(schedule: Schedule, output_dir: Path, resume: str) -> RunPlan:
-    """Check everything that can be checked before a training, and write the schedule to the folder of the run.
+    """Check a schedule as far as possible without training, and write it to the folder of the run.
 
-    If a check fails, the folder is left as it was.
+    If a check fails, the folder stays as it was.
 
     Args:
         schedule: the schedule.
         output_dir: folder of the run.
-        resume: "auto" to continue the run in the folder, "restart" to delete it once all checks have passed.
+        resume: "auto" to continue the run in the folder, "restart" to delete it after all checks have passed.
+
+    Returns:
+        The plan of the run.
 
     Raises:
         FileNotFoundError: if a data set or the base model does not exist.
-        ValueError: if schedule, data or base model do not fit, or the folder holds the run of another schedule.
+        ValueError: if schedule, data and base model do not fit together, or the folder holds the run of another
+            schedule.
     """
     plan = RunPlan(schedule, output_dir)
     state, path = PartialState(), output_dir / SCHEDULE_FILE
@@ -160,7 +164,7 @@ def prepare(schedule: Schedule, output_dir: Path, resume: str) -> RunPlan:
             if path.is_file():
                 _check_same_schedule(plan, json.loads(path.read_text(encoding="utf-8")))
             stack.enter_context(_videos_held_out(plan, has_begun=path.is_file()))
-            _ = plan.ground_truth, plan.datasets  # in the cache before the other processes ask for them
+            _ = plan.ground_truth, plan.datasets  # fill the cache before the other processes read it
             _check_base_model(plan)
             _check_prompts(plan)
             _check_released_directions(plan)
@@ -177,11 +181,11 @@ def prepare(schedule: Schedule, output_dir: Path, resume: str) -> RunPlan:
 
 @contextlib.contextmanager
 def _videos_held_out(plan: RunPlan, has_begun: bool) -> Iterator[None]:
-    """Create the parts of the first source; keep them only if the block succeeds.
+    """Context manager: create the train/test split of the first source; keep it only if the block succeeds.
 
     Args:
-        plan: the run.
-        has_begun: whether tasks may have been learnt already, so that the parts must not change.
+        plan: the plan of the run.
+        has_begun: True if tasks may have been learnt already, so that the split must not change.
     """
     schedule, output_dir = plan.schedule, plan.output_dir
     source, share = schedule.train[0].json, schedule.test_share
@@ -191,7 +195,7 @@ def _videos_held_out(plan: RunPlan, has_begun: bool) -> Iterator[None]:
     if has_begun and plan.split_folder.exists():
         raise ValueError(
             f"{source} has changed since this run held out its test videos ({plan.split_folder}), so its tasks may "
-            "have seen videos that they would be tested on. Put the data back, give another output folder, or delete "
+            "have been trained on videos of the new test part. Restore the data, give another output folder, or delete "
             "this run with --resume restart."
         )
     is_new = not output_dir.exists()
@@ -207,7 +211,7 @@ def _videos_held_out(plan: RunPlan, has_begun: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _former_run_set_aside(plan: RunPlan) -> Iterator[None]:
-    """Move the run in the output folder aside; restore it if the block fails, delete it otherwise."""
+    """Context manager: move the previous run aside; restore it if the block fails, delete it otherwise."""
     output_dir = plan.output_dir
     parts = [*output_dir.glob("task-*"), output_dir / REPORT_FOLDER, plan.split_folder, output_dir / SCHEDULE_FILE]
     parts = [path for path in parts if path.exists()]
@@ -216,29 +220,29 @@ def _former_run_set_aside(plan: RunPlan) -> Iterator[None]:
 
 
 def _check_same_schedule(plan: RunPlan, former: dict) -> None:
-    """Check that the run in the folder has the same schedule, but for what may change after tasks were learnt."""
+    """Check that the run in the folder has the same schedule, except for the parts that may change during a run."""
     ours, theirs = _fixed_parts(plan.schedule.to_dict()), _fixed_parts(former)
     if changed := [key for key in ours if ours[key] != theirs.get(key)]:
         raise ValueError(
-            f"{plan.output_dir} holds the run of another schedule: it differs in {', '.join(changed)}. Its tasks build "
-            "on each other, so they cannot continue with new values: give another output folder, or delete this run "
+            f"{plan.output_dir} holds the run of another schedule: it differs in {', '.join(changed)}. Tasks build on "
+            "each other, so the run cannot continue with new values: give another output folder, or delete this run "
             "with --resume restart."
         )
 
 
 def _fixed_parts(schedule: dict) -> dict:
-    """Return the parts of a schedule that must not change during a run."""
+    """Return the part of a schedule that must not change during a run."""
     kept = {key: value for key, value in schedule.items() if key not in ("output_dir", "push", "report")}
     return {**kept, "report.forgetting_videos": schedule["report"]["forgetting_videos"]}
 
 
 def _check_base_model(plan: RunPlan) -> None:
-    """Check that a base that was given has the system and the classes of the schedule."""
+    """Check that the trained base, if any, has the system and the classes of the schedule."""
     schedule = plan.schedule
     start = schedule.base_model
     if start is None:
         return
-    remedy = "Give the folder of a task that was learnt, such as runs/eclipse/task-0, or a model of the Hub."
+    remedy = "Give the folder of a learnt task, such as runs/eclipse/task-0, or a model on the Hub."
     config = load_config(start, None, f"`base_model`: {start}", remedy)
     system = schedule.rules.system
     if config.model_type not in (system, *BASES.get(system, ())):
@@ -246,8 +250,8 @@ def _check_base_model(plan: RunPlan) -> None:
     names = [config.id2label[index] for index in sorted(config.id2label)]
     if names != plan.tasks[0]:
         raise ValueError(
-            f"`base_model`: {start} knows the classes {', '.join(names)}, in this order; the base of the schedule "
-            f"has {', '.join(plan.tasks[0])}."
+            f"`base_model`: {start} must have the classes of the first task in the same order, "
+            f"{', '.join(plan.tasks[0])}, got {', '.join(names)}."
         )
 
 
@@ -261,25 +265,25 @@ def _check_prompts(plan: RunPlan) -> None:
 
 
 def _check_released_directions(plan: RunPlan) -> None:
-    """Check that the released procedure of the gradient correction has the frames and the width that it needs."""
+    """Check that the released gradient correction has as many frames and channels as it needs."""
     settings = plan.schedule.gradient_projection
-    collecting = plan.recipes[:-1]  # nothing follows the last task
+    collecting = plan.recipes[:-1]  # no task follows the last one
     if settings is None or settings.space != "released" or not collecting:
         return
     for number, recipe in enumerate(collecting):
         num_clips, clip_length = settings.num_clips, recipe.data.num_frames
         if num_clips * clip_length < RELEASED_ROWS:
             raise ValueError(
-                f"`gradient_projection`: the released procedure needs {RELEASED_ROWS} frames of every task, and "
-                f"{num_clips} clips of {clip_length}, as task {number} has them, are {num_clips * clip_length}: set "
+                f"`gradient_projection`: the released procedure needs {RELEASED_ROWS} frames of every task, but task "
+                f"{number} gives {num_clips} clips of {clip_length} frames, which is {num_clips * clip_length}: set "
                 f"`num_clips` to {-(-RELEASED_ROWS // clip_length)} or more."
             )
     num_channels = config_of_base(plan.recipes[0], plan.schedule.base_model).detector_config.hidden_dim
     if num_channels != RELEASED_ROWS:
         raise ValueError(
-            f"`gradient_projection`: the released procedure takes directions of {RELEASED_ROWS} frames for directions "
-            f"of channels, so it needs a model of as many; this one has {num_channels} "
-            "(`detector_config.hidden_dim`). Use `space: features`."
+            f"`gradient_projection`: the released procedure applies directions of {RELEASED_ROWS} frames to channels, "
+            f"so it needs a model with {RELEASED_ROWS} channels (`detector_config.hidden_dim`), got {num_channels}. "
+            "Use `space: features`."
         )
 
 

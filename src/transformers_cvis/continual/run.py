@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a class-incremental training: after every task a model or adapter, its evaluation and a report."""
+"""Run a class-incremental training, with a model or adapter, its evaluation and a report after every task."""
 
 import json
 import shutil
@@ -19,6 +19,7 @@ from ..evaluation import ContinualReport, TaskEvaluation, evaluate_after_task
 from ..files import sha256, write_json
 from ..hub.card import CardInfo, read_training_summary
 from ..hub.push import push_to_hub
+from ..messages import check_choice
 from ..modeling.auto import MODELS, SYSTEMS, AutoModelForVideoInstanceSegmentation
 from ..modeling.tasks.adapter_files import ADAPTER_WEIGHTS_FILE, task_name
 from ..processing import CvisVideoProcessor
@@ -35,7 +36,7 @@ from .schedule import Schedule
 logger = logging.get_logger(__name__)
 
 RESULTS_FILE = "results.json"
-EVALUATION_FILE = "evaluation.json"  # of a task; written last, so a task that has it is complete
+EVALUATION_FILE = "evaluation.json"  # written last, so its presence marks a finished task
 
 
 def train_continual(
@@ -45,39 +46,37 @@ def train_continual(
     overrides: Iterable[str] = (),
     callbacks: Iterable[TrainingCallback] = (),
 ) -> ContinualReport:
-    """Train a model task after task, from a schedule.
+    """Train a model on one task after another from a schedule.
 
     Run it in one process, or in several under `accelerate launch` or `torchrun`; batch sizes are totals.
 
     Args:
         schedule: a [`Schedule`], a YAML file, or the name of a schedule that ships with the package.
-        output_dir: by default the schedule's. Receives `schedule.json`; `task-0`, the base as a model folder; `task-1`
-            and so on, folders for `from_pretrained` with what these tasks added (or whole models, for methods whose
-            tasks train all of the model), each with `results.json` of the test videos; `report`, tables and plots after
-            the tasks so far; and `splits`, where the schedule holds out a part of the videos.
-        resume: "auto" continues in `output_dir`, at the task and step where the run was interrupted, with the very
-            numbers that an uninterrupted run gives; "restart" deletes the run there, once everything is checked that
-            can be checked before a training, and starts again from scratch. A run that is continued or finished may be
-            given another `push` and another `report` (but for its `forgetting_videos`): tasks that the repository lacks
-            are pushed, the report is written again.
+        output_dir: folder of the run, by default that of the schedule. It receives `schedule.json`; `task-0`, the model
+            folder of the base; `task-1` and so on, adapters for `from_pretrained` (whole models for methods without
+            prompts); `report` with tables and plots on the tasks so far; and `splits`, the train/test split, with
+            `test_share`. Each task has `results.json` with the tracks of the test videos.
+        resume: "auto" to continue the run in `output_dir` at the task and step where it stopped, with the numbers of an
+            uninterrupted run; "restart" to delete it, after all checks have passed, and start again. A continued or
+            finished run may change `push` and `report` (except `forgetting_videos`): tasks that the repository lacks
+            are pushed, and the report is written again.
         overrides: changes to the schedule, "key.key=value".
-        callbacks: code to run in every step, and before and after every task; see [`TrainingCallback`].
+        callbacks: callbacks to run in every step, and before and after every task.
 
     Returns:
-        The report on all tasks; the same in every process.
+        The report on all tasks, the same in every process.
 
     Raises:
-        FileNotFoundError: if a data set or the base model does not exist. Raised before any training.
-        ValueError: if schedule, data or base model do not fit, or `output_dir` holds the run of another schedule or of
-            other data. Raised before any training.
+        FileNotFoundError: if a data set or the base model does not exist, before any training.
+        ValueError: if schedule, data and base model do not fit together, or `output_dir` holds the run of another
+            schedule or other data, before any training.
         FloatingPointError: if a loss is not finite; the message names the videos.
     """
     schedule = Schedule.load(schedule, overrides)
     output_dir = output_dir or schedule.output_dir
     if output_dir is None:
-        raise ValueError("Give `output_dir`, in the call or in the schedule.")
-    if resume not in ("auto", "restart"):
-        raise ValueError(f"`resume` must be 'auto' or 'restart', got {resume!r}.")
+        raise ValueError("`output_dir` is missing: give it in the call or in the schedule.")
+    check_choice("resume", resume, ("auto", "restart"))
     if (num_threads := schedule.recipe.get("num_threads")) is not None:
         torch.set_num_threads(num_threads)
     join_processes(runs_on_cpu(schedule.recipe.get("device", "auto")))
@@ -86,11 +85,11 @@ def train_continual(
 
 
 class ContinualRun:
-    """A class-incremental run, from the task where it stopped to its end.
+    """A class-incremental run, which starts at the first task that is not finished.
 
     Args:
-        plan: data, tasks and recipes, from [`prepare`].
-        callbacks: code to run in every step, and before and after every task.
+        plan: tasks, recipes and data, from [`prepare`].
+        callbacks: callbacks to run in every step, and before and after every task.
     """
 
     def __init__(self, plan: RunPlan, callbacks: Iterable[TrainingCallback] = ()) -> None:
@@ -100,8 +99,9 @@ class ContinualRun:
         self.callbacks = list(callbacks)
 
     def run(self) -> ContinualReport:
-        """Learn every task that is not finished, push every task that is not pushed, and write the report."""
-        state, evaluations, model = PartialState(), [], None
+        """Learn the tasks that are not finished, push those that are not pushed, and write the report."""
+        state, model = PartialState(), None
+        evaluations: list[TaskEvaluation] = []
         for number in range(len(self.tasks)):
             path = self.folder(number) / EVALUATION_FILE
             is_new = not path.is_file()
@@ -128,8 +128,8 @@ class ContinualRun:
 
         Args:
             number: number of the task, 0 for the base.
-            model: model after the task before; None loads it from its folder.
-            evaluations: evaluations after the tasks before.
+            model: model after the previous task; None loads it from its folder.
+            evaluations: evaluations of the previous tasks.
 
         Returns:
             The model after the task.
@@ -163,7 +163,12 @@ class ContinualRun:
     def _train(
         self, number: int, model: PreTrainedModel | None, processor: CvisVideoProcessor
     ) -> tuple[PreTrainedModel, dict]:
-        """Train one task, from its last checkpoint if there is one.
+        """Train one task, starting from its last checkpoint, if any.
+
+        Args:
+            number: number of the task, 0 for the base.
+            model: model after the previous task; None loads it from its folder.
+            processor: video processor of the task.
 
         Returns:
             The model and the summary of its training.
@@ -193,7 +198,7 @@ class ContinualRun:
             keep_processor(processor, trainer.checkpoint_dir)
         try:
             result = trainer.train()
-            # The summary counts the parameters of the model, without those of a teacher.
+            # The summary counts the parameters of the model, not those of a teacher.
             return model, {**summarise(recipe, result, trainer), "num_parameters": model.num_parameters()}
         finally:
             trainer.finish()
@@ -201,7 +206,7 @@ class ContinualRun:
     def _task(
         self, number: int, model: PreTrainedModel, processor: CvisVideoProcessor, is_trained: bool = True
     ) -> Task:
-        """Return a task as callbacks get it."""
+        """Return the description of a task for callbacks."""
         return Task(
             number,
             len(self.tasks),
@@ -214,11 +219,11 @@ class ContinualRun:
         )
 
     def _model_after(self, number: int) -> PreTrainedModel:
-        """Load the model after a task that is finished."""
+        """Load the model after a finished task."""
         return AutoModelForVideoInstanceSegmentation.from_pretrained(self.folder(number))
 
     def _evaluate(self, number: int, model: PreTrainedModel, processor: CvisVideoProcessor) -> TaskEvaluation | None:
-        """Evaluate the model after a task on the classes so far, and save its results.
+        """Evaluate the model after a task on the classes so far, and save its tracks.
 
         Returns:
             The evaluation in the main process, None in the others.
@@ -234,7 +239,7 @@ class ContinualRun:
         return evaluate_after_task(ground_truth, results, self.tasks, number, self.schedule.report.forgetting_videos)
 
     def _measured(self, evaluation: TaskEvaluation) -> dict:
-        """Return the part of a task's training summary that its model card shows as measured."""
+        """Return the metrics of a task and a description of their data, for the training summary and the model card."""
         counts = [len(names) for names in self.tasks]
         learnt, classes = sum(counts[: evaluation.after + 1]), self.schedule.report.evaluate_classes
         scope = {
@@ -264,7 +269,7 @@ class ContinualRun:
             save_model_folder(model, processor, folder, card)
 
     def _is_pushed(self, number: int) -> bool:
-        """Tell whether the repository holds the weights of a task that is finished."""
+        """Return whether the repository holds the weights of a finished task."""
         name = ADAPTER_WEIGHTS_FILE if self._is_adapter(number) else SAFE_WEIGHTS_NAME
         try:
             files = HfApi().get_paths_info(self.plan.repository, name, revision=self._revision(number))
@@ -273,12 +278,12 @@ class ContinualRun:
         return [file.lfs and file.lfs.sha256 for file in files] == [sha256(self.folder(number) / name)]
 
     def _push(self, number: int, model: PreTrainedModel | None, evaluations: list[TaskEvaluation]) -> None:
-        """Push a task that is finished.
+        """Push a finished task.
 
         Args:
             number: number of the task, 0 for the base.
             model: model after the task; None loads it from its folder.
-            evaluations: evaluations after the tasks up to this one.
+            evaluations: evaluations of the tasks up to this one.
         """
         model = self._model_after(number) if model is None else model
         processor = self._processor(number)
@@ -294,7 +299,7 @@ class ContinualRun:
             push_to_hub(model, processor, repository, revision=self._revision(number), **card)
 
     def _processor(self, number: int) -> CvisVideoProcessor:
-        """Build the video processor of a task, with the pixels of the task before it, or of the base model."""
+        """Build the video processor of a task from that of the previous task or of the trained base."""
         checkpoints = self.folder(number) / "checkpoints"
         start = self.schedule.base_model if number == 0 else self.folder(number - 1)
         return build_processor(self.plan.recipes[number], checkpoints if checkpoints.is_dir() else None, start)

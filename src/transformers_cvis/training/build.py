@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe to a model and to training samples."""
+"""Build the model, the video processor and the training samples of a recipe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
@@ -30,25 +30,25 @@ from .settings import merge
 logger = logging.get_logger(__name__)
 
 CLASS_PREDICTOR = "class_predictor"
-GENERATED_DATA = "moving_shapes"  # the folder in which the recipes for moving shapes look for them
+GENERATED_DATA = "moving_shapes"  # folder of the generated videos in the recipes for them
 
 
 def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
-    """The model that a run starts with, on the CPU.
+    """Build the model with which a run starts, on the CPU.
+
+    The checkpoint may belong to another system, which provides the weights that both have. VITA starts GenVIS and HVPL.
+    Mask2Former, MinVIS and online SPVIS, which contain a frame detector, start each the next of them, Mask2Former-VIS,
+    CRISP, and the detector of VITA, GenVIS and HVPL. Configuration fields whose defaults differ between the two systems
+    take the default of the new system. Class heads get random weights, with a warning, unless the checkpoint has the
+    same classes in the same order.
 
     Args:
-        names: classes in label order.
-
-    From another system's checkpoint everything that both have is taken: VITA starts GenVIS and HVPL; Mask2Former,
-    MinVIS and online SPVIS, each of which is a frame detector and more, start the next of them, Mask2Former-VIS and
-    CRISP, and the detector of VITA, GenVIS and HVPL. Configuration fields in which two systems differ by default take
-    the new system's default. Class heads start fresh, with a warning, unless the checkpoint has the same classes in the
-    same order.
+        recipe: recipe of the run.
+        names: class names in label order.
 
     Raises:
-        OSError: `model.init_from` names neither a folder with a model nor a model on the Hub, or that is out of reach.
-        ValueError: it is not of a kind that can start this system, or weights other than the class heads differ in
-            shape.
+        OSError: if `model.init_from` is neither a folder with a model nor a model on the Hub, or cannot be downloaded.
+        ValueError: if the checkpoint cannot start this system, or weights other than the class heads differ in shape.
     """
     model_class = MODELS[SYSTEMS[recipe.system]]
     start, revision = recipe.model.init_from, recipe.model.revision
@@ -61,9 +61,9 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     if _gives_detector(source, type(config)):
         model = model_class(config)
         detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
-        own = model.detector.state_dict()  # class heads of tasks have other names
+        own = model.detector.state_dict()  # the class heads of a model with tasks have other names
         model.detector.load_state_dict({**own, **{k: v for k, v in detector.state_dict().items() if k in own}})
-        logger.warning(f"{start} gives the frame detector; the video head starts from random weights.")
+        logger.warning(f"{start} provides the frame detector; the video head starts from random weights.")
     else:
         model, info = model_class.from_pretrained(start, config=config, **loading)
     _check_loaded(start, info)
@@ -73,32 +73,37 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
 
 
 def source_config(recipe: Recipe) -> PreTrainedConfig | None:
-    """The configuration of the model that a run starts from; None where it starts from random weights.
+    """Return the configuration of the model that a run starts from, or None if it starts from random weights.
 
     Raises:
-        OSError: `model.init_from` leads nowhere.
+        OSError: if `model.init_from` cannot be found.
     """
     start = recipe.model.init_from
     if start is None:
         return None
-    return load_config(start, recipe.model.revision, f"`model.init_from`: {start}", _way_to(start))
+    return load_config(start, recipe.model.revision, f"`model.init_from`: {start}", _missing_start_hint(start))
 
 
-def _way_to(start: str) -> str:
-    """What to do about a start that is not there."""
+def _missing_start_hint(start: str) -> str:
+    """Return a hint for a `model.init_from` that does not exist."""
     if start in shipped_recipes():
         return (
-            "It is the name of a recipe that ships with the package: train that one first, to its end, with "
+            "It is the name of a recipe that ships with the package: train that recipe first, with "
             f"`transformers-cvis train {start}`, or give the folder of its model with `--set model.init_from=FOLDER`."
         )
     return "Give the folder of a saved model, or the name of one on the Hub, with `--set model.init_from=NAME`."
 
 
 def build_config(recipe: Recipe, source: PreTrainedConfig | None, names: Sequence[str]) -> PreTrainedConfig:
-    """The configuration of the model of a run, which starts from a model of the configuration `source`, or from none.
+    """Build the configuration of the model of a run.
+
+    Args:
+        recipe: recipe of the run.
+        source: configuration of the model that the run starts from; None for random weights.
+        names: class names in label order.
 
     Raises:
-        ValueError: a model of this kind cannot start this system.
+        ValueError: if a model of `source` cannot start this system.
     """
     config_class = SYSTEMS[recipe.system]
     if source is None:
@@ -119,18 +124,23 @@ def build_config(recipe: Recipe, source: PreTrainedConfig | None, names: Sequenc
 
 
 def config_of_base(recipe: Recipe, base_model: str | None) -> PreTrainedConfig:
-    """The configuration of the base of a schedule: of the model that is learnt already, or that `recipe` trains."""
+    """Build the configuration of the base of a schedule.
+
+    Args:
+        recipe: recipe of the base.
+        base_model: folder or Hub repository of a trained base; None if `recipe` trains the base.
+    """
     former = source_config(recipe) if base_model is None else AutoConfig.from_pretrained(base_model)
     return build_config(recipe, former, recipe.data.class_names)
 
 
 def _gives_detector(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> bool:
-    """Whether all of the `source` becomes the frame detector of a system that is more."""
+    """Return whether a model of `source` becomes the frame detector of a larger model."""
     return source.model_type in getattr(config_class, "detector_starts_from", ())
 
 
 def _shared_settings(source: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> dict:
-    """Fields of `source` that `config_class` has too, without those in which the two systems differ by default."""
+    """Return the fields that `source` shares with `config_class`, without those whose defaults differ."""
     values = source.to_dict()
     defaults = {field.name: field.default for field in fields(type(source))}
     shared = {}
@@ -147,14 +157,14 @@ def _reset_class_heads(model: PreTrainedModel, start: str, source: PreTrainedCon
     for module in heads.values():
         module.reset_parameters()
     logger.warning(
-        f"The class heads start fresh: {start} knows {len(source.id2label)} classes "
-        f"({_abbreviated(source.id2label.values())}), this run {len(names)} ({_abbreviated(names)})."
+        f"The class heads start from random weights: {start} has {len(source.id2label)} classes "
+        f"({_abbreviated(source.id2label.values())}), this run has {len(names)} ({_abbreviated(names)})."
     )
     frozen = [name for name, module in heads.items() if not any(p.requires_grad for p in module.parameters())]
     if frozen:
         logger.warning(
-            f"Of these, {' and '.join(frozen)} would stay random, being frozen: train the stage before on the classes "
-            "of this run, and start from that."
+            f"{' and '.join(frozen)} will stay random, because this run does not train them: train the previous stage "
+            "on the classes of this run, and start from it."
         )
 
 
@@ -163,26 +173,26 @@ def _check_loaded(start: str, info: dict) -> None:
     if mismatched:
         listing = "; ".join(f"{name}: checkpoint {tuple(old)}, model {tuple(new)}" for name, old, new in mismatched)
         raise ValueError(
-            f"{start} does not fit the model of the recipe. Weights of another shape: {listing}. Remove what "
-            "`model.config` says about sizes to take the checkpoint's."
+            f"{start} does not fit the model of the recipe. Weights of another shape: {listing}. Remove the sizes from "
+            "`model.config` to use those of the checkpoint."
         )
 
 
-def _abbreviated(names: Sequence[str], shown: int = 3) -> str:
+def _abbreviated(names: Iterable[str], shown: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def build_processor(recipe: Recipe, *saved_in: str | Path | None) -> CvisVideoProcessor:
-    """Build the video processor of a run: training and evaluation use it, and it is saved with the model.
+    """Build the video processor of a run, which training and evaluation use and which is saved with the model.
 
-    Its pixels (mean, standard deviation, rescaling, size divisor) are those of the model that the run starts from, its
-    size is that of `recipe.evaluation`.
+    Mean, standard deviation, rescaling and size divisor come from the saved processor; the size comes from
+    `recipe.evaluation`.
 
     Args:
-        recipe: of the run.
-        saved_in: folders or repositories to look for a saved processor, the first one that has it; then in
-            `model.init_from`. A run that finds none takes the default of `CvisVideoProcessor`.
+        recipe: recipe of the run.
+        saved_in: folders or repositories in which to look for a saved processor, in this order, followed by
+            `model.init_from`. Without one, the default of `CvisVideoProcessor` is used.
     """
     processor = None
     for place, revision in (*((place, None) for place in saved_in), (recipe.model.init_from, recipe.model.revision)):
@@ -193,16 +203,20 @@ def build_processor(recipe: Recipe, *saved_in: str | Path | None) -> CvisVideoPr
 
 
 def keep_processor(processor: CvisVideoProcessor, checkpoints: Path) -> None:
-    """Save the processor of a run next to its checkpoints, so that a resumed run needs no other folder."""
+    """Save the processor of a run next to its checkpoints, where a resumed run finds it."""
     with complete_file(checkpoints / PROCESSOR_FILES[0]) as file:
         file.write(processor.to_json_string().encode())
 
 
 def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
-    """Training samples by number, and the class names in label order.
+    """Build the data set of training samples.
+
+    Returns:
+        The data set and the class names in label order.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_ytvis`; a further source with a category that is no label is an error.
+        FileNotFoundError: if a file is missing, see `load_ytvis`.
+        ValueError: if a source is not valid, or one after the first has a category that is not a class.
     """
     data = recipe.data
     for number, source in enumerate(data.train):
@@ -235,17 +249,17 @@ def _check_annotation_file(key: str, source: SourceSettings) -> None:
     if path.parts[:1] == (GENERATED_DATA,):
         remedy = f"Make the data there first: `transformers-cvis make-data moving-shapes {GENERATED_DATA}`."
     else:
-        remedy = f"Put the data set there, or say where it is: `--set {key}.json=FILE --set {key}.images=FOLDER`."
-    raise FileNotFoundError(f"`{key}.json`: there is no file {path.absolute()}. {remedy}")
+        remedy = f"Put the data set there, or give its place with `--set {key}.json=FILE --set {key}.images=FOLDER`."
+    raise FileNotFoundError(f"`{key}.json`: {path.absolute()} does not exist. {remedy}")
 
 
 def build_collate(
     processor: CvisVideoProcessor,
 ) -> Callable[[list[dict]], tuple[dict[str, torch.Tensor | list], list[str]]]:
-    """Build the function that makes a batch of samples: keyword arguments of the model, and names for messages.
+    """Build the function that turns samples into a batch: keyword arguments of the model, and names for messages.
 
     Args:
-        processor: as of [`build_processor`]; the batch has its mean, standard deviation and size divisor.
+        processor: the video processor, from [`build_processor`], which normalises and pads the clips.
     """
     return partial(_collate, processor)
 

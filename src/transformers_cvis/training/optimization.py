@@ -14,26 +14,30 @@ NORM_LAYERS = (
     nn.LocalResponseNorm,
     nn.modules.batchnorm._NormBase,  # batch norm, synchronised batch norm, instance norm
 )
-# Position tables of Swin, by the names that transformers gives them.
+# Names of Swin's position tables in transformers.
 UNDECAYED_PARAMETERS = ("relative_position_bias_table", "position_embeddings")
 BACKBONE_MODULE = "pixel_level_module.encoder"
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict]:
-    """Return parameter groups for AdamW as Mask2Former, VITA and GenVIS train.
+    """Return the AdamW parameter groups with which Mask2Former, VITA and GenVIS are trained.
 
-    The backbone (below `pixel_level_module.encoder`) learns at `backbone_factor` times the rate; norm layers,
-    `nn.Embedding` weights and Swin's position tables are not decayed, everything else is, biases included. Frozen
-    parameters are in no group, so neither decay nor momentum moves them.
+    The learning rate of the backbone (`pixel_level_module.encoder`) is multiplied by `backbone_factor`. Norm layers,
+    `nn.Embedding` weights and the position tables of Swin have no weight decay; all other parameters have it, biases
+    included. Frozen parameters are left out, so neither decay nor momentum moves them.
+
+    Args:
+        model: the model to train.
+        settings: learning rate, backbone factor and weight decay.
 
     Returns:
-        At most four groups: `{"params", "parameter_names", "lr", "weight_decay"}`, in a fixed order.
+        At most four groups `{"params", "parameter_names", "lr", "weight_decay"}`, in a fixed order.
 
     Raises:
         ValueError: if every parameter of the model is frozen.
     """
     groups: dict[tuple[bool, bool], dict] = {}
-    seen = set()
+    seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
@@ -54,14 +58,19 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             group["params"].append(parameter)
             group["parameter_names"].append(full_name)
     if not groups:
-        raise ValueError("Nothing to train: every parameter of the model has requires_grad=False.")
+        raise ValueError("The model has no parameters to train: all have requires_grad=False.")
     return [groups[key] for key in sorted(groups)]
 
 
 def learning_rate_factor(settings: LearningRateScheduleSettings, step: int, max_steps: int) -> float:
-    """Return the factor on every group's learning rate for optimiser step `step` (0 is the first of `max_steps`).
+    """Return the factor on the learning rate of every group in one optimiser step.
 
-    It follows from the step alone, so a resumed run has no scheduler state to restore.
+    It depends on the step alone, so a resumed run does not need the state of a scheduler.
+
+    Args:
+        settings: the learning-rate schedule.
+        step: number of the optimiser step, from 0.
+        max_steps: number of optimiser steps of the training.
     """
     warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
     if settings.kind == "multi_step":

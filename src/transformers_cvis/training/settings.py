@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read nested dataclasses from YAML: files, overrides such as "key.key=value", checks, and a printed reference.
 
-Recipes and schedules are such dataclasses. A field explains itself in `metadata={"help": ...}`.
+Recipes and schedules are such dataclasses. The help text of a field is its `metadata={"help": ...}`.
 """
 
 import dataclasses
@@ -21,15 +21,18 @@ from ..messages import check_choice, did_you_mean
 
 
 def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
-    """Read the mapping in a YAML file, or in the shipped file of this name.
+    """Read a mapping from a YAML file or from a file that ships with the package.
 
     Args:
         source: path of a YAML file, or the name of a file in `shipped`, without its suffix.
         shipped: folder of the files that ship with the package.
-        kind: what messages call the file, e.g. "recipe".
+        kind: noun for the file in messages, e.g. "recipe".
+
+    Returns:
+        The mapping, with nested dictionaries and lists.
 
     Raises:
-        FileNotFoundError: if there is neither such a file nor such a name.
+        FileNotFoundError: if `source` is neither a file nor the name of a shipped one.
         ValueError: if the file is not valid YAML, or not a mapping.
     """
     path = Path(source)
@@ -50,12 +53,13 @@ def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
 
 
 def describe_shipped(folder: Path) -> dict[str, str]:
-    """Describe the YAML files of a folder, each by the first sentence of its leading comment.
+    """Describe each YAML file of a folder by the first sentence of its leading comment.
 
-    The reference at the end of the sentence is left out, and of a long sentence all but the first clauses.
+    A reference in brackets at the end of the sentence is removed. A sentence of more than 100 characters loses its last
+    clauses.
 
     Returns:
-        Descriptions by name of the file, without its suffix.
+        Descriptions by file name, without the suffix.
     """
     descriptions = {}
     for path in sorted(folder.glob("*.yaml")):
@@ -70,7 +74,7 @@ def describe_shipped(folder: Path) -> dict[str, str]:
 
 
 def merge(values: dict, overrides: dict) -> dict:
-    """Return `values` with `overrides` on top; nested dictionaries are merged key by key."""
+    """Return `values` updated by `overrides`; nested dictionaries are merged key by key."""
     merged = dict(values)
     for key, override in overrides.items():
         both = isinstance(override, dict) and isinstance(merged.get(key), dict)
@@ -79,16 +83,17 @@ def merge(values: dict, overrides: dict) -> dict:
 
 
 def apply_override(values: dict, override: str) -> None:
-    """Set one "dotted.key=value" in nested dictionaries and lists, in place. Missing mappings are created.
+    """Set one "dotted.key=value" in nested dictionaries and lists, in place.
 
-    A single data source is a list of one, whichever way it is written: its number may be given or left out.
+    Missing mappings are created. A single data source counts as a list of one, so its number 0 may be given or left
+    out.
 
     Args:
         values: nested dictionaries and lists, as read from YAML.
         override: key and value, e.g. "data.train.0.json=/data/train.json"; the value is YAML.
 
     Raises:
-        ValueError: if the override does not look like that, or its key leads through a value or out of a list.
+        ValueError: if the override has no "=", or its key leads through a value or out of a list.
     """
     key, separator, text = override.partition("=")
     if not separator:
@@ -103,13 +108,13 @@ def apply_override(values: dict, override: str) -> None:
             node[parent] = {}
         node = node[int(parent) if isinstance(node, list) else parent]
         if not isinstance(node, (dict, list)):
-            raise ValueError(f"Override {override!r}: {parent!r} holds a value, not further keys.")
+            raise ValueError(f"Override {override!r}: {parent!r} is a value and does not have further keys.")
     node = _unwrap_single(node, last, override)
     node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
 
 
 def _unwrap_single(node: dict | list, key: str, override: str) -> dict | list:
-    """Return the node to look `key` up in: the only entry of a list of one, unless the key is a number."""
+    """Return the node that holds `key`: the entry of a list of one if the key is not a number, else `node`."""
     if isinstance(node, list) and len(node) == 1 and not key.isdigit():
         return node[0]
     if isinstance(node, list) and not (key.isdigit() and int(key) < len(node)):
@@ -118,15 +123,18 @@ def _unwrap_single(node: dict | list, key: str, override: str) -> dict | list:
 
 
 def convert(expected: Any, value: Any, where: str) -> Any:
-    """Convert a plain YAML value to the type of a field, and check it.
+    """Convert a YAML value to the type of a field, and check it.
 
     Args:
         expected: annotation of the field: a dataclass, a builtin type, a `Literal`, a list, a tuple or a union.
         value: value as read from YAML.
         where: dotted key, for messages; "" at the top level.
 
+    Returns:
+        The value, of the annotated type.
+
     Raises:
-        ValueError: if the value is of another type, or a mapping has an unknown key or lacks a required one.
+        ValueError: if the value has another type, or a mapping has an unknown key or lacks a required one.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (types.UnionType, typing.Union):
@@ -135,7 +143,7 @@ def convert(expected: Any, value: Any, where: str) -> Any:
         return _convert_dataclass(expected, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
-            raise ValueError(f"`{where}` must be a list of the length of {expected}, got {value!r}.")
+            raise ValueError(f"`{where}` must be a {type_name(expected)}, got {value!r}.")
         return tuple(convert(arguments[0], entry, f"{where}.{index}") for index, entry in enumerate(value))
     if origin is list:
         if isinstance(value, dict) and dataclasses.is_dataclass(arguments[0]):
@@ -171,7 +179,7 @@ def _convert_union(members: tuple, value: Any, where: str) -> Any:
 
 
 def _fits(choice: Any, value: Any) -> bool:
-    """Tell whether a value is meant for this member of a union: by its type, its keys, or the listed values."""
+    """Return whether a value fits this member of a union, by its type, its keys or the allowed values."""
     if typing.get_origin(choice) is Literal:
         return value in typing.get_args(choice)
     if dataclasses.is_dataclass(choice) and isinstance(value, dict):
@@ -190,7 +198,7 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
             raise ValueError(f"unknown key {key!r} at {location}.{hint}")
     for entry in dataclasses.fields(expected):
         if _is_required(entry) and entry.name not in value:
-            raise ValueError(f"{location} needs the key {entry.name!r}.")
+            raise ValueError(f"{location} lacks the required key {entry.name!r}.")
     prefix = f"{where}." if where else ""
     arguments = {key: convert(known[key], entry, f"{prefix}{key}") for key, entry in value.items()}
     try:
@@ -212,10 +220,11 @@ def describe_fields(settings_class: type, only: str = "") -> str:
     Args:
         settings_class: dataclass such as [`Recipe`] or [`Schedule`]. The keys of a list get the placeholder N, e.g.
             `data.train.N.json`.
-        only: keep the fields below this key, or of this key, e.g. "optimizer" or "data.train".
+        only: key of the field to describe, together with the fields below it, e.g. "optimizer" or "data.train"; ""
+            describes all fields.
 
     Returns:
-        Text with an entry for each field, ending in a line break.
+        Text with one entry per field, ending in a line break.
 
     Raises:
         ValueError: if no field has the key `only`.
@@ -229,7 +238,7 @@ def describe_fields(settings_class: type, only: str = "") -> str:
 
 
 def _describe(settings_class: type, prefix: str = "", note: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted key and the text of every field; `note` follows the default."""
+    """Yield the dotted key and the description of every field; `note` follows the default."""
     hints = typing.get_type_hints(settings_class)
     for entry in dataclasses.fields(settings_class):
         key, hint = f"{prefix}{entry.name}", hints[entry.name]
@@ -251,7 +260,7 @@ def _describe_default(entry: dataclasses.Field) -> str:
 
 
 def _nested_dataclasses(hint: Any) -> Iterator[tuple[type, str]]:
-    """Yield the dataclasses in an annotation, with the step of the dotted key that leads to their fields."""
+    """Yield the dataclasses in an annotation, each with the part of the dotted key that leads to its fields."""
     if dataclasses.is_dataclass(hint):
         yield hint, ""
         return
@@ -262,7 +271,7 @@ def _nested_dataclasses(hint: Any) -> Iterator[tuple[type, str]]:
 
 
 def type_name(hint: Any) -> str:
-    """Name the type of a field as messages and the reference write it, e.g. "list of float or null"."""
+    """Return the name of a type in messages and in the reference, e.g. "list of float or null"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is type(None):
         return "null"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trackers for `Accelerator(log_with=...)`."""
+"""Trackers of losses and metrics for Accelerate."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,12 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 
 
 class JsonLinesTracker(GeneralTracker):
-    """Writes one JSON object per logged step to a file, for scripts and plots that need no tracking service.
+    """Write one JSON object per logged step to a file, for scripts and plots without a tracking service.
 
-    path: file, appended to. first_step: lines of later steps, left by a run that was interrupted after its last
-        checkpoint, are removed, so that each step occurs once.
+    Args:
+        path: the file, to which lines are appended.
+        first_step: step from which the run continues. Lines of later steps, left by a run that was interrupted after
+            its last checkpoint, are removed, so that each step occurs once.
     """
 
     name = "jsonl"
@@ -26,35 +28,42 @@ class JsonLinesTracker(GeneralTracker):
 
     @property
     def tracker(self) -> Path:
+        """The file."""
         return self.path
 
     def store_init_configuration(self, values: dict) -> None:
-        """Called once, in the main process, before anything is logged. The configuration itself is in the summary."""
+        """Remove old lines before the first log entry; `training_summary.json` has the configuration."""
         kept = []
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     if json.loads(line)["step"] <= self.first_step:
                         kept.append(line + "\n")
-                except json.JSONDecodeError:  # the line that a kill cut in half
+                except json.JSONDecodeError:  # half a line, if the process was killed while it wrote
                     break
         self.path.write_text("".join(kept), encoding="utf-8")
 
     def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        """Append the values of one step as a line."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def resolve_trackers(names: list[str], output_dir: Path, first_step: int) -> list:
-    """Names of a recipe -> what `Accelerator(log_with=...)` takes.
+def resolve_trackers(names: list[str], output_dir: Path, first_step: int) -> list[str | JsonLinesTracker]:
+    """Return the trackers of a recipe in the form that `Accelerator(log_with=...)` takes.
+
+    Args:
+        names: `trackers` of the recipe.
+        output_dir: folder of the run.
+        first_step: step from which the run continues.
 
     Raises:
-        ValueError: a tracker that is not installed; the message lists the installed ones.
+        ValueError: if a tracker is not installed; the message lists the installed ones.
     """
     installed = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
     if "auto" in names:
         names = [name for name in names if name != "auto"] + ["jsonl"] + ["tensorboard"] * ("tensorboard" in installed)
-    trackers = []
+    trackers: list[str | JsonLinesTracker] = []
     for name in dict.fromkeys(names):
         if name == "jsonl":
             trackers.append(JsonLinesTracker(output_dir / "training_log.jsonl", first_step))
@@ -62,6 +71,6 @@ def resolve_trackers(names: list[str], output_dir: Path, first_step: int) -> lis
             trackers.append(name)
         else:
             raise ValueError(
-                f"Tracker {name!r} is not installed; installed: {', '.join(['auto', 'jsonl', *installed])}."
+                f"`trackers`: {name!r} is not installed. Choose from {', '.join(['auto', 'jsonl', *installed])}."
             )
     return trackers

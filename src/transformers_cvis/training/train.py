@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole training: recipe in, model folder out."""
+"""Run a training from a recipe to a model folder."""
 
 import atexit
 import os
@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import torch
@@ -51,27 +52,27 @@ def train(
 
     Args:
         recipe: a [`Recipe`], a YAML file, or the name of a recipe that ships with the package.
-        output_dir: receives `checkpoints/`, `training_log.jsonl` and, at the end, the model with its processor, card
-            and `training_summary.json`: a folder for `from_pretrained` and `push_to_hub`. By default the recipe's.
-        resume: "auto" continues from the last checkpoint in `output_dir` if there is one, with the very numbers that
-            an uninterrupted run gives; "restart" deletes them and starts again from scratch; or the path of a
-            checkpoint to continue from.
+        output_dir: folder of the run, by default that of the recipe. It receives `checkpoints/`, `training_log.jsonl`
+            and, at the end, the model with its processor, card and `training_summary.json`, ready for
+            `from_pretrained` and `push_to_hub`.
+        resume: "auto" to continue from the last checkpoint in `output_dir`, if any, with the numbers of an
+            uninterrupted run; "restart" to delete the checkpoints and start again; or the path of a checkpoint.
         overrides: changes to the recipe, "key.key=value".
-        callbacks: code to run in every step, see [`TrainingCallback`].
+        callbacks: callbacks to run in every step.
 
     Returns:
         The training summary.
 
     Raises:
-        ValueError: if recipe, data, checkpoint, or the model that the recipe starts from, do not fit.
-        OSError: if a file or a model is missing or cannot be read or written.
+        ValueError: if recipe, data, checkpoint and initial model do not fit together.
+        OSError: if a file or model is missing or cannot be read or written.
         FloatingPointError: if a loss is not finite; the message names the videos.
     """
     recipe = Recipe.load(recipe, overrides)
     check_precision(recipe)
     output_dir = output_dir or recipe.output_dir
     if output_dir is None:
-        raise ValueError("Give `output_dir`, in the call or in the recipe.")
+        raise ValueError("`output_dir` is missing: give it in the call or in the recipe.")
     output_dir = Path(output_dir)
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
@@ -93,9 +94,9 @@ def train(
     evaluate = None
     if recipe.data.valid is not None:
         valid = recipe.data.valid
-        read_annotations(valid.json, valid.kind, valid.class_mapping)  # what is wrong there shows before the training
+        read_annotations(valid.json, valid.kind, valid.class_mapping)  # report mistakes before the training
 
-        def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        def evaluate(model: Any) -> dict[str, float]:
             return evaluate_on_processes(model, processor, valid, recipe.evaluation)
 
     callbacks = with_model_callbacks(model, callbacks)
@@ -114,7 +115,7 @@ def train(
 
 
 def join_processes(on_cpu: bool) -> None:
-    """Join the other processes of a distributed run, until the program ends: one program may train more than once."""
+    """Join the other processes of a distributed run until the program ends, since it may train more than once."""
     if not torch.distributed.is_initialized():
         silence_other_processes(PartialState(cpu=on_cpu).is_main_process)
         atexit.register(_leave_processes)
@@ -126,7 +127,7 @@ def _leave_processes() -> None:
 
 
 def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
-    """Return the content of `training_summary.json`: enough to repeat the training, and its results."""
+    """Return the content of `training_summary.json`: the results of a training and the settings to repeat it."""
     processes = trainer.accelerator.num_processes
     if trainer.accelerator.device.type == "cuda":
         hardware = f"{processes} x {torch.cuda.get_device_name()}"
@@ -153,9 +154,10 @@ def summarise(recipe: Recipe, result: dict, trainer: Trainer) -> dict:
 
 
 def command_line() -> str:
-    """Return the command that started this process, as one types it in a shell.
+    """Return the shell command that started this process.
 
-    The command line of the package is `transformers-cvis`, however it was started; another program is its file's name.
+    It starts with `transformers-cvis` for every way to start the command line of the package, and with the file name
+    for other programs.
     """
     program = Path(sys.argv[0])
     ours = program.stem.replace("_", "-") in (COMMAND, f"{COMMAND}-cli") or PACKAGE in program.resolve().parents
@@ -163,15 +165,16 @@ def command_line() -> str:
 
 
 def save_model_folder(model: PreTrainedModel, processor: CvisVideoProcessor, output_dir: Path, card: CardInfo) -> None:
-    """Write model, processor, card and, if there is one, the summary of the training into a folder.
+    """Write a model, its processor, its card and the training summary, if any, to a folder.
 
-    All is written to a temporary folder, then the files are moved, the summary last: where it is, all are there.
+    The files are written to a temporary folder and then moved, the summary last, so its presence marks a complete
+    folder.
 
     Args:
         model: the model to save.
         processor: its video processor.
-        output_dir: receives the files; files of the same name are replaced.
-        card: what the card tells beyond the model.
+        output_dir: folder for the files; files of the same name are replaced.
+        card: further content of the model card.
     """
     with replace_files(output_dir, last=TRAINING_SUMMARY_FILE) as folder:
         save_model(model, processor, folder, card, name=name_of_folder(output_dir))

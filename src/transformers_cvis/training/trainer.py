@@ -30,43 +30,52 @@ LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_cl
 
 
 def runs_on_cpu(device: str) -> bool:
-    """Accelerate must be told, else it does not let CPU processes join."""
+    """Return whether a recipe with this `device` runs on the CPU; Accelerate joins CPU processes only if told so."""
     return device == "cpu" or not torch.accelerator.is_available()
 
 
 def check_precision(recipe: Recipe) -> None:
-    """Refuse a precision in which this process cannot train.
+    """Check that this process can train in the precision of a recipe.
 
     Raises:
-        ValueError: fp16 without a GPU, or another precision than that of a training before in this process.
+        ValueError: if the precision is fp16 without a GPU, or differs from that of an earlier training in this process.
     """
     precision = recipe.mixed_precision
     if precision == "fp16" and runs_on_cpu(recipe.device):
-        where = "`device: cpu`" if recipe.device == "cpu" else "torch sees none"
+        reason = "`device: cpu`" if recipe.device == "cpu" else "torch finds none"
         raise ValueError(
-            f"`mixed_precision: fp16` needs a GPU, and this run has none ({where}). Train in full precision, with "
-            "`--set mixed_precision=no`, or with bf16, which also runs on CPU."
+            f"`mixed_precision: fp16` needs a GPU, but this run does not use one ({reason}). Train in full precision "
+            "with `--set mixed_precision=no`, or in bf16, which also runs on a CPU."
         )
     if is_initialized() and (before := AcceleratorState().mixed_precision) != precision:
         raise ValueError(
-            f"`mixed_precision: {precision}`: this process trained with {before!r} before, and Accelerate has one "
-            "precision per process. Run this training in a process of its own."
+            f"`mixed_precision: {precision}`: this process has already trained with {before!r}, and Accelerate allows "
+            "one precision per process. Run this training in a new process."
         )
 
 
 class TrainingBatches:
-    """Sample numbers of the batches of one process, from optimiser step `first_step` on.
+    """Sample numbers of the batches of one process, starting at an optimiser step.
 
-    Step `s` of the run takes samples `s * batch_size` to `(s + 1) * batch_size - 1`; each accumulation round splits
-    its part over the processes. Where a run is follows from the step alone.
+    Step `s` uses the samples `s * batch_size` to `(s + 1) * batch_size - 1`; each accumulation round divides its part
+    among the processes. The position in the data therefore depends on the step alone.
+
+    Args:
+        recipe: the training.
+        first_step: optimiser step to start at, from 0.
+        rank: number of this process.
+        num_processes: number of processes.
+
+    Raises:
+        ValueError: if the batch size is not divisible by the number of processes times that of accumulation rounds.
     """
 
     def __init__(self, recipe: Recipe, first_step: int, rank: int, num_processes: int) -> None:
         rounds = recipe.gradient_accumulation_steps
         if recipe.batch_size % (rounds * num_processes):
             raise ValueError(
-                f"`batch_size` is the total per optimiser step: {recipe.batch_size} cannot be shared by "
-                f"{num_processes} processes with {rounds} accumulation steps each. Make it a multiple of "
+                f"`batch_size` is the total per optimiser step, and {recipe.batch_size} cannot be divided among "
+                f"{num_processes} processes with {rounds} accumulation steps each. Set it to a multiple of "
                 f"{rounds * num_processes}."
             )
         self.recipe, self.first_step, self.rank, self.num_processes = recipe, first_step, rank, num_processes
@@ -86,26 +95,28 @@ class TrainingBatches:
 class Trainer:
     """Train a model from a recipe, with checkpoints in `output_dir/checkpoints`.
 
-    The same recipe gives the same weights (up to rounding) on one process and on several: the batch size is the
-    total, the losses are normalised over all processes, and gradients are averaged. Three things are per process by
-    nature: the statistics of batch norm layers that are not frozen, the padding of clips to the largest of their
-    batch, and the random points of the mask losses. With gradient accumulation the micro-batches' losses are averaged,
-    each normalised by its own objects.
+    A recipe gives the same weights (up to rounding) on one process and on several: the batch size is the total, losses
+    are normalised over all processes, and gradients are averaged. Three things differ per process: the statistics of
+    batch norm layers that are not frozen, the padding of clips to the largest of their batch, and the random points of
+    the mask losses. With gradient accumulation, the loss of each micro-batch is normalised by its own objects, and the
+    losses are averaged.
 
-    A batch takes samples in the order of their numbers and is not of one orientation, as the published loaders make it:
-    landscape and portrait are padded to a size that holds both, which costs memory. In training padding counts as
-    image, as in the published training; at inference the processor marks it and nothing depends on it.
+    Batches take samples in the order of their numbers and may mix orientations, unlike the published loaders: landscape
+    and portrait clips are padded to a common size, which costs memory. In training, padding counts as image, like in
+    the published training; at inference the processor masks it, and results do not depend on it.
 
     Args:
         recipe: the training.
         output_dir: folder of the run.
-        model: returns an output with `loss` and `loss_dict` when called with a batch.
-        dataset: `dataset[n]` is sample `n` of the run, for any `n >= 0`, a function of `n` and the seed alone.
-        collate: list of samples -> `(batch of keyword arguments of the model, names of the samples)`.
-        evaluate: model -> metrics by name; called in every process.
-        checkpoint: folder to continue from; `model` must have been loaded from it.
-        callbacks: called in this order at each of their hooks; see [`TrainingCallback`]. `with_model_callbacks(model)`
-            has those that a model needs.
+        model: model that returns an output with `loss` and `loss_dict` for a batch.
+        dataset: data set whose sample `n`, for any `n >= 0`, depends only on `n` and the seed.
+        collate: function from a list of samples to the keyword arguments of the model and the names of the samples.
+        evaluate: function from the model to metrics by name, called in every process; None does not evaluate.
+        checkpoint: checkpoint folder from which `model` was loaded, to continue from it.
+        callbacks: callbacks, called in this order; `with_model_callbacks(model)` returns those that a model needs.
+
+    Raises:
+        ValueError: if precision, batch size or trackers do not fit, or all parameters are frozen.
     """
 
     def __init__(
@@ -140,7 +151,7 @@ class Trainer:
             ),
             log_with=resolve_trackers(recipe.trackers, self.output_dir, self.first_step),
             project_dir=str(self.output_dir),
-            # A step may leave layers out: GenVIS with samples of one clip those that read its memory.
+            # A step may not use all layers: GenVIS does not read its memory in samples of one clip.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         set_seed(recipe.seed, device_specific=True)
@@ -167,20 +178,21 @@ class Trainer:
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             pin_memory=self.accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else each new iterator would draw from torch's global generator
+            generator=torch.Generator(),  # otherwise each new iterator draws from torch's global generator
         )
-        # (step, sample names, loss, losses by name) of micro-batches, and gradient norms, that no one has looked at yet
+        # Micro-batches (step, sample names, loss, losses by name) and gradient norms since the last log entry.
         self.unchecked_losses: list[tuple[int, list[str], torch.Tensor, dict]] = []
         self.unchecked_norms: list[torch.Tensor] = []
 
     def train(self) -> dict:
-        """Train to the last step.
+        """Train up to the last step.
 
         Returns:
-            `{"steps", "seconds", "metrics"}`; `metrics` are the last evaluation's, empty without one.
+            `{"steps", "seconds", "metrics"}`, with the metrics of the last evaluation, or {} without one.
 
         Raises:
             FloatingPointError: if a loss or gradient is not finite; the message names the step and the videos.
+            ValueError: if the model rejects a batch; the message names the step and the videos.
         """
         recipe, accelerator = self.recipe, self.accelerator
         accelerator.init_trackers("transformers_cvis", config=_flatten(recipe.to_dict()))
@@ -238,14 +250,14 @@ class Trainer:
                 metrics, evaluated = self._evaluate(done), True
                 window_start += time.perf_counter() - evaluation_start
         progress.close()
-        if self.evaluate is not None and not evaluated:  # a run that was complete is evaluated again
+        if self.evaluate is not None and not evaluated:  # the run was already complete
             metrics = self._evaluate(recipe.max_steps)
         accelerator.wait_for_everyone()
         return {"steps": recipe.max_steps, "seconds": self.seconds, "metrics": metrics}
 
     @property
     def seconds(self) -> float:
-        """Wall time of training so far, over all sessions of a run that was interrupted."""
+        """Seconds of training so far, summed over all sessions of an interrupted run."""
         return self.seconds_before + time.perf_counter() - self.started
 
     @property
@@ -259,12 +271,12 @@ class Trainer:
             tracker.finish()
 
     def _micro_step(self, step: int, inputs: dict, names: list[str]) -> None:
-        """One forward and backward pass; the last accumulation round also moves the weights."""
+        """Run one forward and backward pass; in the last accumulation round, also update the weights."""
         accelerator = self.accelerator
         with accelerator.accumulate(self.model):
             try:
                 outputs = self.model(**inputs)
-            except ValueError as error:  # what the model says of its input, or of the weights that came before
+            except ValueError as error:  # the input is at fault, or the weights of the step before are not finite
                 self._check_finite()
                 raise ValueError(f"Step {step}, batch of {', '.join(names)}: {error}") from error
             accelerator.backward(outputs.loss)
@@ -273,7 +285,7 @@ class Trainer:
             if accelerator.sync_gradients:
                 for callback in self.callbacks:
                     callback.after_backward(self)
-                # Also unscales; without a limit it only measures.
+                # This also unscales the gradients; without a limit, it only computes their norm.
                 limit = self.recipe.optimizer.max_gradient_norm
                 norm = accelerator.clip_grad_norm_(self.trained_parameters, float("inf") if limit is None else limit)
                 self.unchecked_norms.append(norm)
@@ -281,10 +293,10 @@ class Trainer:
             self.prepared_optimizer.zero_grad()
 
     def _check_finite(self) -> None:
-        """Raise for the first micro-batch since the last look whose loss or gradient is not finite."""
+        """Raise `FloatingPointError` if a loss or gradient since the last log entry is not finite."""
         rounds = self.recipe.gradient_accumulation_steps
         for index, (step, names, loss, by_name) in enumerate(self.unchecked_losses):
-            # Loss scaling lets fp16 gradients overflow now and then, and skips those steps.
+            # In fp16, loss scaling lets gradients overflow now and then, and skips those steps.
             measured = index // rounds < len(self.unchecked_norms) and self.recipe.mixed_precision != "fp16"
             if not loss.isfinite():
                 what = "loss"
@@ -295,16 +307,16 @@ class Trainer:
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in by_name.items())
             raise FloatingPointError(
                 f"The {what} is not finite at step {step}, in the batch of {', '.join(names)} (losses: {values}). "
-                "Check these videos with `transformers-cvis validate`; if they are sound, lower the learning rate, "
-                "or set `mixed_precision: no`. No checkpoint of these weights was written."
+                "Check these videos with `transformers-cvis validate`; if they are valid, lower the learning rate or "
+                "set `mixed_precision: no`. No checkpoint of these weights was written."
             )
 
     def _mean_losses(self) -> dict[str, float]:
-        """Means since the last look, over all processes, of losses that are finite. Here the host waits for the GPU."""
+        """Return the mean losses of all processes since the last log entry; here the host waits for the GPU."""
         every_value = torch.stack([*(loss.float() for _, _, loss, _ in self.unchecked_losses), *self.unchecked_norms])
         if not every_value.isfinite().all():
             self._check_finite()
-        sums = defaultdict(float)
+        sums: defaultdict[str, Any] = defaultdict(float)
         for _, _, loss, by_name in self.unchecked_losses:
             for name, value in [("loss", loss), *by_name.items()]:
                 sums[LOSS_SUFFIX.sub("", name)] += value.float()
@@ -316,7 +328,7 @@ class Trainer:
         return {**dict(zip(sums, means, strict=True)), "gradient_norm": gradient_norm}
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Metrics of the current weights; leaves mode and random numbers of the training as they were."""
+        """Evaluate the current weights, and restore training mode and random generators."""
         states = checkpoint_files.capture_random_states()
         model = self.unwrapped_model.eval()
         with torch.no_grad():
@@ -327,6 +339,7 @@ class Trainer:
         return metrics
 
     def _save_checkpoint(self, step: int) -> None:
+        """Save a checkpoint after `step` optimiser steps, and delete old ones."""
         path = checkpoint_files.checkpoint_path(self.checkpoint_dir, step)
         directory = incomplete_path(path)
         accelerator = self.accelerator
@@ -357,7 +370,7 @@ class Trainer:
         accelerator.wait_for_everyone()
 
     def _load_checkpoint(self) -> None:
-        """Restore optimiser, gradient scaler and random numbers; the model has come from the checkpoint already."""
+        """Restore optimiser, gradient scaler and random generators; the model is loaded from the checkpoint before."""
         checkpoint_files.load_optimizer(self.optimizer, self.checkpoint / "optimizer.safetensors")
         state, recipe = self.checkpoint_state, self.recipe.to_dict()
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -366,17 +379,19 @@ class Trainer:
             checkpoint_files.load_random_states(self.checkpoint, self.accelerator.process_index)
         else:
             logger.warning(
-                f"{self.checkpoint} was written by {state['num_processes']} processes, this run has "
+                f"{self.checkpoint} was written by {state['num_processes']} processes, and this run has "
                 f"{self.accelerator.num_processes}: the random points of the losses will differ from those of an "
                 "uninterrupted run."
             )
         changed = [key for key in recipe if recipe[key] != state["recipe"].get(key)]
         if changed:
-            logger.warning(f"The recipe differs from the checkpoint's in {', '.join(changed)}; the new values count.")
+            logger.warning(
+                f"The recipe differs from that of the checkpoint in {', '.join(changed)}; the new values are used."
+            )
 
 
 def save_quietly(model: torch.nn.Module, directory: Path) -> None:
-    """`save_pretrained` without its progress bar, which would tear the training's."""
+    """Save a model without a progress bar, which would disrupt that of the training."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -391,7 +406,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
-    """Move the tensors in nested lists and dictionaries, without waiting."""
+    """Move the tensors in nested lists and dictionaries to a device, without waiting for the copies."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
@@ -402,8 +417,8 @@ def _to_device(value: Any, device: torch.device) -> Any:
 
 
 def _flatten(values: dict, prefix: str = "") -> dict:
-    """Nested configuration -> dotted keys with values that every tracker accepts."""
-    flat = {}
+    """Flatten nested settings to dotted keys with values that every tracker accepts."""
+    flat: dict[str, int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")

@@ -36,7 +36,7 @@ def sine_position_embedding(
     if key not in _cache:
         if len(_cache) >= _MAX_CACHED_SIZES:
             _cache.pop(next(iter(_cache)))
-        # A tensor made in inference mode could not take part in a later training step.
+        # A tensor created in inference mode could not be used in a later training step.
         with torch.inference_mode(False):
             _cache[key] = _sine_position_embedding(height, width, num_channels, device, dtype)
     return _cache[key]

@@ -84,7 +84,7 @@ class Window(NamedTuple):
 
 
 class ClipNetwork(Protocol):
-    """The methods of a `ClipDetector` that decode windows."""
+    """Methods of a `ClipDetector` that decode windows."""
 
     config: ClipDetectorConfig
 

@@ -491,8 +491,8 @@ def test_kernels_follow_the_model_to_its_mode_and_device(tmp_path):
 @pytest.mark.parametrize(
     ("pixel_values", "message"),
     [
-        (torch.zeros(3, 64, 64), r"must be \(frames, 3, height, width\), got \(3, 64, 64\)"),
-        (torch.zeros(1, 4, 64, 64), r"must be \(frames, 3, height, width\), got \(1, 4, 64, 64\)"),
+        (torch.zeros(3, 64, 64), r"must have the shape \(frames, 3, height, width\), got \(3, 64, 64\)"),
+        (torch.zeros(1, 4, 64, 64), r"must have the shape \(frames, 3, height, width\), got \(1, 4, 64, 64\)"),
         (torch.zeros(1, 3, 60, 64), "must be multiples of 32, got 60 x 64. Pad"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "must be normalised floats, got torch.uint8"),
     ],

@@ -195,7 +195,7 @@ class ClipDetectorTests(CommonTests):
         model = self.model()
         monkeypatch.setattr(model, "read_frames", None)
         memory(1000)
-        with pytest.raises(MemoryError, match="clip of 2 frames of 64 x 96 needs about .*, but 0.0 GB are available"):
+        with pytest.raises(MemoryError, match="clip of 2 frames of 64 x 96 needs about .*, but only 0.0 GB are available"):
             model(video_batch())
         with pytest.raises(MemoryError, match="lower `config.detector_chunk_size`"):
             next(model.stream(video_batch(batch_size=1).split(2, dim=1)))
@@ -231,10 +231,10 @@ class ClipDetectorTests(CommonTests):
         ("changes", "message"),
         [
             ({"detector_chunk_size": 0}, "`detector_chunk_size` must be at least 1 frame, got 0"),
-            ({"max_clip_frames": 1}, "`max_clip_frames` must be at least 2, got 1 frames"),
-            ({"window_overlap": 0}, "`window_overlap` must be at least 1, got 0 frames"),
+            ({"max_clip_frames": 1}, "`max_clip_frames` must be at least 2 frames, got 1"),
+            ({"window_overlap": 0}, "`window_overlap` must be at least 1 frames, got 0"),
             ({"score_rule": "best"}, "score_rule"),
-            ({"pre_norm": True}, "pre_norm=True is not supported"),
+            ({"pre_norm": True}, "`pre_norm=True` is not supported"),
         ],
     )
     def test_impossible_configurations(self, changes, message):

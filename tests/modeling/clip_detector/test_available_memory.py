@@ -19,7 +19,7 @@ def host(monkeypatch, tmp_path, available_kilobytes: int, limit: str | None = No
         (folder / "memory.max").write_text(limit + "\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files}\n")
-    monkeypatch.setattr(module, "CONTAINER_ACCOUNTS", ((folder, "memory.max", "memory.current"),))
+    monkeypatch.setattr(module, "CONTAINER_FILES", ((folder, "memory.max", "memory.current"),))
 
 
 def test_this_machine():

@@ -36,7 +36,7 @@ def test_other_readings():
     assert (lengths[:-1] >= lengths[1:]).all()
     torch.testing.assert_close(lengths.mean(), queries.norm(dim=1).mean())
     torch.testing.assert_close(loadings / lengths[:, None], unit / unit.norm(dim=1, keepdim=True))
-    with pytest.raises(ValueError, match="`reading` must be one of directions, loadings, released, got 'best'"):
+    with pytest.raises(ValueError, match="`reading` must be one of 'directions', 'loadings', 'released', got 'best'"):
         principal_rows(queries, 2, "best")
 
 

@@ -149,7 +149,7 @@ class TestTasks:
         with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already"):
             model.add_task(["disk", "moon"], 3)
         with pytest.raises(
-            ValueError, match="of which there are 5: 6 prompts are too many. Set `config.lambda_ic` to 0"
+            ValueError, match="6 prompts are too many for 5 queries. Use fewer prompts, or set `config.lambda_ic` to 0"
         ):
             model.add_task(["moon"], 6)
         assert model.num_tasks == 1
@@ -317,7 +317,7 @@ class TestTextEncoder:
     def test_none_is_an_error_in_training_alone(self):
         model = tiny_crisp(text_encoder=None)
         model(video_batch())
-        with pytest.raises(ValueError, match="none is configured: set `config.text_encoder` to a CLIP checkpoint"):
+        with pytest.raises(ValueError, match="none is configured. Set `config.text_encoder` to a CLIP checkpoint"):
             losses_of(model)
         model.set_text_encoder(ClassTextEncoder.random(32, 64))
         losses_of(model)
@@ -330,7 +330,7 @@ class TestTextEncoder:
         assert model.text_encoder() is model.text_encoder()
         assert set(model.state_dict()) == names
         assert not any("text" in name for name in names)
-        note = "text encoder with which training makes prompts of class names is not part of the model"
+        note = "text encoder that turns class names into prompts in training is not part of the model"
         assert note in str(model_card(model, "crisp", CardInfo()))
         assert note not in str(model_card(tiny_crisp(**WITHOUT_COMPONENTS), "eclipse", CardInfo()))
 
@@ -343,7 +343,7 @@ class TestTextEncoder:
 
     def test_of_another_width(self, tmp_path):
         encoder = ClassTextEncoder.random(48, 64)
-        with pytest.raises(ValueError, match="token embeddings of 48 channels, .* this model have 32: build the model"):
+        with pytest.raises(ValueError, match="token embeddings of 48 channels, .* this model have 32. Build the model"):
             tiny_crisp().set_text_encoder(encoder)
         encoder.model.save_pretrained(tmp_path)
         encoder.tokenizer.save_pretrained(tmp_path)
@@ -368,7 +368,7 @@ class TestWithoutPrompts:
         ({"task_class_counts": [1, 1, 1], "task_prompt_counts": [0, 3]}, "mixes tasks with prompts"),
         ({"calibration_deltas": []}, "`calibration_deltas` must hold at least one number"),
         ({"num_prompts": -1}, '`num_prompts` must be 0 or more, or "classes", got -1'),
-        ({"lambda_ic": -1.0}, "`lambda_ic` is the weight of a loss and must be 0 or more, got -1"),
+        ({"lambda_ic": -1.0}, "`lambda_ic` must be at least 0, got -1"),
         ({"text_hidden_size": 0}, "`text_hidden_size` must be at least 1, got 0"),
         ({"matching": "best"}, "matching"),
         ({"prompt_init": "best"}, "prompt_init"),

@@ -90,7 +90,7 @@ def test_bfloat16_class_tokens(encoder):
 def test_what_does_not_fit(encoder):
     with pytest.raises(ValueError, match="embeddings of 48 channels, which cannot be averaged to prompts of 32"):
         encoder.encode(NAMES, class_tokens(), width=32)
-    with pytest.raises(ValueError, match="class name 'a{90}' takes 94 tokens, but the text encoder reads 77"):
+    with pytest.raises(ValueError, match="class name 'a{90}' takes 94 tokens, but the text encoder reads at most 77"):
         encoder.encode(["dog", "a" * 90], class_tokens(2), width=16)
 
 

@@ -491,10 +491,10 @@ def test_kernels_follow_the_model_to_its_mode_and_device(tmp_path):
 @pytest.mark.parametrize(
     ("pixel_values", "message"),
     [
-        (torch.zeros(3, 64, 64), r"must be \(frames, 3, height, width\), got \(3, 64, 64\)"),
-        (torch.zeros(1, 4, 64, 64), r"must be \(frames, 3, height, width\), got \(1, 4, 64, 64\)"),
-        (torch.zeros(1, 3, 60, 64), "must be multiples of 32, got 60 x 64: pad"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "must be normalised floating-point frames, got torch.uint8"),
+        (torch.zeros(3, 64, 64), r"must have the shape \(frames, 3, height, width\), got \(3, 64, 64\)"),
+        (torch.zeros(1, 4, 64, 64), r"must have the shape \(frames, 3, height, width\), got \(1, 4, 64, 64\)"),
+        (torch.zeros(1, 3, 60, 64), "must be multiples of 32, got 60 x 64. Pad"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "must be normalised floats, got torch.uint8"),
     ],
 )
 def test_bad_frames(pixel_values, message):
@@ -503,19 +503,19 @@ def test_bad_frames(pixel_values, message):
 
 
 def test_bad_number_of_query_layers():
-    with pytest.raises(ValueError, match="num_query_layers must be 1 to 3, got 4"):
+    with pytest.raises(ValueError, match="`num_query_layers` must be 1 to 3, got 4"):
         tiny_model()(frames(), num_query_layers=4)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_attention_heads": 5}, "feature_size must be a multiple of num_attention_heads=5, got 32"),
-        ({"hidden_dim": 34}, "hidden_dim must be a multiple of 4"),
-        ({"feature_size": 48}, "feature_size must be a multiple of 32"),
-        ({"decoder_layers": 1}, "must be at least 2, got 1"),
-        ({"pre_norm": True}, "pre_norm=True is not supported"),
-        ({"common_stride": 8}, "masks at stride 4"),
+        ({"num_attention_heads": 5}, r"`feature_size` must be a multiple of `num_attention_heads` \(5\), got 32"),
+        ({"hidden_dim": 34}, "`hidden_dim` must be a multiple of 4"),
+        ({"feature_size": 48}, "`feature_size` must be a multiple of 32"),
+        ({"decoder_layers": 1}, "`decoder_layers` must be at least 2, got 1"),
+        ({"pre_norm": True}, "`pre_norm=True` is not supported"),
+        ({"common_stride": 8}, r"got \[4, 8, 16, 32\] and 8"),
     ],
 )
 def test_bad_configuration(changes, message):

@@ -87,7 +87,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
         [
             ({"detector_chunk_size": 0}, "`detector_chunk_size` must be at least 1 frame, got 0"),
             ({"score_rule": "best"}, "score_rule"),
-            ({"pre_norm": True}, "pre_norm=True is not supported"),
+            ({"pre_norm": True}, "`pre_norm=True` is not supported"),
         ],
     )
     def test_impossible_configurations(self, changes, message):

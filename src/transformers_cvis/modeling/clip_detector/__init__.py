@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clip detector: the frame detector whose queries read all frames of a clip at once."""
+"""Clip detector: a frame detector whose queries read all frames of a clip at once."""
 
 from .configuration_clip_detector import ClipDetectorConfig
 from .modeling_clip_detector import ClipDetector

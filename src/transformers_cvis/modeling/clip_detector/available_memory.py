@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory is left, so that work can be cut to size before it begins."""
+"""Available memory of a device, from which the length of clips is chosen."""
 
 from pathlib import Path
 
 import torch
 
 MEMORY_INFORMATION = Path("/proc/meminfo")
-# Limits of containers: the folder of their accounts, and the names of limit and use in it, by version of cgroups.
-CONTAINER_ACCOUNTS = (
+# Memory limits of containers by cgroup version: folder of the files, and names of the files with limit and usage.
+CONTAINER_FILES = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on `device` now: of the GPU, or of the host within the limits of its container.
+    """Return how many bytes can be allocated on a device now.
 
-    What PyTorch's GPU allocator holds and does not use counts as available, and so do pages of files that the host
-    would drop. None where it cannot be told, as on systems other than Linux.
+    Memory that PyTorch's GPU allocator holds without using it counts as available. So do cached pages of files, which
+    the host would drop. On the host the limits of the container apply.
+
+    Args:
+        device: a GPU or the host.
+
+    Returns:
+        Bytes, or None if they are unknown, as on systems other than Linux.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -25,16 +31,16 @@ def available_memory(device: torch.device) -> int | None:
     if device.type != "cpu" or not MEMORY_INFORMATION.is_file():
         return None
     available = 1024 * _numbers(MEMORY_INFORMATION)["MemAvailable:"]
-    for folder, limit, use in CONTAINER_ACCOUNTS:
+    for folder, limit, usage in CONTAINER_FILES:
         if (folder / limit).is_file() and (text := (folder / limit).read_text().strip()) != "max":
-            accounts = _numbers(folder / "memory.stat")
-            dropped = accounts.get("total_inactive_file", accounts.get("inactive_file", 0))
-            available = min(available, int(text) - int((folder / use).read_text()) + dropped)
+            statistics = _numbers(folder / "memory.stat")
+            cached = statistics.get("total_inactive_file", statistics.get("inactive_file", 0))
+            available = min(available, int(text) - int((folder / usage).read_text()) + cached)
     return max(0, available)
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Lines "name number ..." of a file."""
+    """Read the lines "name number ..." of a file."""
     return {words[0]: int(words[1]) for line in path.read_text().splitlines() if len(words := line.split()) > 1}
 
 

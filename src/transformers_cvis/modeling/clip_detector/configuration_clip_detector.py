@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration shared by systems whose queries read all frames of a clip at once."""
+"""Configuration shared by the systems whose queries read all frames of a clip at once."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ...messages import check_at_least
 from ..configuration_base import VideoConfigMixin, switch
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 
@@ -39,11 +40,15 @@ class ClipDetectorConfig(VideoConfigMixin, FrameDetectorConfig):
         reason="Objects that are absent in the last frame of a clip keep their class as target.",
     )
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check the lengths of windows, and the fields of the frame detector.
+
+        Raises:
+            ValueError: A field has a value that the clip detector does not support.
+        """
         super().validate_architecture()
-        for name, least in (("max_clip_frames", 2), ("window_overlap", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)} frames.")
+        check_at_least("max_clip_frames", self.max_clip_frames, 2, "frames")
+        check_at_least("window_overlap", self.window_overlap, 1, "frames")
 
 
 __all__ = ["ClipDetectorConfig"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video models whose queries read all frames of a clip at once: the frame detector with time as a third dimension.
+"""Clip detector: the frame detector with time as a third dimension. Its queries read all frames of a clip at once.
 
 B videos, T frames, Q queries, C channels, S positions of one level in one frame, H x W pixels of the padded network
 input.
@@ -24,11 +24,12 @@ from .windows import ClipFeatures, Window, WindowedDecoder, answer_clips, batch_
 
 
 class ClipDetector(VideoModelMixin, FrameDetector):
-    """Base of Mask2Former-VIS and CRISP: the frame detector, whose queries see the frames of a clip as one image.
+    """Frame detector whose queries read the frames of a clip like one image; base of Mask2Former-VIS and CRISP.
 
-    Its weights are those of Mask2Former: `from_pretrained` takes any Mask2Former checkpoint.
+    Its weights are those of Mask2Former: `from_pretrained` loads any Mask2Former checkpoint.
     """
 
+    config: ClipDetectorConfig
     config_class = ClipDetectorConfig
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
@@ -92,32 +93,49 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         if len(outputs) == 1 and whole:
             output = outputs[0]
         else:
-            order = torch.tensor(order, device=self.device).argsort()
-            output = batch_outputs(outputs, order, (height // MASK_STRIDE, width // MASK_STRIDE))
+            back = torch.tensor(order, device=self.device).argsort()
+            output = batch_outputs(outputs, back, (height // MASK_STRIDE, width // MASK_STRIDE))
         return self.complete_output(output, pixel_mask, original_sizes)
 
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
-        """As `VideoModelMixin.stream`. The clips of a window (`config.max_clip_frames`, or the whole video) are read
-        before the first output for it; every output has the class logits of its window, in the mean where a clip
-        reaches into a second one.
+        """Segment one video clip by clip, see `VideoModelMixin.stream`.
+
+        All clips of a window (`config.max_clip_frames`, or the whole video) are read before its first output. Every
+        output has the class logits of its window; a clip that spans two windows has their mean, weighted by frames.
+
+        Args:
+            clips: see `VideoModelMixin.stream`.
+
+        Yields:
+            One output per clip, in order.
+
+        Raises:
+            ValueError: the model is in training mode, or a clip has the wrong shape, type or range.
+            MemoryError: not even two frames fit into the available memory.
         """
         self._check_stream()
         lengths: deque[int] = deque()
 
-        def noted() -> Iterator[torch.Tensor]:
+        def checked() -> Iterator[torch.Tensor]:
             for clip in clips:
                 self.check_inputs(clip, None, None)
                 lengths.append(clip.shape[1])
                 yield clip
 
-        # Not a loop, whose variable would keep the masks of the clip before.
-        yield from map(self.complete_output, answer_clips(WindowedDecoder(self).decode(noted()), lengths, self._answer))
+        # Not a loop, because its variable would keep the masks of the previous clip in memory.
+        windows = WindowedDecoder(self).decode(checked())
+        yield from map(self.complete_output, answer_clips(windows, lengths, self._answer))
 
     def read_frames(
         self, pixel_values_videos: torch.Tensor, feature_maps: list[torch.Tensor] | None = None
     ) -> ClipFeatures:
-        """Frames (B, T, 3, H, W), each by itself -> features; from the maps of the backbone where they are there."""
+        """Compute the features of each frame.
+
+        Args:
+            pixel_values_videos: `(B, T, 3, H, W)`, normalised.
+            feature_maps: maps of the backbone for all B * T frames, if they are computed already.
+        """
         batch = pixel_values_videos.shape[:2]
         if feature_maps is None:
             levels, fpn_features = self.model.pixel_level_module(pixel_values_videos.flatten(0, 1))
@@ -132,7 +150,15 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         )
 
     def clip_tokens(self, features: ClipFeatures) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Per level keys and values (B, T * S, C) and mask features (B, mask channels, T * S) of all frames."""
+        """Compute what queries read of a clip.
+
+        Args:
+            features: features of all frames of the clip.
+
+        Returns:
+            Three lists with an entry per level: keys `(B, T * S, C)`, values `(B, T * S, C)` and mask features
+            `(B, mask channels, T * S)`.
+        """
         batch_size, num_frames = features.mask_features.shape[:2]
         level_keys, level_values = self.model.transformer_module.read_levels(
             [level.flatten(0, 1) for level in features.levels]
@@ -145,35 +171,55 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         return keys, values, [part.flatten(1, 2).transpose(1, 2) for part in features.level_mask_features]
 
     def decode(self, features: ClipFeatures) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """As `MaskedAttentionDecoder`, a clip in place of an image: normed queries and mask embeddings (B, Q, .)."""
+        """Decode the queries of a clip, see `MaskedAttentionDecoder.forward`.
+
+        Args:
+            features: features of all frames of the clip.
+
+        Returns:
+            The normed queries `(B, Q, C)` of each prediction, learned queries first; and the mask embeddings
+            `(B, Q, mask channels)` of all predictions but the last.
+        """
         module = self.model.transformer_module
         queries = module.queries_features.weight.expand(len(features.mask_features), -1, -1)
         return module.decoder(queries, module.queries_embedder.weight, *self.clip_tokens(features))
 
     def classify(self, queries: torch.Tensor) -> torch.Tensor:
-        """Normed queries of the last layer (B, Q, C) -> class logits (B, Q, K + 1) at inference."""
+        """Compute the class logits `(B, Q, K + 1)` of inference from normed queries `(B, Q, C)` of the last layer."""
         return self.class_predictor(queries)
 
     def _predict_masks(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
-        """(B, Q, mask channels) and (B, T, mask channels, h, w) -> mask logits (B, Q, T, h, w)"""
+        """Compute mask logits `(B, Q, T, h, w)`.
+
+        Args:
+            mask_embeddings: `(B, Q, mask channels)`.
+            mask_features: `(B, T, mask channels, h, w)`.
+        """
         return mask_logits(mask_embeddings, mask_features)
 
     @property
     def group_widths(self) -> list[int]:
-        """Number of queries of each group of queries that are independent of the others."""
+        """Number of queries of each query group."""
         return [self.config.num_queries]
 
     def clip_memory(self, num_frames: int, height: int, width: int, batch_size: int = 1) -> int:
-        """Bytes that a clip needs at inference at its peak, beside the weights and the pixel values: an estimate."""
+        """Estimate the peak memory of a clip at inference, in bytes, without the weights and the pixel values.
+
+        Args:
+            num_frames: frames of the clip.
+            height: height of the padded frames, in pixels.
+            width: width of the padded frames, in pixels.
+            batch_size: videos that are decoded at once.
+        """
         config = self.config
         mask_pixels, finest = height * width / 16, height * width / 64
         tokens = finest * (1 + 1 / 4 + 1 / 16)
         kept = tokens * (config.feature_size + config.mask_feature_size) + mask_pixels * config.mask_feature_size
-        # Keys and values of all levels, at the finest also as projected, and the scores of three steps of attention.
+        # Keys and values of all levels, the projected ones of the finest level, and three tensors of attention scores.
         decoder = 2 * (tokens + finest) * config.hidden_dim + 3 * finest * sum(self.group_widths)
-        # Features that were kept in parts take their place twice while they are joined, before the decoder begins.
+        # Joining the parts of the features needs their memory twice, before the decoder runs.
         per_frame = kept + max(kept, decoder)
-        # What the detector makes of a chunk: the maps of the backbone, and a few of the size of the mask features.
+        # Maps of the detector for one chunk: those of the backbone, and about four of the size of the mask features.
         channels = self.model.pixel_level_module.encoder.channels
         maps = sum(size / stride**2 for size, stride in zip(channels, config.feature_strides, strict=True))
         chunk = config.detector_chunk_size * height * width * (maps + 4 * config.feature_size / 16)
@@ -181,12 +227,12 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         return int(self.dtype.itemsize * (batch_size * num_frames * per_frame + chunk)) + masks
 
     def mask_memory(self, num_frames: int, height: int, width: int, batch_size: int) -> int:
-        """Return the bytes of the mask logits of all queries."""
+        """Return the size of the mask logits of all queries, in bytes; arguments as in `clip_memory`."""
         num_pixels = height * width // MASK_STRIDE**2
         return self.dtype.itemsize * batch_size * num_frames * sum(self.group_widths) * num_pixels
 
     def _compiled_parts(self) -> list[nn.Module]:
-        # Windows are joined on the host.
+        # Windows are joined outside these parts, on the host.
         return [self.model.pixel_level_module, self.model.transformer_module.decoder]
 
     # Windows
@@ -209,7 +255,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         return output
 
     def _answer(self, window: Window) -> VideoInstanceSegmentationOutput:
-        """Return the predictions of a window for its frames."""
+        """Build the output for the frames of a window."""
         return VideoInstanceSegmentationOutput(
             class_queries_logits=window.class_logits,
             masks_queries_logits=self._predict_masks(window.mask_embeddings, window.mask_features),
@@ -220,6 +266,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
     def _compute_loss(
         self, pixel_values_videos: torch.Tensor, labels: list[dict[str, torch.Tensor]]
     ) -> VideoInstanceSegmentationOutput:
+        """Compute the losses of clips `(B, T, 3, H, W)`."""
         targets = self.video_targets(labels)
         predictions, features = self.predict_clips(pixel_values_videos)
         scored = predictions if self.config.use_auxiliary_loss else predictions[-1:]
@@ -229,10 +276,14 @@ class ClipDetector(VideoModelMixin, FrameDetector):
     def predict_clips(
         self, pixel_values_videos: torch.Tensor, feature_maps: list[torch.Tensor] | None = None
     ) -> tuple[list[LayerPrediction], ClipFeatures]:
-        """Raw predictions of the learned queries and of every layer, as training scores them, and what they read.
+        """Compute the uncalibrated predictions that training scores.
 
         Args:
-            feature_maps: of the backbone, for all B * T frames, where they are there already.
+            pixel_values_videos: `(B, T, 3, H, W)`, normalised.
+            feature_maps: maps of the backbone for all B * T frames, if they are computed already.
+
+        Returns:
+            The predictions of the learned queries and of every layer, and the features of the frames.
         """
         features = self.read_frames(pixel_values_videos, feature_maps)
         queries, mask_embeddings = self.decode(features)
@@ -244,7 +295,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         return predictions, features
 
     def video_targets(self, labels: list[dict[str, torch.Tensor]]) -> VideoTargets:
-        """Labels of the model's forward, prepared for the losses."""
+        """Convert the labels of `forward` to targets of the losses."""
         targets = VideoTargets.from_labels(labels, self.config.num_labels)
         if self.config.class_targets == "released":
             targets = targets.with_classes_of_last_frame(no_object=self.config.num_labels)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of frames: how a clip detector decodes a video that is longer than one clip may be.
+"""Windows of frames: decode a video that is longer than one clip can be.
 
-Frames wait, as features, until they fill a window. Consecutive windows share frames, by which the queries of a window
-are put in the order of the tracks. What a window no longer needs is let go before the next frames are read.
+Features of frames are kept until they fill a window. Consecutive windows share frames, and the queries of a window are
+matched to the tracks by these. Features that are no longer needed are freed before the next frames are read.
 
 B videos, T frames, Q queries, C channels, S positions of one level in one frame, H x W pixels of the padded network
 input.
@@ -23,22 +23,22 @@ from .configuration_clip_detector import ClipDetectorConfig
 
 logger = logging.get_logger(__name__)
 
-# Share of the available memory that a clip may be estimated to take.
-MEMORY_SHARE = 0.8
+MEMORY_SHARE = 0.8  # of the available memory: the most that a clip may need, by estimate
 
 
 class ClipFeatures(NamedTuple):
-    """Features that backbone and pixel decoder make of T frames."""
+    """Features of T frames, from backbone and pixel decoder."""
 
     levels: list[torch.Tensor]
-    """Coarse to fine, `(B, T, C, height, width)` each."""
+    """Levels of the pixel decoder, coarse to fine, `(B, T, C, height, width)` each."""
     level_mask_features: list[torch.Tensor]
-    """At the size of each level, `(B, T, S, mask channels)` each."""
+    """Mask features at the size of each level, `(B, T, S, mask channels)` each."""
     mask_features: torch.Tensor
     """`(B, T, mask channels, H / 4, W / 4)`."""
 
     @property
     def num_frames(self) -> int:
+        """Number of frames T."""
         return self.mask_features.shape[1]
 
     def frames(self, start: int, end: int) -> "ClipFeatures":
@@ -47,7 +47,7 @@ class ClipFeatures(NamedTuple):
         return ClipFeatures(levels, level_mask_features, self.mask_features[:, start:end])
 
     def copy(self) -> "ClipFeatures":
-        """Copy the tensors, so that the larger ones that they are views of can be freed."""
+        """Copy the tensors, so that the larger buffers they view can be freed."""
         levels, level_mask_features = ([part.clone() for part in parts] for parts in self[:2])
         return ClipFeatures(levels, level_mask_features, self.mask_features.clone())
 
@@ -57,10 +57,10 @@ class ClipFeatures(NamedTuple):
         if len(parts) == 1:
             return parts[0]
         levels, level_mask_features, mask_features = zip(*parts, strict=True)
-        joined = [
+        joined_levels, joined_level_mask_features = (
             [torch.cat(part, dim=1) for part in zip(*lists, strict=True)] for lists in (levels, level_mask_features)
-        ]
-        return ClipFeatures(*joined, torch.cat(mask_features, dim=1))
+        )
+        return ClipFeatures(joined_levels, joined_level_mask_features, torch.cat(mask_features, dim=1))
 
 
 class Window(NamedTuple):
@@ -69,60 +69,82 @@ class Window(NamedTuple):
     class_logits: torch.Tensor
     """`(B, Q, K + 1)`, no-object last."""
     queries: torch.Tensor
-    """`(B, Q, C)`, normed queries of the last layer."""
+    """Normed queries of the last layer, `(B, Q, C)`."""
     mask_embeddings: torch.Tensor
     """`(B, Q, mask channels)`."""
     mask_features: torch.Tensor
-    """`(B, T, mask channels, H / 4, W / 4)`, of the frames that no earlier window has answered."""
+    """`(B, T, mask channels, H / 4, W / 4)`, without the frames that the window before covers."""
     hidden_states: tuple[torch.Tensor, ...] | None = None
-    """Normed queries `(B, Q, C)` of every layer, where they were asked for."""
+    """Normed queries of every layer, `(B, Q, C)` each, if they were requested."""
 
     @property
     def num_frames(self) -> int:
+        """Number of frames T."""
         return self.mask_features.shape[1]
 
 
 class ClipNetwork(Protocol):
-    """The parts of a clip detector that windows are decoded with; see `ClipDetector`."""
+    """Methods of a `ClipDetector` that decode windows."""
 
     config: ClipDetectorConfig
-    device: torch.device
-    dtype: torch.dtype
-    group_widths: list[int]
 
-    def read_frames(self, pixel_values_videos: torch.Tensor) -> ClipFeatures: ...
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
 
-    def decode(self, features: ClipFeatures) -> tuple[list[torch.Tensor], list[torch.Tensor]]: ...
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
 
-    def classify(self, queries: torch.Tensor) -> torch.Tensor: ...
+    @property
+    def group_widths(self) -> list[int]:
+        """Number of queries of each query group."""
 
-    def embed_masks(self, queries: torch.Tensor) -> torch.Tensor: ...
+    def read_frames(self, pixel_values_videos: torch.Tensor) -> ClipFeatures:
+        """Compute the features of each frame."""
 
-    def clip_memory(self, num_frames: int, height: int, width: int, batch_size: int = 1) -> int: ...
+    def decode(self, features: ClipFeatures) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Compute normed queries and mask embeddings."""
 
-    def mask_memory(self, num_frames: int, height: int, width: int, batch_size: int) -> int: ...
+    def classify(self, queries: torch.Tensor) -> torch.Tensor:
+        """Compute class logits."""
+
+    def embed_masks(self, queries: torch.Tensor) -> torch.Tensor:
+        """Compute mask embeddings."""
+
+    def clip_memory(self, num_frames: int, height: int, width: int, batch_size: int = 1) -> int:
+        """Estimate the peak memory of a clip, in bytes."""
+
+    def mask_memory(self, num_frames: int, height: int, width: int, batch_size: int) -> int:
+        """Return the size of the mask logits, in bytes."""
 
 
 class WindowedDecoder:
-    """Decodes consecutive clips window by window; each window continues the tracks of the one before.
+    """Decode consecutive clips window by window; each window continues the tracks of the window before.
 
     Args:
         model: reads the frames and decodes the windows.
-        num_frames: frames of all clips together; None where it is not known.
-        keep_hidden_states: let windows hold the queries of every layer.
+        num_frames: frames of all clips together, or None if unknown.
+        keep_hidden_states: keep the queries of every layer in the windows.
     """
 
     def __init__(self, model: ClipNetwork, num_frames: int | None = None, keep_hidden_states: bool = False):
         self.model, self.num_frames, self.keep_hidden_states = model, num_frames, keep_hidden_states
-        self.length = self.overlap = 0  # frames of a window, and how many of them it shares with the next one
+        self.length = self.overlap = 0  # frames of a window, and frames that it shares with the next one
         self._waiting: list[ClipFeatures] = []
         self._tracks: tuple[torch.Tensor, torch.Tensor] | None = None  # queries and mask embeddings of the last window
 
     def decode(self, clips: Iterable[torch.Tensor]) -> Iterator[Window]:
         """Decode clips `(B, T, 3, H, W)` of any length.
 
+        Args:
+            clips: consecutive clips.
+
+        Yields:
+            Consecutive windows.
+
         Raises:
-            MemoryError: when not even two frames fit into the available memory.
+            MemoryError: not even two frames fit into the available memory.
         """
         model = self.model
         for clip in clips:
@@ -144,7 +166,7 @@ class WindowedDecoder:
         return sum(features.num_frames for features in self._waiting)
 
     def _decode_waiting(self) -> Window:
-        """Decode a window of the frames that wait, of which those stay that the next window needs."""
+        """Decode a window of the waiting frames, and keep those that the next window needs."""
         features = ClipFeatures.join(self._waiting)
         self._waiting.clear()
         if features.num_frames <= self.length:
@@ -159,8 +181,8 @@ class WindowedDecoder:
         layers = model.decode(features)[0]
         queries = layers[-1]
         mask_embeddings = model.embed_masks(queries)
-        kept = layers if self.keep_hidden_states else []
-        parts = [model.classify(queries), queries, mask_embeddings, *kept]
+        layers = layers if self.keep_hidden_states else []
+        parts = [model.classify(queries), queries, mask_embeddings, *layers]
         mask_features = features.mask_features
         if self._tracks is not None:
             tracks, track_embeddings = self._tracks
@@ -170,21 +192,24 @@ class WindowedDecoder:
             )
             parts = [part.take_along_dim(order.unsqueeze(2), dim=1) for part in parts]
             mask_features = mask_features[:, self.overlap :]
-        return Window(*parts[:3], mask_features, tuple(parts[3:]) if self.keep_hidden_states else None)
+        class_logits, queries, mask_embeddings, *layers = parts
+        return Window(
+            class_logits, queries, mask_embeddings, mask_features, tuple(layers) if self.keep_hidden_states else None
+        )
 
 
 def window_length(model: ClipNetwork, batch_size: int, height: int, width: int, num_frames: int | None) -> int:
-    """Return how many frames one window can have, by the configuration and by the available memory.
+    """Return how many frames one window can have, given the configuration and the available memory.
 
     Args:
         model: estimates the memory that a clip needs.
         batch_size: videos that are decoded at once.
-        height: of the frames, in pixels of the padded network input.
-        width: likewise.
-        num_frames: frames of the whole video, whose masks are then returned at once; None in a stream.
+        height: height of the padded frames, in pixels.
+        width: width of the padded frames, in pixels.
+        num_frames: frames of the whole video, if its masks are returned at once; None for a stream.
 
     Raises:
-        MemoryError: when not even two frames fit.
+        MemoryError: not even two frames fit into the available memory.
     """
     config = model.config
     longest, available = config.max_clip_frames, available_memory(model.device)
@@ -192,7 +217,7 @@ def window_length(model: ClipNetwork, batch_size: int, height: int, width: int, 
         return longest
     fixed, with_one = (model.clip_memory(count, height, width, batch_size) for count in (0, 1))
     per_frame, advice = with_one - fixed, ""
-    if num_frames is not None:  # the masks of all frames are returned at once
+    if num_frames is not None:
         fixed += model.mask_memory(num_frames, height, width, batch_size)
         advice = ", or use `.stream(...)`, which returns the masks part by part"
     wanted = longest if num_frames is None else min(longest, num_frames)
@@ -203,28 +228,36 @@ def window_length(model: ClipNetwork, batch_size: int, height: int, width: int, 
     if fitting < least:
         need = fixed + least * per_frame
         raise MemoryError(
-            f"A clip of {least} frames of {height} x {width} needs about {_gigabytes(need)}, but "
-            f"{_gigabytes(available)} are available on {model.device}. Use smaller frames or fewer videos at once, "
+            f"A clip of {least} frames of {height} x {width} needs about {_gigabytes(need)}, but only "
+            f"{_gigabytes(available)} are available on {model.device}. Use smaller frames or fewer videos at once, or "
             f"lower `config.detector_chunk_size` ({config.detector_chunk_size}){advice}."
         )
     return fitting
 
 
 def warn_of_windows(model: ClipNetwork, length: int, overlap: int, height: int, width: int) -> None:
-    """Warn, once, that a video is cut into windows of `length` frames, and say why."""
+    """Warn once that a video is processed in windows, and explain why.
+
+    Args:
+        model: estimates the memory that a clip needs.
+        length: frames of a window.
+        overlap: frames that consecutive windows share.
+        height: height of the padded frames, in pixels.
+        width: width of the padded frames, in pixels.
+    """
     configured = model.config.max_clip_frames
     if length == configured:
-        why = f"more than `config.max_clip_frames` ({configured}) frames"
+        reason = f"more than `config.max_clip_frames` ({configured}) frames"
         remedy = "Raise `config.max_clip_frames` to process more frames as one clip, as published."
     else:
         need = model.clip_memory(configured, height, width)
-        why = (
+        reason = (
             f"frames of {height} x {width}, of which only {length} fit into the available memory at once "
-            f"({_gigabytes(need)} would hold `config.max_clip_frames` = {configured})"
+            f"(`config.max_clip_frames`, {configured}, would need {_gigabytes(need)})"
         )
-        remedy = "Smaller frames or a device with more memory allow longer clips."
+        remedy = "Use smaller frames or a device with more memory for longer clips."
     logger.warning_once(
-        f"The video has {why}: it is processed in windows of {length} frames that share {overlap} "
+        f"The video has {reason}. It is processed in windows of {length} frames that share {overlap} "
         f"(`config.window_overlap`), and tracks are joined from window to window. {remedy}"
     )
 
@@ -236,8 +269,9 @@ def answer_clips(
 
     Args:
         windows: consecutive windows.
-        lengths: frames of the clips read so far, which may grow meanwhile; a clip that is answered leaves it.
-        answer: makes the output of a window, or of a part of one.
+        lengths: frames of each clip that is read and not answered yet. It grows while windows are decoded; answered
+            clips are removed.
+        answer: builds the output of a window, or of a part of one.
 
     Yields:
         The output of each clip.
@@ -251,7 +285,7 @@ def answer_clips(
 
 
 def join_answers(answers: Sequence[VideoInstanceSegmentationOutput]) -> VideoInstanceSegmentationOutput:
-    """Join answers for consecutive frames; class logits become the mean over the frames."""
+    """Join outputs for consecutive frames; class logits become the mean over the frames."""
     if len(answers) == 1:
         return answers[0]
     masks = torch.cat([answer.masks_queries_logits for answer in answers], dim=2)
@@ -264,11 +298,11 @@ def join_answers(answers: Sequence[VideoInstanceSegmentationOutput]) -> VideoIns
 def batch_outputs(
     outputs: Sequence[VideoInstanceSegmentationOutput], order: torch.Tensor, mask_size: tuple[int, int]
 ) -> VideoInstanceSegmentationOutput:
-    """Join outputs of videos of different sizes to those of one batch.
+    """Join outputs of videos of different sizes to the output of one batch.
 
     Args:
-        outputs: of the videos of each size.
-        order: `(B,)` long: the place of each video of the batch among all those of `outputs`.
+        outputs: output of the videos of each size.
+        order: `(B,)` long: for each video of the batch, its index among the videos of all `outputs`.
         mask_size: height and width of the masks of the batch.
     """
     batched = VideoInstanceSegmentationOutput()

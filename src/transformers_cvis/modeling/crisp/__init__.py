@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CRISP: prompts of later tasks that class names shape, on queries that read a whole video."""
+"""CRISP: a clip detector that learns task by task, with prompts shaped by class names."""
 
 from .configuration_crisp import CrispConfig
 from .modeling_crisp import CrispForVideoInstanceSegmentation

@@ -5,6 +5,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ...messages import check_at_least
 from ..configuration_base import switch
 from ..task_clip_detector.configuration_task_clip_detector import TaskClipDetectorConfig
 
@@ -85,7 +86,7 @@ class CrispConfig(TaskClipDetectorConfig):
 
     @property
     def uses_class_names(self) -> bool:
-        """Whether training makes prompts from the names of classes."""
+        """Whether training builds prompts from class names."""
         return self.residual_prompts or self.lambda_isc > 0
 
     def check_num_prompts(self, num_prompts: int) -> None:
@@ -96,17 +97,20 @@ class CrispConfig(TaskClipDetectorConfig):
         """
         if self.lambda_ic > 0 and num_prompts > self.num_queries:
             raise ValueError(
-                f"The IC loss compares prompts with as many queries of the base, of which there are "
-                f"{self.num_queries}: {num_prompts} prompts are too many. Set `config.lambda_ic` to 0, or take fewer."
+                f"The IC loss compares the prompts with as many queries of the base: {num_prompts} prompts are too "
+                f"many for {self.num_queries} queries. Use fewer prompts, or set `config.lambda_ic` to 0."
             )
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check the sizes and loss weights of CRISP, and the fields of the clip detector with tasks.
+
+        Raises:
+            ValueError: A field has an unsupported value.
+        """
         super().validate_architecture()
-        if self.text_hidden_size < 1:
-            raise ValueError(f"`text_hidden_size` must be at least 1, got {self.text_hidden_size}.")
-        for name in ("lambda_isc", "lambda_ic"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is the weight of a loss and must be 0 or more, got {getattr(self, name)}.")
+        check_at_least("text_hidden_size", self.text_hidden_size, 1)
+        check_at_least("lambda_isc", self.lambda_isc, 0)
+        check_at_least("lambda_ic", self.lambda_ic, 0)
 
 
 __all__ = ["CrispConfig"]

@@ -1,35 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the prompts of a new task start from: the principal directions of all older queries."""
+"""Initialisation of the prompts of a new task by principal directions of the older queries."""
 
 import torch
-from torch import Tensor
+
+from ...messages import check_choice
 
 READINGS = ("directions", "loadings", "released")
 
 
 @torch.no_grad()
-def principal_rows(old_queries: Tensor, num_rows: int, reading: str = "directions") -> Tensor:
-    """Rows along the directions in which the old queries differ most, as long as these are in the mean.
+def principal_rows(old_queries: torch.Tensor, num_rows: int, reading: str = "directions") -> torch.Tensor:
+    """Return the principal directions of the old queries, rescaled to the mean norm of the queries.
 
-    The article (algorithm 1) takes the longest rows of a principal component analysis. Directions are orthonormal, so
-    that it can be read in two ways; the sign of a direction is free, here its largest entry is positive.
+    The paper (algorithm 1) takes the longest rows of a principal component analysis. Directions are orthonormal, so
+    this can be read in two ways. The sign of a direction is arbitrary; here its largest entry is positive.
 
     Args:
         old_queries: `(N, C)`, queries of the base and prompts of later tasks.
-        num_rows: at most `min(N - 1, C)` of them have a direction; those beyond are the mean of the old queries.
+        num_rows: number of rows. At most `min(N - 1, C)` have a direction; the others are the mean of the old queries.
         reading: `"directions"`: unit directions of largest variance. `"loadings"`: directions times their standard
-            deviation, so that their lengths differ as the article needs; all of them together keep the mean length.
-            `"released"`: the former with turned sign, as the released code stores them. (Its choice of directions is
-            decided by rounding, since all of them are as long; here it is that of largest variance.)
+            deviation, so that their lengths differ as in the paper; together they keep the mean norm. `"released"`:
+            like `"directions"` with the opposite sign, as the released code stores them. The released code selects
+            directions by length, which is the same for all up to rounding; here those of largest variance are taken.
 
     Returns:
-        `(num_rows, C)` of the dtype and device of `old_queries`. Computed exactly, in float64.
+        `(num_rows, C)`, with the dtype and device of `old_queries`. Computed exactly, in float64.
 
     Raises:
-        ValueError: an unknown reading.
+        ValueError: `reading` is unknown.
     """
-    if reading not in READINGS:
-        raise ValueError(f"`reading` must be one of {', '.join(READINGS)}, got {reading!r}.")
+    check_choice("reading", reading, READINGS)
     queries = old_queries.double()
     mean = queries.mean(dim=0)
     _, deviations, directions = torch.linalg.svd(queries - mean, full_matrices=False)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of the frame detector."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import Mask2FormerConfig, PreTrainedConfig, ResNetConfig
 
+from ...messages import check_at_least
 from ..configuration_base import CvisConfigMixin
 
-# Systems whose weights hold a whole frame detector under the names that it has here. "video_mask2former" is Mask2Former
-# for videos, of a pull request that transformers did not merge.
+# Model types whose weights hold a whole frame detector, under the names used here. "video_mask2former" is Mask2Former
+# for videos, from a pull request that transformers did not merge.
 FRAME_DETECTORS = (
     *("mask2former", "video_mask2former", "cvis_frame_detector", "minvis", "spvis"),
     *("mask2former_vis", "task_clip_detector", "crisp"),
@@ -27,18 +30,23 @@ class FrameDetectorConfig(CvisConfigMixin, Mask2FormerConfig):
 
     model_type = "cvis_frame_detector"
     starts_from = FRAME_DETECTORS
-    backbones_supported = ["swin", "resnet"]
+    backbones_supported = ("swin", "resnet")
 
     freeze_batch_norm: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone_config is None:
             self.backbone_config = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_frame_detector(cls, config: Mask2FormerConfig, **changes) -> "FrameDetectorConfig":
-        """The same network as that of a Mask2Former or frame detector configuration, with some fields changed."""
+    def from_frame_detector(cls, config: Mask2FormerConfig, **changes: Any) -> "FrameDetectorConfig":
+        """Return a configuration of the same network as that of a Mask2Former or frame detector configuration.
+
+        Args:
+            config: the configuration to convert.
+            changes: fields to set to other values.
+        """
         settings = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         converted = cls(**{**settings, **changes})
         converted._commit_hash = getattr(config, "_commit_hash", None)
@@ -50,33 +58,37 @@ class FrameDetectorConfig(CvisConfigMixin, Mask2FormerConfig):
 
     @_attn_implementation.setter
     def _attn_implementation(self, value: str | dict | None) -> None:
-        # One name is for the detector alone: the backbone, which may not know it, keeps the implementation that it has.
+        # A single name is for the detector only. The backbone may not support it and keeps its own implementation.
         value = {"": value} if isinstance(value, str) else value
         PreTrainedConfig._attn_implementation.fset(self, value)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check that the fields describe a network that the frame detector can build.
+
+        Raises:
+            ValueError: A size does not divide as needed, or an option of Mask2Former is not supported.
+        """
         super().validate_architecture()
         for name in ("feature_size", "hidden_dim"):
             size = getattr(self, name)
             if size % self.num_attention_heads != 0:
                 raise ValueError(
-                    f"{name} must be a multiple of num_attention_heads={self.num_attention_heads}, got {size}."
+                    f"`{name}` must be a multiple of `num_attention_heads` ({self.num_attention_heads}), got {size}."
                 )
             if size % 4 != 0:
-                raise ValueError(f"{name} must be a multiple of 4 (sine and cosine of y and x), got {size}.")
+                raise ValueError(f"`{name}` must be a multiple of 4 (sine and cosine of y and x), got {size}.")
         if self.feature_size % 32 != 0:
-            raise ValueError(f"feature_size must be a multiple of 32 (group norm), got {self.feature_size}.")
-        if self.decoder_layers < 2:
-            raise ValueError(
-                "decoder_layers counts the prediction from the learned queries too and must be at least 2, "
-                f"got {self.decoder_layers}."
-            )
+            raise ValueError(f"`feature_size` must be a multiple of 32 (group norm), got {self.feature_size}.")
+        # The prediction from the learned queries counts as one layer.
+        check_at_least("decoder_layers", self.decoder_layers, 2)
         if self.pre_norm:
-            raise ValueError("pre_norm=True is not supported: the detector's decoder normalises after each block.")
+            raise ValueError(
+                "`pre_norm=True` is not supported: the decoder normalises after each block. Set it to False."
+            )
         if self.common_stride != 4 or list(self.feature_strides) != [4, 8, 16, 32]:
             raise ValueError(
-                "The detector needs backbone maps of strides 4, 8, 16, 32 and masks at stride 4; got feature_strides="
-                f"{list(self.feature_strides)}, common_stride={self.common_stride}."
+                "The detector needs `feature_strides=[4, 8, 16, 32]` and `common_stride=4`, got "
+                f"{list(self.feature_strides)} and {self.common_stride}."
             )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch norms whose statistics, scale and shift are constants."""
+"""Batch norms with constant statistics, scale and shift."""
 
 import torch
 from torch import nn
@@ -9,10 +9,18 @@ from ...precision import at_least_float32_dtype
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """A batch norm that applies the statistics it was loaded with, in training too; nothing in it trains.
+    """Batch norm that applies its loaded statistics in training and inference, and does not train.
 
-    Holds the tensors of `nn.BatchNorm2d` under the same names, all as buffers.
+    Holds the tensors of `nn.BatchNorm2d` under the same names, as buffers.
+
+    Args:
+        norm: the batch norm to replace; its tensors are shared.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
@@ -21,21 +29,27 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, tensor)
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The affine map that the norm is, two tensors of shape `(channels,)`, at least float32."""
+        """Return the norm as an affine map: its scale and shift, `(channels,)` each, in at least float32."""
         dtype = at_least_float32_dtype(self.running_var.dtype)
         scale = self.weight.to(dtype) * torch.rsqrt(self.running_var.to(dtype) + self.eps)
         return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalise a map `(N, channels, height, width)`."""
         return nn.functional.batch_norm(
             hidden_states, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
 
 
 class FrozenConvolutionBlock(nn.Module):
-    """Convolution, frozen batch norm and activation as one convolution: the norm is folded into its weights.
+    """Convolution, frozen batch norm and activation, with the norm folded into the weights of the convolution.
 
-    At inference the folded weights are kept until a tensor that they were made of changes.
+    At inference the folded weights are cached until one of the tensors they are computed from changes.
+
+    Args:
+        convolution: a convolution without bias.
+        normalization: the norm that follows it.
+        activation: the activation after the norm, or None.
     """
 
     def __init__(self, convolution: nn.Conv2d, normalization: FrozenBatchNorm2d, activation: nn.Module | None):
@@ -45,9 +59,11 @@ class FrozenConvolutionBlock(nn.Module):
         self.activation = activation
         self.settings = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
         self.is_pointwise = convolution.kernel_size == (1, 1) and self.settings == ((1, 1), (0, 0), (1, 1), 1)
-        self._folded = None
+        # State of the source tensors, folded weight, folded bias.
+        self._folded: tuple[tuple, torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Compute the output map of `(N, input channels, height, width)`."""
         weight, bias = self._folded_weights()
         if self.is_pointwise:
             hidden_states = pointwise_convolution(hidden_states, weight, bias)
@@ -62,11 +78,11 @@ class FrozenConvolutionBlock(nn.Module):
             self._folded = None
             return self._fold()
         sources = (weight, *buffers)
-        if any(tensor.is_inference() for tensor in sources):  # such tensors do not tell when they change
+        if any(tensor.is_inference() for tensor in sources):  # they have no version counter
             return self._fold()
         state = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in sources)
         if self._folded is None or self._folded[0] != state:
-            # A tensor made in inference mode could not take part in a later training step.
+            # A tensor created in inference mode could not be used in a later training step.
             with torch.inference_mode(False), torch.no_grad():
                 self._folded = (state, *self._fold())
         return self._folded[1:]
@@ -82,9 +98,13 @@ class FrozenConvolutionBlock(nn.Module):
 
 
 def freeze_batch_norms(module: nn.Module) -> None:
-    """Freeze every `nn.BatchNorm2d` below `module`; the names of all parameters and buffers stay as they are.
+    """Freeze every `nn.BatchNorm2d` inside `module`; the names of all parameters and buffers are unchanged.
 
-    Blocks of the form convolution, normalization(, activation), as in transformers' ResNet, run as one convolution.
+    Blocks of a convolution, a normalization and optionally an activation, as in transformers' ResNet, then run as one
+    convolution.
+
+    Args:
+        module: the module to change in place.
     """
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame detector: Mask2Former with its parameter names, for the video models to build on.
+"""Frame detector: Mask2Former, under its own parameter names, as the basis of the video models.
 
 N images, Q queries, C channels, K classes.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -30,28 +32,31 @@ class PixelLevelModule(nn.Module):
         self.encoder = AutoBackbone.from_config(config.backbone_config)
         if len(self.encoder.channels) != 4:
             raise ValueError(
-                "The backbone must return four maps (strides 4, 8, 16, 32), got "
-                f"{self.encoder.out_features}: set `out_features` in `backbone_config`."
+                f"The backbone must return four maps (strides 4, 8, 16, 32), got {self.encoder.out_features}. Set "
+                "`out_features` in `backbone_config`."
             )
         if config.freeze_batch_norm:
             freeze_batch_norms(self.encoder)
         for module in self.encoder.modules():
             if isinstance(module, nn.ReLU):
-                module.inplace = True  # all of them act on a fresh convolution or sum
+                module.inplace = True  # safe: the input is always a new tensor of a convolution or sum
         if hasattr(self.encoder, "swin"):
-            self.encoder.swin.layernorm = nn.Identity()  # of the last hidden state, which is not a map
+            self.encoder.swin.layernorm = nn.Identity()  # norms the last hidden state, which is not used
         self.decoder = PixelDecoder(config, self.encoder.channels)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return the levels and the fine map of frames `(N, 3, H, W)`, see `PixelDecoder.forward`."""
         return self.decoder(self.extract_features(pixel_values))
 
     def extract_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Backbone maps of strides 4, 8, 16, 32, channels innermost in memory: so convolutions are fastest."""
+        """Return the backbone maps of strides 4, 8, 16, 32, in channels-last memory, where convolutions are fastest."""
         maps = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last)).feature_maps
         return [feature_map.contiguous(memory_format=torch.channels_last) for feature_map in maps]
 
 
 class FrameDetectorModel(nn.Module):
+    """Network of the frame detector without its class head, under Mask2Former's parameter names."""
+
     def __init__(self, config: FrameDetectorConfig):
         super().__init__()
         self.pixel_level_module = PixelLevelModule(config)
@@ -61,14 +66,20 @@ class FrameDetectorModel(nn.Module):
 class FrameDetector(CvisPreTrainedModel):
     """Mask2Former on single frames (Cheng et al., Masked-attention Mask Transformer, CVPR 2022).
 
-    A checkpoint of transformers' `Mask2FormerForUniversalSegmentation` loads with `from_pretrained`.
+    `from_pretrained` loads checkpoints of transformers' `Mask2FormerForUniversalSegmentation`.
     """
 
+    config: FrameDetectorConfig
     config_class = FrameDetectorConfig
+    class_predictor: nn.Module
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["FrozenConvolutionBlock", "PixelDecoderEncoderLayer", "MaskedAttentionDecoderLayer"]
-    _keys_to_ignore_on_load_unexpected = [r"^criterion\.", r"\.swin\.layernorm\."]
+    _no_split_modules: ClassVar[list[str]] = [
+        "FrozenConvolutionBlock",
+        "PixelDecoderEncoderLayer",
+        "MaskedAttentionDecoderLayer",
+    ]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^criterion\.", r"\.swin\.layernorm\."]
 
     def __init__(self, config: FrameDetectorConfig):
         super().__init__(config)
@@ -124,7 +135,17 @@ class FrameDetector(CvisPreTrainedModel):
         output_mask_features: bool = True,
         output_hidden_states: bool = False,
     ) -> FrameDetectorOutput:
-        """Predict from the outputs of the pixel decoder, `levels` and `fpn_features`; arguments as in `forward`."""
+        """Predict from the outputs of the pixel decoder.
+
+        Args:
+            levels: see `PixelDecoder.forward`.
+            fpn_features: the fine map `(N, C, H / 4, W / 4)`.
+            labels: see `forward`.
+            num_query_layers: see `forward`.
+            output_predictions: see `forward`.
+            output_mask_features: see `forward`.
+            output_hidden_states: see `forward`.
+        """
         project_masks = self.model.pixel_level_module.decoder.mask_projection
         queries, mask_embeddings = self.model.transformer_module(
             levels, [shrunk_mask_features(fpn_features, project_masks, level.shape[-2:]) for level in levels]
@@ -161,16 +182,16 @@ class FrameDetector(CvisPreTrainedModel):
         labels: list[dict[str, torch.Tensor]] | None,
         output_hidden_states: bool,
     ) -> FrameDetectorOutput:
-        """Make the output of `predict`, with predictions if there are mask embeddings of all layers.
+        """Build the output of `predict`, with predictions if the mask embeddings of all layers are given.
 
         Args:
-            queries: of each layer `(N, Q, C)`.
-            mask_embeddings: of each layer `(N, Q, mask channels)`; those of the last are missing where nobody wants
-                predictions.
-            frame_queries: of the last layers `(layers, N, Q, C)`.
-            fpn_features: `(N, C, H / 4, W / 4)`.
-            mask_features: `(N, mask channels, H / 4, W / 4)`, if they are wanted.
-            labels: give the losses.
+            queries: queries of each layer, `(N, Q, C)`.
+            mask_embeddings: mask embeddings of each layer, `(N, Q, mask channels)`; without those of the last layer if
+                no predictions are requested.
+            frame_queries: queries of the last layers, `(layers, N, Q, C)`.
+            fpn_features: the fine map `(N, C, H / 4, W / 4)`.
+            mask_features: `(N, mask channels, H / 4, W / 4)`, or None if they are not requested.
+            labels: targets of the losses, or None.
             output_hidden_states: return the queries of all layers.
         """
         predictions = class_logits = masks = loss = loss_dict = None
@@ -200,24 +221,36 @@ class FrameDetector(CvisPreTrainedModel):
 
     def _check_inputs(self, pixel_values: torch.Tensor, num_query_layers: int) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"pixel_values must be (frames, 3, height, width), got {tuple(pixel_values.shape)}.")
+            raise ValueError(
+                f"`pixel_values` must have the shape (frames, 3, height, width), got {tuple(pixel_values.shape)}."
+            )
         height, width = pixel_values.shape[-2:]
         if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
             raise ValueError(
-                f"Height and width of pixel_values must be multiples of {SIZE_DIVISOR}, got {height} x {width}: "
-                "pad the frames at the right and bottom, as the video processor does."
+                f"Height and width of `pixel_values` must be multiples of {SIZE_DIVISOR}, got {height} x {width}. "
+                "Pad the frames at the right and bottom, as the video processor does."
             )
         if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values must be normalised floating-point frames, got {pixel_values.dtype}.")
+            raise ValueError(
+                f"`pixel_values` must be normalised floats, got {pixel_values.dtype}; use the video processor."
+            )
         if not 1 <= num_query_layers <= self.config.decoder_layers:
-            raise ValueError(f"num_query_layers must be 1 to {self.config.decoder_layers}, got {num_query_layers}.")
+            raise ValueError(f"`num_query_layers` must be 1 to {self.config.decoder_layers}, got {num_query_layers}.")
 
 
 def shrunk_mask_features(fpn_features: torch.Tensor, projection: nn.Conv2d, size: tuple[int, int]) -> torch.Tensor:
-    """Mask features at the size of a level, without gradients: what attention masks are made of.
+    """Compute mask features at the size of a level, without gradients, for attention masks.
 
-    Bilinear resizing commutes with the projection and with the product with mask embeddings, so shrinking the features
-    once per level replaces shrinking the mask logits of every query after every layer.
+    Bilinear resizing commutes with the projection and with the product with mask embeddings. Shrinking the features
+    once per level therefore replaces shrinking the mask logits of every query after every layer.
+
+    Args:
+        fpn_features: the fine map `(N, C, H / 4, W / 4)`.
+        projection: projects the fine map to mask features.
+        size: height and width of the level.
+
+    Returns:
+        `(N, mask channels, height, width)`.
     """
     shrunk = nn.functional.interpolate(fpn_features.detach(), size=size, mode="bilinear", align_corners=False)
     return pointwise_convolution(shrunk, projection.weight.detach(), projection.bias.detach())

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that several systems share."""
+"""Layers shared by several systems."""

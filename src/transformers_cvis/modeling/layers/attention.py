@@ -8,6 +8,7 @@ N images or videos, Q queries, S positions that they read, C channels.
 """
 
 import math
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,17 +16,26 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-DEFAULT_IMPLEMENTATION = "sdpa"  # of a layer outside of a model, where transformers has not set any
+DEFAULT_IMPLEMENTATION = "sdpa"  # of a layer outside a model, where transformers sets none
+
+
+class AttentionLayer(Protocol):
+    """A layer that `attend` can compute for."""
+
+    config: PreTrainedConfig
+    num_heads: int
+    dropout: float
+    training: bool
 
 
 class Attention(nn.Module):
     """Multi-head attention, batch first.
 
     Args:
-        config: configuration of the model that the layer belongs to; it names the attention implementation.
+        config: configuration of the model; it names the attention implementation.
         hidden_dim: channels of queries, keys and values.
-        num_heads: parts into which the channels are divided.
-        dropout: probability with which, in training, an attention weight is dropped.
+        num_heads: number of heads; the channels are divided among them.
+        dropout: probability of dropping an attention weight in training.
         linear_class: class of the four projections.
     """
 
@@ -47,7 +57,8 @@ class Attention(nn.Module):
         self.out_proj = linear_class(hidden_dim, hidden_dim)
 
     def initialize_parameters(self) -> None:
-        # Xavier of the three input projections taken as one matrix with 3 C rows and C columns.
+        """Initialise the input projections as one Xavier-uniform matrix, like `nn.MultiheadAttention`."""
+        # One matrix of 3 C rows and C columns.
         bound = math.sqrt(6 / (4 * self.q_proj.in_features))
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             init.uniform_(projection.weight, -bound, bound)
@@ -71,14 +82,14 @@ class Attention(nn.Module):
             attention_mask: `(..., N, Q or 1, S)`, bool (True where a query may look) or added to the scores.
 
         Returns:
-            `(..., N, Q, C)`.
+            The attended values, `(..., N, Q, C)`.
         """
         queries, keys, values = self.q_proj(queries), self.k_proj(keys), self.v_proj(values)
         return self.out_proj(attend(self, queries, keys, values, attention_mask))
 
 
 class FeedForward(nn.Module):
-    """Two Linear layers with ReLU between."""
+    """Two Linear layers with a ReLU between them."""
 
     def __init__(self, hidden_dim: int, dim_feedforward: int):
         super().__init__()
@@ -86,32 +97,33 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(dim_feedforward, hidden_dim)
 
     def initialize_parameters(self) -> None:
+        """Initialise both weights Xavier-uniform."""
         init.xavier_uniform_(self.fc1.weight)
         init.xavier_uniform_(self.fc2.weight)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Transform each position by itself: `(..., C)` to `(..., C)`."""
+        """Transform each position independently, `(..., C)` to `(..., C)`."""
         return self.fc2(self.fc1(hidden_states).relu())
 
 
 def attend(
-    layer: nn.Module,
+    layer: AttentionLayer,
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute scaled dot-product attention of projected states by the implementation that the model is set to.
+    """Compute scaled dot-product attention of projected states with the implementation that the model is set to.
 
     Args:
-        layer: has `config`, `num_heads` and `dropout`.
+        layer: the layer; gives the implementation, the number of heads and the dropout.
         queries: `(..., N, Q, C)`.
         keys: `(..., N, S, C)`.
         values: `(..., N, S, C)`.
         attention_mask: `(..., N, Q or 1, S)`, bool (True where a query may look) or added to the scores.
 
     Returns:
-        `(..., N, Q, C)`.
+        The attended values, `(..., N, Q, C)`.
     """
     leading = queries.shape[:-2]
     queries, keys, values = (
@@ -136,7 +148,7 @@ def eager_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute attention step by step, with the arguments of the functions in transformers' registry.
 
@@ -146,15 +158,15 @@ def eager_attention(
         key: `(N, heads, S, C / heads)`.
         value: `(N, heads, S, C / heads)`.
         attention_mask: `(N, 1 or heads, Q or 1, S)`, bool (True where a query may look) or added to the scores.
-        dropout: probability with which a weight is dropped.
-        scaling: factor of the scores; one over the square root of the channels of a head by default.
-        kwargs: not used.
+        dropout: probability of dropping an attention weight.
+        scaling: factor of the scores; by default one over the square root of the channels per head.
+        kwargs: ignored.
 
     Returns:
         The attended values `(N, Q, heads, C / heads)` and the attention weights `(N, heads, Q, S)`.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Products of three axes, which are those that `BatchInvariance` replaces.
+    # `BatchInvariance` replaces products of tensors with three axes, so heads join the batch here.
     scores = (query.flatten(0, 1) @ key.flatten(0, 1).mT).unflatten(0, query.shape[:2]) * scaling
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of queries: their embeddings, and the products of embeddings with the mask features.
+"""Mask embeddings of queries, and their products with the mask features.
 
 B videos, T frames, N images, Q queries, C channels, S pixels of a map, h x w its height and width.
 """
@@ -13,7 +13,7 @@ PIXELS_AT_ONCE = 2048
 
 
 class MaskEmbedder(nn.Sequential):
-    """Three Linear layers with ReLU between: query states to mask embeddings (parameters `{0,1,2}.0`)."""
+    """Three Linear layers with ReLUs between them: query states to mask embeddings (parameters `{0,1,2}.0`)."""
 
     def __init__(self, hidden_dim: int, output_dim: int):
         super().__init__(
@@ -31,7 +31,7 @@ def mask_logits(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> t
         mask_features: `(B, T, C, h, w)`.
 
     Returns:
-        `(B, Q, T, h, w)`.
+        Mask logits, `(B, Q, T, h, w)`.
     """
     if mask_embeddings.dim() == 3:
         mask_embeddings = mask_embeddings[:, None]
@@ -46,7 +46,7 @@ def frame_mask_logits(mask_embeddings: torch.Tensor, mask_features: torch.Tensor
         mask_features: `(..., C, h, w)`.
 
     Returns:
-        `(..., Q, h, w)`.
+        Mask logits, `(..., Q, h, w)`.
     """
     return (mask_embeddings @ mask_features.flatten(-2)).unflatten(-1, mask_features.shape[-2:])
 
@@ -59,13 +59,13 @@ def group_mask_logits(mask_embeddings: torch.Tensor, mask_features: torch.Tensor
         mask_features: `(N, C, S)`.
 
     Returns:
-        `(N, Q, S)`, or `(groups, N, Q, S)`.
+        Mask logits, `(N, Q, S)`, or `(groups, N, Q, S)`.
     """
     if mask_embeddings.dim() == 3:
         return mask_embeddings @ mask_features
     images = []
     for embeddings, features in zip(mask_embeddings.unbind(1), mask_features, strict=True):
-        # Some pixels at a time stay in cache while group after group reads them.
+        # A few pixels at a time, so that they stay in the cache while every group reads them.
         parts = [embeddings @ pixels for pixels in features.split(PIXELS_AT_ONCE, dim=1)]
         images.append(torch.cat(parts, dim=-1))
     return torch.stack(images, dim=1)

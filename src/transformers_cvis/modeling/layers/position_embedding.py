@@ -14,14 +14,21 @@ _cache: dict[tuple, torch.Tensor] = {}
 def sine_position_embedding(
     height: int, width: int, num_channels: int, *, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Two-dimensional sine position embedding of a map, one row per position (row-major).
+    """Return the two-dimensional sine position embedding of a map.
 
-    Positions count from 1 and are normalised to (0, 2 pi]; the first half of the channels encodes y, the second x,
-    sines and cosines interleaved (DETR, appendix A.4, with temperature 10,000). Computed in at least float32. Kept for
-    the sizes in use: do not write to the result.
+    Positions count from 1 and are normalised to (0, 2 pi]. The first half of the channels encodes y, the second x, with
+    sines and cosines interleaved (DETR, appendix A.4, with temperature 10,000). Computed in at least float32. The
+    result is cached: do not write to it.
+
+    Args:
+        height: rows of the map.
+        width: columns of the map.
+        num_channels: channels of the embedding; a multiple of 4.
+        device: device of the result.
+        dtype: type of the result.
 
     Returns:
-        `torch.Tensor` of shape `(height * width, num_channels)` and of type `dtype`.
+        One row per position, row-major, `(height * width, num_channels)`.
     """
     if torch.compiler.is_compiling():
         return _sine_position_embedding(height, width, num_channels, device, dtype)
@@ -29,7 +36,7 @@ def sine_position_embedding(
     if key not in _cache:
         if len(_cache) >= _MAX_CACHED_SIZES:
             _cache.pop(next(iter(_cache)))
-        # A tensor made in inference mode could not take part in a later training step.
+        # A tensor created in inference mode could not be used in a later training step.
         with torch.inference_mode(False):
             _cache[key] = _sine_position_embedding(height, width, num_channels, device, dtype)
     return _cache[key]
@@ -38,13 +45,19 @@ def sine_position_embedding(
 def sine_frame_embedding(
     num_frames: int, num_channels: int, *, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The third dimension of the embedding: what each frame of a clip adds to the embedding of its map.
+    """Return the sine embedding of time, which is added to the position embedding of each frame's map.
 
-    Frames count from 1 and are normalised to (0, 2 pi], as rows and columns are, but take all channels
-    (Mask2Former for Video Instance Segmentation, section 2). Computed in at least float32.
+    Frames count from 1 and are normalised to (0, 2 pi], like rows and columns, but use all channels (Mask2Former for
+    Video Instance Segmentation, section 2). Computed in at least float32.
+
+    Args:
+        num_frames: frames of the clip.
+        num_channels: channels of the embedding; an even number.
+        device: device of the result.
+        dtype: type of the result.
 
     Returns:
-        `torch.Tensor` of shape `(num_frames, num_channels)` and of type `dtype`.
+        One row per frame, `(num_frames, num_channels)`.
     """
     return _encode(num_frames, num_channels, device, at_least_float32_dtype(dtype)).to(dtype)
 
@@ -60,7 +73,7 @@ def _sine_position_embedding(
 
 
 def _encode(size: int, num_features: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """The places 1 to `size` of one axis, `(size, num_features)`."""
+    """Encode the positions 1 to `size` of one axis, `(size, num_features)`."""
     exponents = torch.arange(num_features, device=device, dtype=torch.int64) // 2 * 2
     wavelengths = 10000 ** (exponents.to(dtype) / num_features)
     positions = torch.arange(1, size + 1, device=device, dtype=dtype) / (size + 1e-6) * (2 * math.pi)

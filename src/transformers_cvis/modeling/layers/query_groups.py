@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of queries: the base of a model, and the prompts that each later task adds.
+"""Groups of queries: the queries of the base, and the prompts that each later task adds.
 
 P queries of a group, C channels.
 """
@@ -12,13 +12,13 @@ from torch import nn
 
 @dataclass
 class GroupParameters:
-    """The parameters of one group at one stage, whether of the base or of a later task."""
+    """Parameters of one query group, of the base or of a later task, at one stage."""
 
     features: torch.Tensor
-    """`(P, C)`."""
+    """Learned queries `(P, C)`."""
     positions: list[torch.Tensor]
-    """One `(P, C)` for each decoder layer."""
+    """Query positions of each decoder layer, `(P, C)` each."""
     mask_embedder: nn.Module
-    """Query states `(..., C)` to mask embeddings."""
+    """Maps query states `(..., C)` to mask embeddings."""
     token_positions: torch.Tensor | None = None
-    """`(frame queries of the group, C)`, at the video stage only."""
+    """Positions of the frame queries that the group reads, `(frame queries of the group, C)`; video stage only."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which query of a frame or of a window of frames continues which track.
+"""Matching of queries to tracks, from frame to frame and from window to window.
 
 B videos, T frames of a clip, Q queries, C channels.
 """
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import nn
 
 from ...precision import at_least_float32
 
@@ -21,24 +20,26 @@ NOT_FINITE = (
 
 
 @torch.no_grad()
-def match_frame_queries(frame_queries: Tensor, previous: Tensor | None = None, inverse: bool = False) -> Tensor:
-    """Which query of each frame continues which track.
+def match_frame_queries(
+    frame_queries: torch.Tensor, previous: torch.Tensor | None = None, inverse: bool = False
+) -> torch.Tensor:
+    """Match the queries of each frame to the tracks.
 
-    Each frame is matched to the frame before it, as reordered already: the assignment of least total
-    1 - cosine similarity (MinVIS, section 3.3). Reordering only permutes the rows of a cost matrix, so the matrices of
-    all frames are made at once on the device and reach the host in one transfer.
+    Each frame is matched to the reordered frame before it, by the assignment of least total 1 - cosine similarity
+    (MinVIS, section 3.3). Reordering only permutes the rows of a cost matrix, so the matrices of all frames are
+    computed at once on the device and copied to the host in one transfer.
 
     Args:
         frame_queries: `(B, T, Q, C)`.
-        previous: `(B, Q, C)`, queries of the frame before in the order of the tracks; None where the video begins, then
-            the first frame makes the order.
-        inverse: reorder each frame by the inverse of its assignment, as the trackers released by DVIS and SPVIS do.
+        previous: `(B, Q, C)`, queries of the frame before, in the order of the tracks; None at the start of a video,
+            where the first frame sets the order.
+        inverse: reorder each frame by the inverse of its assignment, like the released trackers of DVIS and SPVIS.
 
     Returns:
-        `(B, T, Q)` long: the query of the frame that takes each place of the order.
+        `(B, T, Q)` long: for each track, the query of the frame that continues it.
 
     Raises:
-        ValueError: when a similarity is not finite.
+        ValueError: a similarity is not finite.
     """
     directions = _directions(frame_queries)
     first = directions[:, 0] if previous is None else _directions(previous)
@@ -60,26 +61,31 @@ def match_frame_queries(frame_queries: Tensor, previous: Tensor | None = None, i
 
 @torch.no_grad()
 def match_window_queries(
-    queries: Tensor, mask_logits: Tensor, previous: Tensor, previous_mask_logits: Tensor, group_widths: Sequence[int]
-) -> Tensor:
-    """Which query of a window of frames continues which track of the window before, with which it shares frames.
+    queries: torch.Tensor,
+    mask_logits: torch.Tensor,
+    previous: torch.Tensor,
+    previous_mask_logits: torch.Tensor,
+    group_widths: Sequence[int],
+) -> torch.Tensor:
+    """Match the queries of a window to the tracks of the window before, with which it shares frames.
 
-    The assignment of largest total similarity, for each group of queries by itself: the IoU of two masks over the
-    shared frames, which shows the same object directly, plus the cosine of two queries, which also speaks where an
-    object is not in the shared frames and its mask is empty. Classes add nothing: they are a function of the query.
+    Each group of queries is matched independently, by the assignment of largest total similarity: the IoU of two masks
+    over the shared frames plus the cosine of two queries. The IoU shows directly that two queries segment the same
+    object; the cosine also works for an object that is absent from the shared frames, whose mask is empty there.
+    Classes would add nothing, because they are a function of the query.
 
     Args:
-        queries: `(B, Q, C)` of the window.
+        queries: `(B, Q, C)`, queries of the window.
         mask_logits: `(B, Q, pixels)`, their masks in the shared frames, of any resolution.
-        previous: `(B, Q, C)`, queries of the window before in the order of the tracks.
-        previous_mask_logits: `(B, Q, pixels)`.
-        group_widths: number of queries of each group; Q together.
+        previous: `(B, Q, C)`, queries of the window before, in the order of the tracks.
+        previous_mask_logits: `(B, Q, pixels)`, their masks in the shared frames.
+        group_widths: number of queries of each group; they add up to Q.
 
     Returns:
-        `(B, Q)` long: the query of the window that takes each place of the order.
+        `(B, Q)` long: for each track, the query of the window that continues it.
 
     Raises:
-        ValueError: when a similarity is not finite.
+        ValueError: a similarity is not finite.
     """
     orders, start = [], 0
     parts = (queries, mask_logits, previous, previous_mask_logits)
@@ -99,9 +105,9 @@ def match_window_queries(
     return torch.cat(orders, dim=1)
 
 
-def _directions(queries: Tensor) -> Tensor:
-    """Queries of length 1, in float32 at least."""
-    return F.normalize(at_least_float32(queries), dim=-1)
+def _directions(queries: torch.Tensor) -> torch.Tensor:
+    """Return the queries scaled to length 1, in at least float32."""
+    return nn.functional.normalize(at_least_float32(queries), dim=-1)
 
 
 __all__ = ["match_frame_queries", "match_window_queries"]

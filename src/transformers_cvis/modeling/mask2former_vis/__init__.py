@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask2Former-VIS: queries that read all frames of a video at once."""
+"""Mask2Former-VIS: Mask2Former whose queries read all frames of a video at once."""
 
 from .configuration_mask2former_vis import Mask2FormerVisConfig
 from .modeling_mask2former_vis import Mask2FormerVisForVideoInstanceSegmentation

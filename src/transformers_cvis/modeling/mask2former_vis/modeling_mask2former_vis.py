@@ -6,12 +6,13 @@ from .configuration_mask2former_vis import Mask2FormerVisConfig
 
 
 class Mask2FormerVisForVideoInstanceSegmentation(ClipDetector):
-    """Segments and tracks in one step: each query reads all frames of a video and masks its object in all of them.
+    """Clip detector that segments and tracks in one step: each query segments its object in all frames of a video.
 
-    `from_pretrained` takes any Mask2Former checkpoint of the Hub or of a folder: one for videos as it is, one for
-    images as the start of a training on videos.
+    `from_pretrained` loads any Mask2Former checkpoint from the Hub or from a folder. A checkpoint for videos is ready
+    to use; one for images is a start for training on videos.
     """
 
+    config: Mask2FormerVisConfig
     config_class = Mask2FormerVisConfig
 
 

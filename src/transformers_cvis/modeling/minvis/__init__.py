@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MinVIS: a frame detector whose queries are matched from frame to frame; needs no training on video."""
+"""MinVIS: a frame detector whose queries are matched from frame to frame, without training on video."""
 
 from ..layers.query_matching import match_frame_queries
 from .configuration_minvis import MinVisConfig

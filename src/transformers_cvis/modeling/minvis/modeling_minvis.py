@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MinVIS: the frame detector alone, its queries matched from frame to frame (Huang et al., NeurIPS 2022).
+"""MinVIS: the frame detector alone, with queries matched from frame to frame (Huang et al., NeurIPS 2022).
 
 B videos, T frames of a clip, Q queries, C channels, K classes.
 """
@@ -21,7 +21,7 @@ from .configuration_minvis import MinVisConfig
 
 @dataclass(frozen=True)
 class MinVisState:
-    """What a clip hands to the next one; a state may be used more than once.
+    """State that a clip passes on to the next one; it can be used more than once.
 
     Attributes:
         frame_queries (`torch.Tensor` of shape `(B, Q, C)`): queries of the last frame, in the order of the tracks.
@@ -36,14 +36,15 @@ class MinVisState:
 
 
 class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
-    """Segments frames one by one and tracks objects by the similarity of their queries, in videos of any length.
+    """Frame detector that tracks objects by the similarity of their queries, in videos of any length.
 
-    It is the frame detector and nothing else: `from_pretrained` takes any Mask2Former checkpoint of the Hub or of a
-    folder, and tracks its classes (`config.id2label`) without training on video. What its queries stand for is
-    tracked: objects with an instance checkpoint, with a panoptic one regions of "stuff" too, with a semantic one a
-    whole class at a time (the files of a checkpoint do not tell these apart).
+    `from_pretrained` loads any Mask2Former checkpoint from the Hub or from a folder and tracks its classes
+    (`config.id2label`) without training on video. The checkpoint decides what is tracked: an instance checkpoint gives
+    objects, a panoptic one objects and regions of "stuff", a semantic one whole classes. The files of a checkpoint do
+    not tell which kind it is.
     """
 
+    config: MinVisConfig
     config_class = MinVisConfig
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
@@ -102,7 +103,7 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         output = VideoInstanceSegmentationOutput(
             class_queries_logits=self.class_predictor(frame_queries).mean(dim=1),
             masks_queries_logits=mask_logits(self.embed_masks(frame_queries), mask_features),
-            state=MinVisState(frame_queries[:, -1].clone()),  # not a view that holds on to the whole clip
+            state=MinVisState(frame_queries[:, -1].clone()),  # a view would keep the whole clip in memory
         )
         if output_embeddings:
             output.frame_queries = frame_queries[None]
@@ -112,6 +113,12 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         return self.complete_output(output, pixel_mask, original_sizes)
 
     def detect_frames(self, frames: torch.Tensor, output_hidden_states: bool = False) -> tuple[torch.Tensor, ...]:
+        """Detect the objects of single frames, see `VideoModelMixin.detect_frames`.
+
+        Args:
+            frames: `(N, 3, H, W)`, normalised.
+            output_hidden_states: also return the queries of all layers.
+        """
         detected = super().forward(frames, output_hidden_states=output_hidden_states, return_dict=True)
         last = detected.frame_queries[-1], detected.mask_features
         return (*last, torch.stack(detected.hidden_states, dim=1)) if output_hidden_states else last

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of a clip detector that learns task by task."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -49,7 +49,7 @@ class TaskClipDetectorConfig(ClipDetectorConfig):
     calibration_deltas: list[float | int] | None = None
     deep_class_head: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.task_prompt_counts is None:
             self.task_prompt_counts = []
@@ -57,7 +57,14 @@ class TaskClipDetectorConfig(ClipDetectorConfig):
             self.calibration_deltas = [0.5, 0.6]
 
     def check_num_prompts(self, num_prompts: int) -> None:
-        """Raise a ValueError when a new task cannot have `num_prompts` prompts."""
+        """Check that a new task can have a number of prompts; subclasses override it.
+
+        Args:
+            num_prompts: number of prompts of the task.
+
+        Raises:
+            ValueError: A new task cannot have as many prompts.
+        """
 
     def share_labels(self) -> None:
         """Give all classes of `id2label` to the base, as long as it is the only task."""
@@ -65,12 +72,17 @@ class TaskClipDetectorConfig(ClipDetectorConfig):
         if len(self.task_class_counts or [0]) == 1:
             self.task_class_counts = [self.num_labels]
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check the fields of the tasks, and those of the clip detector.
+
+        Raises:
+            ValueError: The counts of the tasks do not match the classes, or a field has an unsupported value.
+        """
         super().validate_architecture()
         if self.task_class_counts is not None:
             check_tasks(self, fewest_prompts=0)
         if self.calibration_deltas is not None and not self.calibration_deltas:
-            raise ValueError("`calibration_deltas` must hold at least one number; 0 leaves logits as they are.")
+            raise ValueError("`calibration_deltas` must hold at least one number, got []; 0 leaves logits unchanged.")
         if self.num_prompts != "classes" and self.num_prompts < 0:
             raise ValueError(f'`num_prompts` must be 0 or more, or "classes", got {self.num_prompts}.')
 

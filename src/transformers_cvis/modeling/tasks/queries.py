@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...kernels import BatchInvariance, batch_invariant_linear
 from ..frame_detector.masked_attention_decoder import MaskedAttentionDecoder, inside_masks
@@ -106,7 +106,7 @@ class TaskClassPredictor(nn.Module):
         """Drop the head of the last task."""
         del self.heads[-1]
 
-    def forward(self, queries: Tensor, layout: "GroupLayout | None" = None) -> Tensor:
+    def forward(self, queries: torch.Tensor, layout: "GroupLayout | None" = None) -> torch.Tensor:
         """Raw class logits of every query for the classes of all tasks.
 
         Args:
@@ -120,7 +120,7 @@ class TaskClassPredictor(nn.Module):
         parts = zip(layout.split(queries), layout.runs, strict=True)
         return layout.join([self._classify(part, run.count) for part, run in parts])
 
-    def _classify(self, queries: Tensor, num_groups: int) -> Tensor:
+    def _classify(self, queries: torch.Tensor, num_groups: int) -> torch.Tensor:
         """Of one run: the heads are further elements of the batch, as they are more with every task, too."""
         groups = queries.reshape(num_groups, -1, queries.shape[-1])  # (groups, rows, C)
         num_rows = groups.shape[1]
@@ -165,7 +165,7 @@ class GroupLayout:
         rest = [GroupRun(width, len(list(same)), False) for width, same in groupby(self.widths[1:])]
         self.runs = [GroupRun(self.widths[0], 1, True), *rest]
 
-    def split(self, states: Tensor) -> list[Tensor]:
+    def split(self, states: torch.Tensor) -> list[torch.Tensor]:
         """(..., F, C) -> for the first run (..., P, C), for each other one (groups, ..., P, C)"""
         first, *rest = states.split([run.width * run.count for run in self.runs], dim=-2)
         later = [
@@ -174,12 +174,12 @@ class GroupLayout:
         ]
         return [first.contiguous(), *later]
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The inverse of `split`."""
         first, *rest = parts
         return torch.cat([first, *(part.movedim(0, -3).flatten(-3, -2) for part in rest)], dim=-2) if rest else first
 
-    def apply(self, function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    def apply(self, function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
         """`function` of the states of each run, as `split` gives them, all in all (..., F, C) -> (..., F, channels)"""
         parts = []
         for part, run in zip(self.split(states), self.runs, strict=True):
@@ -187,7 +187,7 @@ class GroupLayout:
                 parts.append(function(part))
         return self.join(parts)
 
-    def mask_logits(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    def mask_logits(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
         """Mask logits of each query on each frame: (B, F, C) and (B, T, C, h, w) -> (B, F, T, h, w)"""
         num_frames, _, height, width = mask_features.shape[1:]
         logits = mask_features.new_empty(*mask_embeddings.shape[:2], num_frames, height * width)
@@ -199,9 +199,9 @@ class GroupLayout:
 class DecodedGroups(NamedTuple):
     """What a decoder makes of groups, of the learned queries first and then of every layer."""
 
-    states: list[Tensor]  # (N, F, C)
-    queries: list[Tensor]  # (N, F, C), normalised
-    mask_embeddings: list[Tensor]  # (N, F, mask channels), of all but the last
+    states: list[torch.Tensor]  # (N, F, C)
+    queries: list[torch.Tensor]  # (N, F, C), normalised
+    mask_embeddings: list[torch.Tensor]  # (N, F, mask channels), of all but the last
 
 
 class GroupedQueries:
@@ -215,9 +215,9 @@ class GroupedQueries:
 
     Attributes:
         layout, token_layout: of the queries, and of their tokens where these have positions.
-        features, token_positions (`list[Tensor]`): by run; with `(groups, 1, 1, P, C)` for positions of tokens, which
+        features, token_positions (`list[torch.Tensor]`): by run; with `(groups, 1, 1, P, C)` for positions of tokens, which
             stand in frames.
-        positions (`list[list[Tensor]]`): by layer and run.
+        positions (`list[list[torch.Tensor]]`): by layer and run.
     """
 
     def __init__(self, groups: Sequence[GroupParameters]):
@@ -234,13 +234,13 @@ class GroupedQueries:
             _StackedLayers.of([next(networks) for _ in range(run.count)]) for run in self.layout.runs[1:]
         ]
 
-    def _by_run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _by_run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         first, *rest = tensors
         rest = iter(rest)
         later = [torch.stack([next(rest) for _ in range(run.count)])[:, None] for run in self.layout.runs[1:]]
         return [first, *later]
 
-    def start(self, batch_size: int) -> list[Tensor]:
+    def start(self, batch_size: int) -> list[torch.Tensor]:
         """The learned queries by run: (N, P, C), then (groups, N, P, C)."""
         first, *later = self.features
         return [first.expand(batch_size, -1, -1), *(part.expand(-1, batch_size, -1, -1) for part in later)]
@@ -248,10 +248,10 @@ class GroupedQueries:
     def decode(
         self,
         decoder: MaskedAttentionDecoder,
-        level_keys: Sequence[Tensor],
-        level_values: Sequence[Tensor],
-        level_mask_features: Sequence[Tensor],
-        value_residual: Tensor | None = None,
+        level_keys: Sequence[torch.Tensor],
+        level_values: Sequence[torch.Tensor],
+        level_mask_features: Sequence[torch.Tensor],
+        value_residual: torch.Tensor | None = None,
     ) -> DecodedGroups:
         """As `MaskedAttentionDecoder.forward`, each group by itself.
 
@@ -278,7 +278,7 @@ class GroupedQueries:
             decoded.mask_embeddings.append(layout.join(embeddings))
         return decoded
 
-    def mask_embeddings_by_run(self, queries: Sequence[Tensor]) -> list[Tensor]:
+    def mask_embeddings_by_run(self, queries: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Queries by run -> mask embeddings by run, each group by its own mask head"""
         first, *later = queries
         embeddings = [self._first_mask_embedder(first)]
@@ -286,14 +286,14 @@ class GroupedQueries:
             embeddings.append(network(states.flatten(1, -2)).unflatten(1, states.shape[1:-1]))
         return embeddings
 
-    def mask_embeddings(self, queries: Tensor) -> Tensor:
+    def mask_embeddings(self, queries: torch.Tensor) -> torch.Tensor:
         """(..., F, C) -> (..., F, mask channels)"""
         return self.layout.join(self.mask_embeddings_by_run(self.layout.split(queries)))
 
 
 def calibrate_class_logits(
-    class_logits: Tensor, group_widths: Sequence[int], class_counts: Sequence[int], deltas: Sequence[float]
-) -> Tensor:
+    class_logits: torch.Tensor, group_widths: Sequence[int], class_counts: Sequence[int], deltas: Sequence[float]
+) -> torch.Tensor:
     """Class logits with which the groups of different tasks can be compared (ECLIPSE, section 3.4; HVPL's inference).
 
     A group speaks of its own classes only: the logits of others become -10. Where its delta is positive, no-object
@@ -327,7 +327,7 @@ def calibrate_class_logits(
 class _StackedLayers:
     """Networks of Linear layers with ReLU between, of one shape but for their outputs, run as one batch."""
 
-    def __init__(self, weights: list[Tensor], biases: list[Tensor]):
+    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor]):
         self.weights, self.biases = weights, biases
 
     @classmethod
@@ -352,7 +352,7 @@ class _StackedLayers:
         )
         return _StackedLayers(weights, biases)
 
-    def __call__(self, states: Tensor) -> Tensor:
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """(networks, rows, C) -> (networks, rows, channels of the output)"""
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             states = batch_invariant_linear(states.relu() if index else states, weight, bias)

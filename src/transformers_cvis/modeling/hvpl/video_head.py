@@ -113,7 +113,7 @@ class HvplVideoHead(VideoHead):
             key = (value + token_positions[number]).flatten(-3, -2)
             value = value.flatten(-3, -2)
             hidden_states, states = groups.start(len(encoded))[number], []
-            with run.isolation():
+            with run.batch_invariance():
                 for layer, positions in zip(self.decoder.layers, groups.positions, strict=True):
                     hidden_states = layer(hidden_states, positions[number], key, value)
                     states.append(hidden_states)

@@ -195,7 +195,7 @@ def test_missing_revisions_and_repositories_are_named(pushed):
         model.load_task_adapter("tester/absent", revision="task-1")
     with pytest.raises(OSError, match="task-9"):
         AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-9")
-    with pytest.raises(TypeError, match="no argument 'revison'"):
+    with pytest.raises(TypeError, match="unknown argument 'revison'"):
         model.load_task_adapter(REPO, revison="task-1")
     assert_same(model, model_after(0))
 

@@ -4,7 +4,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,11 @@ from ...messages import did_you_mean
 from .adapter_files import TaskAdapter, task_name
 from .adapter_store import AdapterStore, copy_to_cpu
 from .places import no_object_parts, parts_of_task
+
+if TYPE_CHECKING:  # the mixin precedes such a model in the bases
+    from ..modeling_base import CvisPreTrainedModel as _Model
+else:
+    _Model = object
 
 
 def check_tasks(config: PreTrainedConfig, fewest_prompts: int = 1) -> None:
@@ -54,7 +59,7 @@ def config_before_tasks(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-class TaskLearningMixin:
+class TaskLearningMixin(_Model):
     """Mixin for learning task by task; precedes the video model in the bases of a model.
 
     The configuration has `task_class_counts`, `task_prompt_counts` and `id2label`, whose classes come task after task.

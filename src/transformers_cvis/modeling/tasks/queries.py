@@ -55,10 +55,11 @@ class TaskQueryGroup(nn.Module):
     @torch.no_grad()
     def start_from(self, base: GroupParameters) -> None:
         """Set prompts and positions to the mean of the base's, and the mask head to a copy of its mask head."""
-        pairs = [(self.features, base.features), *zip(self.positions, base.positions, strict=True)]
+        embeddings, starts = [self.features, *self.positions], [base.features, *base.positions]
         if self.token_positions is not None:
-            pairs.append((self.token_positions, base.token_positions))
-        for embedding, rows in pairs:
+            embeddings.append(self.token_positions)
+            starts.append(base.token_positions)
+        for embedding, rows in zip(embeddings, starts, strict=True):
             embedding.weight.copy_(rows.mean(dim=0).expand_as(embedding.weight))
         self.mask_embedder.load_state_dict(base.mask_embedder.state_dict())
 
@@ -126,7 +127,7 @@ class TaskClassPredictor(nn.Module):
         """
         layout = layout or GroupLayout([queries.shape[-2]])
         parts = zip(layout.split(queries), layout.runs, strict=True)
-        return layout.join([self._classify(part, run.count) for part, run in parts])
+        return layout.join([self._classify(part, run.num_groups) for part, run in parts])
 
     def _classify(self, queries: torch.Tensor, num_groups: int) -> torch.Tensor:
         """Classify one run; the heads, whose number also grows with every task, are further elements of the batch."""
@@ -154,7 +155,7 @@ class GroupRun(NamedTuple):
     """Neighbouring groups of one width, computed as one batch; the very first group is always a run by itself."""
 
     width: int
-    count: int
+    num_groups: int
     is_first: bool
 
     def batch_invariance(self) -> AbstractContextManager:
@@ -177,9 +178,9 @@ class GroupLayout:
 
     def split(self, states: torch.Tensor) -> list[torch.Tensor]:
         """Split `(..., Q, C)` into runs: `(..., P, C)` for the first, `(groups, ..., P, C)` for each later one."""
-        first, *rest = states.split([run.width * run.count for run in self.runs], dim=-2)
+        first, *rest = states.split([run.width * run.num_groups for run in self.runs], dim=-2)
         later = [
-            part.unflatten(-2, (run.count, run.width)).movedim(-3, 0).contiguous()
+            part.unflatten(-2, (run.num_groups, run.width)).movedim(-3, 0).contiguous()
             for part, run in zip(rest, self.runs[1:], strict=True)
         ]
         return [first.contiguous(), *later]
@@ -254,13 +255,13 @@ class GroupedQueries:
         self._first_mask_embedder = groups[0].mask_embedder
         networks = iter([_linear_layers(group.mask_embedder) for group in groups[1:]])
         self._later_mask_embedders = [
-            _StackedLayers.stack([next(networks) for _ in range(run.count)]) for run in self.layout.runs[1:]
+            _StackedLayers.stack([next(networks) for _ in range(run.num_groups)]) for run in self.layout.runs[1:]
         ]
 
     def _by_run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         first, *others = tensors
         rest = iter(others)
-        later = [torch.stack([next(rest) for _ in range(run.count)])[:, None] for run in self.layout.runs[1:]]
+        later = [torch.stack([next(rest) for _ in range(run.num_groups)])[:, None] for run in self.layout.runs[1:]]
         return [first, *later]
 
     def start(self, batch_size: int) -> list[torch.Tensor]:

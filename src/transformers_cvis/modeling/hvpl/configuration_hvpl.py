@@ -80,7 +80,7 @@ class HvplConfig(CvisVideoConfig):
             self.calibration_deltas = [0.0]
 
     def share_labels(self) -> None:
-        """Give the detector the classes, and the base all of them while there is no later task."""
+        """Pass the classes on to the detector, and all of them to the base while it is the only task."""
         super().share_labels()
         if len(self.task_class_counts or [0]) == 1:
             self.task_class_counts = [self.num_labels]

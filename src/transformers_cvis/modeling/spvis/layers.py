@@ -19,7 +19,7 @@ class AttentionLayer(nn.Module):
 
     Args:
         config: sizes and attention implementation.
-        dropout: dropout of what is added.
+        dropout: dropout probability of the attended values.
     """
 
     def __init__(self, config: SpvisConfig, dropout: float = 0.0):
@@ -36,7 +36,7 @@ class AttentionLayer(nn.Module):
         Args:
             queries: `(N, Q, C)`.
             memory: `(N, S, C)`, or None for the queries themselves.
-            identity: `(N, Q, C)`, what the attention is added to; None for the queries.
+            identity: `(N, Q, C)`, to which the attention is added; None for the queries.
 
         Returns:
             `(N, Q, C)`.
@@ -51,7 +51,7 @@ class FeedForwardLayer(nn.Module):
 
     Args:
         config: sizes.
-        dropout: dropout of what is added.
+        dropout: dropout probability of the result.
     """
 
     def __init__(self, config: SpvisConfig, dropout: float = 0.0):

@@ -72,8 +72,8 @@ class DisturbanceFilter(nn.Module):
         """Read the queries of a frame, all `(B, T, Q, C)`.
 
         Args:
-            identity: what the attention is added to.
-            target: what is looked for: the tracks of the frame before.
+            identity: states to which the attention is added.
+            target: tracks of the frame before.
             memory: queries of the frame.
 
         Returns:

@@ -146,7 +146,7 @@ class TestTasks:
 
     def test_tasks_that_cannot_be(self):
         model = tiny_crisp()
-        with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already"):
+        with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already or given twice"):
             model.add_task(["disk", "moon"], 3)
         with pytest.raises(
             ValueError, match="6 prompts are too many for 5 queries. Use fewer prompts, or set `config.lambda_ic` to 0"
@@ -155,7 +155,7 @@ class TestTasks:
         assert model.num_tasks == 1
         assert model.group_widths == [5]
         learn_moon(model)
-        with pytest.raises(ValueError, match="tasks of this model have prompts, so another one cannot have 0"):
+        with pytest.raises(ValueError, match="tasks of this model have prompts, so a new one cannot have 0"):
             model.add_task(["sun"], 0)
         without = tiny_crisp(lambda_ic=0.0)
         learn_moon(without, num_prompts=6)

@@ -116,5 +116,5 @@ def test_the_scan_is_a_kernel_layer():
 
 
 def test_unknown_axes_are_named():
-    with pytest.raises(ValueError, match="scan_axes is 'frames', expected one of 'frames_queries', 'released'"):
+    with pytest.raises(ValueError, match="`scan_axes` must be one of 'frames_queries', 'released', got 'frames'"):
         encoder(scan_axes="frames")

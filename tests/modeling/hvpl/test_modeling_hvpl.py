@@ -188,9 +188,9 @@ def test_tasks_that_cannot_be():
     model = tiny_hvpl()
     with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already"):
         model.add_task(["disk", "moon"], num_prompts=3)
-    with pytest.raises(ValueError, match=r"\['moon'\] are known already or named twice"):
+    with pytest.raises(ValueError, match=r"\['moon'\] are known already or given twice"):
         model.add_task(["moon", "moon"], num_prompts=3)
     with pytest.raises(ValueError, match="at least 1 class and 1 prompt, got 1 and 0"):
         model.add_task(["moon"], num_prompts=0)
-    with pytest.raises(ValueError, match="no task 1 after the base: the model has learnt 0"):
+    with pytest.raises(ValueError, match="`task` is 1, but the model has 0 active tasks"):
         model.task_parameters(1)

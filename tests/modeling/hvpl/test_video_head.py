@@ -131,9 +131,9 @@ def test_joint_slices_let_a_new_task_change_older_ones():
     [
         ({"task_class_counts": [3, 2], "task_prompt_counts": [5]}, "add up to the 4 classes"),
         ({"task_class_counts": [2, 2]}, "at least 1 for each of the 1 tasks after the base"),
-        ({"calibration_deltas": []}, "`calibration_deltas` must hold at least one number"),
+        ({"calibration_deltas": []}, "`calibration_deltas` must hold at least 1 number"),
         ({"scan_axes": "queries"}, "scan_axes"),
-        ({"encoder": "attention", "encoder_slices": "joint"}, "a switch of the tree encoder"),
+        ({"encoder": "attention", "encoder_slices": "joint"}, '`encoder_slices="joint"` needs `encoder="tree"`'),
     ],
 )
 def test_impossible_configurations(changes, message):

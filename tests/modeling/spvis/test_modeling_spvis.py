@@ -74,7 +74,7 @@ class TestSpvisOnline(FrameByFrameTests, SpvisTests):
         ("changes", "message"),
         [
             ({"tracker_layers": 0}, "`tracker_layers` must be at least 1, got 0"),
-            ({"guided_share": 2}, "`guided_share` is a share in 0..1 of the training, got 2"),
+            ({"guided_share": 2}, "`guided_share` must be a share in 0..1 of the training, got 2"),
             ({"filter": "coffee"}, "filter"),
             ({"class_targets": "coffee"}, "class_targets"),
             ({"refiner": "best"}, "refiner"),

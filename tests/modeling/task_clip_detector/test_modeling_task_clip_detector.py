@@ -116,10 +116,10 @@ class TestWithoutPrompts:
         assert trainable(loaded) == trainable(model)
         assert torch.equal(loaded(video_batch()).class_queries_logits, model(video_batch()).class_queries_logits)
         with pytest.raises(
-            ValueError, match="learns by all its weights: its tasks are no adapters; save the whole model"
+            ValueError, match="trains all of its weights, so its tasks are not adapters: save the whole model"
         ):
             model.save_task_adapter(tmp_path / "adapter")
 
     def test_prompts_cannot_follow(self):
-        with pytest.raises(ValueError, match="tasks of this model have no prompts, so another one cannot have 3"):
+        with pytest.raises(ValueError, match="tasks of this model have no prompts, so a new one cannot have 3"):
             self.model().add_task(["sun"], 3)

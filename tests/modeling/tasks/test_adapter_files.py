@@ -51,7 +51,7 @@ def test_a_task_that_differs_from_the_one_in_memory(folders):
     train_task(model, TASKS[1], seed=8)
     model.set_task_adapters(1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match="task-1 of .*task-3 is another one than that in memory"):
+    with pytest.raises(ValueError, match="task-1 of .*task-3 differs from the one in memory"):
         model.load_task_adapter(folders / "task-3")
     assert model.active_task_adapters == ["task-1"]
     assert model.loaded_task_adapters == ["task-1", "task-2"]
@@ -70,7 +70,7 @@ def test_an_adapter_with_a_gap(folders):
 def test_an_adapter_of_another_architecture(folders):
     model = model_after(0)
     broken(folders / "task-1", model_type="crisp")
-    with pytest.raises(ValueError, match="task-1 holds tasks of a crisp model and cannot be added to hvpl"):
+    with pytest.raises(ValueError, match="task-1 holds tasks of a crisp model and cannot be added to a hvpl model"):
         model.load_task_adapter(folders / "task-1")
     broken(folders / "task-1", model_type="hvpl", format_version=99)
     with pytest.raises(OSError, match=r"newer transformers_cvis \(format 99\): update the package"):
@@ -79,7 +79,7 @@ def test_an_adapter_of_another_architecture(folders):
     with pytest.raises(ValueError, match=r"task-1 does not fit .* has the shape \(3, 32\), the model's \(5, 32\)"):
         model.load_task_adapter(folders / "task-2")
     (folders / "task-3" / "task_adapter_config.json").write_text("{}")
-    with pytest.raises(OSError, match="is no description of a task adapter"):
+    with pytest.raises(OSError, match="is not a description of a task adapter"):
         model.load_task_adapter(folders / "task-3")
     assert_same(model, model_after(0))
     with pytest.raises(AttributeError):
@@ -147,5 +147,5 @@ def test_a_description_without_hashes_is_refused(folders):
     content = json.loads(path.read_text())
     del content["base"]["hashes"]
     path.write_text(json.dumps(content))
-    with pytest.raises(OSError, match="is no description of a task adapter .KeyError: 'hashes'"):
+    with pytest.raises(OSError, match="is not a description of a task adapter .KeyError: 'hashes'"):
         model_after(0).load_task_adapter(folders / "task-1")

@@ -64,7 +64,7 @@ def test_deleting_tasks():
     model = model_after(3)
     with pytest.raises(ValueError, match="Other tasks build on task-2: delete task-3 first"):
         model.delete_task_adapter("task-2")
-    with pytest.raises(ValueError, match=r"no 'task-4' in memory, only \['task-1', 'task-2', 'task-3'\]"):
+    with pytest.raises(ValueError, match=r"'task-4' is not in memory, which holds \['task-1', 'task-2', 'task-3'\]"):
         model.delete_task_adapter("task-4")
     model.delete_task_adapter("task-3")
     assert_same(model, model_after(2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GenVIS: clip by clip, online or semi-online, with a memory of past clips."""
+"""GenVIS: online or semi-online segmentation, clip by clip, with a memory of past clips."""
 
 from .configuration_genvis import GenVisConfig
 from .modeling_genvis import GenVisForVideoInstanceSegmentation, GenVisState

@@ -5,6 +5,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ...messages import check_at_least
 from ..configuration_base import switch
 from ..video_head.configuration_video import CvisVideoConfig
 
@@ -39,12 +40,12 @@ class GenVisConfig(CvisVideoConfig):
         reason="A query that once held an object is never given to another one.",
     )
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check, beyond the base class, the lengths of clips and memory."""
         super().validate_architecture()
-        if self.clip_length < 1:
-            raise ValueError(f"`clip_length` must be at least 1 frame, got {self.clip_length}.")
-        if self.memory_size is not None and self.memory_size < 1:
-            raise ValueError(f"`memory_size` must be at least 1 clip, or None for no bound, got {self.memory_size}.")
+        check_at_least("clip_length", self.clip_length, 1, "frame")
+        if self.memory_size is not None:
+            check_at_least("memory_size", self.memory_size, 1, "clip, or None for no bound")
 
 
 __all__ = ["GenVisConfig"]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GenVIS: video queries that travel from clip to clip, with a memory of what each of them was (Heo et al., CVPR 2023).
+"""GenVIS: video queries that are carried from clip to clip, with a memory of their past (Heo et al., CVPR 2023).
 
-B videos (times the frame-decoder layers in training), T frames of a clip, F frame queries per frame, Q video queries,
-C channels; "clips" are those in the memory.
+B videos (times L frame-decoder layers in training), T frames of a clip, F frame queries per frame, Q video queries,
+C channels; `clips` is the number of clips in the memory.
 """
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import can_return_tuple
 
 from ...precision import at_least_float32_dtype
@@ -21,24 +21,30 @@ from .configuration_genvis import GenVisConfig
 
 
 class _MemoryStorage:
-    """Room for keys and values of more clips than are held; shared by consecutive memories of one video."""
+    """Buffer for keys and values with spare capacity, shared by consecutive memories of one video.
 
-    def __init__(self, entries: Tensor, used: int):
-        self.entries = entries  # (2, B, Q, capacity, C): keys and values
-        self.used = used  # slots written so far, by whichever memory
+    Args:
+        entries: keys and values, `(2, B, Q, capacity, C)`.
+        used: slots written so far, by any memory that shares this buffer.
+    """
+
+    def __init__(self, entries: torch.Tensor, used: int):
+        self.entries = entries
+        self.used = used
 
 
 class QueryMemory:
     """Keys and values that each video query wrote after each past clip; immutable from outside.
 
-    Appending is amortised: a new clip is written into spare room behind the others, and only when that is used up (or
-    another memory has written there) the clips held move to a storage of twice the size. With a bound the oldest clip
-    leaves first and the storage never exceeds twice the bound. Where gradients are needed the clips are concatenated.
+    Appending is amortised: a new clip is written into spare capacity after the others. When that is used up, or another
+    memory has written there, the clips are copied to a storage of twice the size. With a bound the oldest clip is
+    dropped first, and the storage never exceeds twice the bound. Where gradients are needed, clips are concatenated.
 
-    Attributes:
-        keys (`torch.Tensor` of shape `(B, Q, clips, C)`): oldest clip first; float32 at least, whatever the model
-            computes in.
-        values (`torch.Tensor` of shape `(B, Q, clips, C)`)
+    Args:
+        storage: buffer that holds the clips.
+        start: slot of the oldest clip.
+        end: slot after the newest clip.
+        max_clips: bound on the number of clips; None sets no bound.
     """
 
     def __init__(self, storage: _MemoryStorage, start: int, end: int, max_clips: int | None):
@@ -46,8 +52,13 @@ class QueryMemory:
         self.max_clips = max_clips
 
     @classmethod
-    def empty_like(cls, video_queries: Tensor, max_clips: int | None = None) -> "QueryMemory":
-        """A memory without clips for video queries of shape (B, Q, C)."""
+    def empty_like(cls, video_queries: torch.Tensor, max_clips: int | None = None) -> "QueryMemory":
+        """Return a memory without clips.
+
+        Args:
+            video_queries: `(B, Q, C)`, give the shape, device and dtype; the memory is in float32 at least.
+            max_clips: bound on the number of clips; None sets no bound.
+        """
         batch_size, num_queries, hidden_dim = video_queries.shape
         dtype = at_least_float32_dtype(video_queries.dtype)
         entries = video_queries.new_empty(2, batch_size, num_queries, 0, hidden_dim, dtype=dtype)
@@ -57,15 +68,17 @@ class QueryMemory:
         return self._end - self._start
 
     @property
-    def keys(self) -> Tensor:
+    def keys(self) -> torch.Tensor:
+        """Keys `(B, Q, clips, C)`, oldest clip first, in float32 or a wider type."""
         return self._storage.entries[0, :, :, self._start : self._end]
 
     @property
-    def values(self) -> Tensor:
+    def values(self) -> torch.Tensor:
+        """Values `(B, Q, clips, C)`, in the order and type of `keys`."""
         return self._storage.entries[1, :, :, self._start : self._end]
 
-    def append(self, key: Tensor, value: Tensor) -> "QueryMemory":
-        """The memory with one more clip; key and value (B, Q, C)."""
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> "QueryMemory":
+        """Return a memory with one more clip, whose key and value are `(B, Q, C)`; this one stays as it is."""
         storage, end = self._storage, self._end
         kept = len(self) if self.max_clips is None else min(len(self), self.max_clips - 1)
         start = end - kept
@@ -73,7 +86,7 @@ class QueryMemory:
         if entry.requires_grad or storage.entries.requires_grad:
             entries = torch.cat([storage.entries[:, :, :, start:end], entry.unsqueeze(3)], dim=3)
             return QueryMemory(_MemoryStorage(entries, used=kept + 1), 0, kept + 1, self.max_clips)
-        # A tensor made in inference mode cannot be written outside of it.
+        # A tensor made in inference mode cannot be written outside it.
         sealed = storage.entries.is_inference() and not torch.is_inference_mode_enabled()
         if end == storage.entries.shape[3] or storage.used != end or sealed:
             shape = (*storage.entries.shape[:3], 2 * (kept + 1), storage.entries.shape[4])
@@ -87,14 +100,14 @@ class QueryMemory:
 
 @dataclass(frozen=True)
 class GenVisState:
-    """What a clip hands to the next one; a state may be used more than once.
+    """State between two clips; it can be used more than once.
 
     Attributes:
         video_queries (`torch.Tensor` of shape `(B, Q, C)`): output of the last decoder layer, before the norm.
         memory (`QueryMemory`): prototypes of the clips so far.
     """
 
-    video_queries: Tensor
+    video_queries: torch.Tensor
     memory: QueryMemory
 
     @property
@@ -103,20 +116,24 @@ class GenVisState:
         return len(self.video_queries)
 
     def append(self, step: "GenVisStep") -> "GenVisState":
-        """The state after one more clip."""
+        """Return the state after one more clip."""
         return GenVisState(step.decoded.last, self.memory.append(step.memory_key, step.memory_value))
 
 
 class MemoryRead(NamedTuple):
-    read: Tensor  # (B, Q, C)
-    weights: Tensor  # (B, Q, clips)
+    """Result of reading the memory."""
+
+    read: torch.Tensor
+    """`(B, Q, C)`."""
+    weights: torch.Tensor
+    """`(B, Q, clips)`, attention to each clip."""
 
 
 class MemoryAttention(nn.Module):
-    """Each video query reads the prototypes that the query of the same index wrote: one head, no scaling.
+    """Attention of each video query to the prototypes that the query of the same index wrote: one head, no scaling.
 
-    The published code reads this way; the paper's "standard cross-attention" differs. Indices never mix, so the product
-    of all queries with all queries is not formed: time and memory are Q x clips, not Q x Q x clips.
+    This follows the published code; the paper's "standard cross-attention" differs. Queries of different indices never
+    meet, so time and memory grow with Q x clips, not with Q x Q x clips.
     """
 
     def __init__(self, hidden_dim: int):
@@ -126,8 +143,19 @@ class MemoryAttention(nn.Module):
         self.memory_key_projection = nn.Linear(hidden_dim, hidden_dim)
         self.memory_value_projection = nn.Linear(hidden_dim, hidden_dim)
 
-    def forward(self, video_queries: Tensor, memory_keys: Tensor, memory_values: Tensor) -> MemoryRead:
-        """video_queries (B, Q, C), memory (B, Q, clips, C) -> what was read, zero from an empty memory"""
+    def forward(
+        self, video_queries: torch.Tensor, memory_keys: torch.Tensor, memory_values: torch.Tensor
+    ) -> MemoryRead:
+        """Read the memory of each query.
+
+        Args:
+            video_queries: `(B, Q, C)`.
+            memory_keys: `(B, Q, clips, C)`.
+            memory_values: `(B, Q, clips, C)`.
+
+        Returns:
+            The reading, zero if the memory is empty, and the attention weights.
+        """
         query = self.query_key_projection(video_queries)
         # Products without scaling leave the range of float16, and bfloat16 cannot tell large ones apart.
         with torch.autocast(query.device.type, enabled=False):
@@ -138,16 +166,19 @@ class MemoryAttention(nn.Module):
 
 
 class GenVisStep(NamedTuple):
-    """What one clip gives."""
+    """Output of the video head for one clip."""
 
     decoded: DecodedQueries
-    encoded_queries: Tensor  # (B, T, F, C)
-    memory_key: Tensor  # (B, Q, C)
-    memory_value: Tensor  # (B, Q, C)
+    encoded_queries: torch.Tensor
+    """`(B, T, F, C)`."""
+    memory_key: torch.Tensor
+    """`(B, Q, C)`."""
+    memory_value: torch.Tensor
+    """`(B, Q, C)`."""
 
 
 class GenVisHead(VideoHead):
-    """The video head of VITA, whose queries start from those of the last clip and from the memory."""
+    """VITA's video head, with queries that start from those of the last clip and from the memory."""
 
     def __init__(self, config: GenVisConfig):
         super().__init__(config)
@@ -155,13 +186,21 @@ class GenVisHead(VideoHead):
 
     def forward(
         self,
-        frame_queries: Tensor,
-        video_queries: Tensor,
-        memory_keys: Tensor,
-        memory_values: Tensor,
+        frame_queries: torch.Tensor,
+        video_queries: torch.Tensor,
+        memory_keys: torch.Tensor,
+        memory_values: torch.Tensor,
         all_layers: bool = False,
     ) -> GenVisStep:
-        """One clip: frame_queries (B, T, F, C), video_queries (B, Q, C), memory (B, Q, clips, C)."""
+        """Process one clip.
+
+        Args:
+            frame_queries: `(B, T, F, C)`.
+            video_queries: `(B, Q, C)`, those of the state.
+            memory_keys: `(B, Q, clips, C)`.
+            memory_values: `(B, Q, clips, C)`.
+            all_layers: return the decoded queries of all layers.
+        """
         memory = self.memory_attention
         encoded_queries = self.encode(frame_queries)
         read = memory(video_queries, memory_keys, memory_values).read
@@ -174,9 +213,10 @@ class GenVisHead(VideoHead):
 
 
 class GenVisForVideoInstanceSegmentation(CvisVideoModel):
-    """Segments a video clip by clip: online with clips of one frame, semi-online with longer ones."""
+    """GenVIS, which segments a video clip by clip: online with clips of one frame, semi-online with longer ones."""
 
     config_class = GenVisConfig
+    video_head: GenVisHead
     video_head_class = GenVisHead
     criterion_class = ClipwiseMaskClassificationLoss
     is_online = True
@@ -184,15 +224,16 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
 
     @staticmethod
     def criterion_settings(config: GenVisConfig) -> dict[str, Any]:
+        """Return the rule that assigns newborn objects to queries."""
         return {"uvla": config.uvla}
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: Tensor,
-        pixel_mask: Tensor | None = None,
+        pixel_values_videos: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
         state: GenVisState | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
         output_embeddings: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -240,7 +281,7 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         return GenVisState(video_queries, QueryMemory.empty_like(video_queries, self.config.memory_size))
 
     def _compute_loss(
-        self, pixel_values_videos: Tensor, labels: list[dict[str, Tensor]]
+        self, pixel_values_videos: torch.Tensor, labels: list[dict[str, torch.Tensor]]
     ) -> VideoInstanceSegmentationOutput:
         num_frames, clip_length = pixel_values_videos.shape[1], self.config.clip_length
         if num_frames % clip_length:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HVPL: hierarchical visual prompts for continual video instance segmentation."""
+"""HVPL: hierarchical visual prompt learning for continual video instance segmentation."""
 
 from .configuration_hvpl import HvplConfig
 from .context_encoder import ContextEncoder, ContextEncoderLayer, TreeStateSpace

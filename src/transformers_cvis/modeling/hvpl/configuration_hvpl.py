@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of HVPL."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -72,7 +72,7 @@ class HvplConfig(CvisVideoConfig):
         reason="Video queries read the frame queries of all frames; released inference reads the first frame.",
     )
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.task_prompt_counts is None:
             self.task_prompt_counts = []
@@ -80,18 +80,22 @@ class HvplConfig(CvisVideoConfig):
             self.calibration_deltas = [0.0]
 
     def share_labels(self) -> None:
+        """Pass the classes on to the detector, and all of them to the base while it is the only task."""
         super().share_labels()
         if len(self.task_class_counts or [0]) == 1:
             self.task_class_counts = [self.num_labels]
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check, beyond the base class, the tasks, their calibration, and the switches of the encoder."""
         super().validate_architecture()
         if self.task_class_counts is not None:
             check_tasks(self)
         if self.calibration_deltas is not None and not self.calibration_deltas:
-            raise ValueError("`calibration_deltas` must hold at least one number; 0 leaves logits as they are.")
+            raise ValueError("`calibration_deltas` must hold at least 1 number, got []; 0 leaves logits as they are.")
         if self.encoder == "attention" and self.encoder_slices != "per_task":
-            raise ValueError('`encoder_slices="joint"` is a switch of the tree encoder; use `encoder="tree"`.')
+            raise ValueError(
+                '`encoder_slices="joint"` needs `encoder="tree"`, got "attention": use the tree encoder or "per_task".'
+            )
 
 
 __all__ = ["HvplConfig"]

@@ -7,7 +7,7 @@ N images, F queries of all groups, C channels.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 from ..frame_detector.modeling_frame_detector import FrameDetector, shrunk_mask_features
@@ -17,14 +17,17 @@ from ..tasks.queries import GroupedQueries, TaskClassPredictor, TaskQueryGroup
 
 
 class HvplFrameDetector(FrameDetector):
-    """The frame detector with one group of queries per task.
+    """Frame detector with one group of queries per task.
 
     Args:
-        class_counts: classes of each task, the base first.
-        prompt_counts: frame prompts of each later task.
-        deep_class_head: class heads of three layers.
+        config: sizes of the detector.
+        class_counts: number of classes of each task, the base first.
+        prompt_counts: number of frame prompts of each later task.
+        deep_class_head: build class heads of three layers instead of one.
         classification_loss: see `MaskClassificationLoss`.
     """
+
+    class_predictor: TaskClassPredictor  # type: ignore[assignment]  # in place of the linear layer
 
     def __init__(
         self,
@@ -44,7 +47,12 @@ class HvplFrameDetector(FrameDetector):
         return TaskQueryGroup(num_prompts, config.decoder_layers - 1, config.hidden_dim, config.mask_feature_size)
 
     def add_task(self, num_classes: int, num_prompts: int) -> None:
-        """Append a group, started from the base, and its class head, started from the no-object head."""
+        """Append a group that starts from the base, and a class head that starts from the no-object head.
+
+        Args:
+            num_classes: classes of the new task.
+            num_prompts: its frame prompts.
+        """
         group = self._new_group(num_prompts).to(self.device, self.dtype)
         group.start_from(self.groups()[0])
         self.task_queries.append(group)
@@ -56,22 +64,22 @@ class HvplFrameDetector(FrameDetector):
         self.class_predictor.remove_task()
 
     def groups(self) -> list[GroupParameters]:
-        """The base, then every later task."""
+        """Return the groups of the base and of every later task, in order."""
         return [self.base_group(), *(queries.group() for queries in self.task_queries)]
 
     def predict(
         self,
-        levels: list[Tensor],
-        fpn_features: Tensor,
-        labels: list[dict[str, Tensor]] | None = None,
+        levels: list[torch.Tensor],
+        fpn_features: torch.Tensor,
+        labels: list[dict[str, torch.Tensor]] | None = None,
         num_query_layers: int = 1,
         output_predictions: bool = False,
         output_mask_features: bool = True,
         output_hidden_states: bool = False,
     ) -> FrameDetectorOutput:
-        """As that of the frame detector: all groups run, and `frame_queries` holds F queries, group after group.
+        """Predict like the frame detector, with all groups; `frame_queries` holds their F queries, group after group.
 
-        With predictions or labels, as in training, only the newest group runs: F is the number of its queries.
+        With predictions or labels, as in training, only the newest group runs, and F is the number of its queries.
         """
         predicts = output_predictions or labels is not None
         project_masks = self.model.pixel_level_module.decoder.mask_projection
@@ -87,11 +95,21 @@ class HvplFrameDetector(FrameDetector):
         )
 
     def decode(
-        self, levels: list[Tensor], level_mask_features: list[Tensor], groups: GroupedQueries
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """As `MaskedAttentionDecoder`, for the queries of `groups`: per prediction `(N, F, C)`."""
+        self, levels: list[torch.Tensor], level_mask_features: list[torch.Tensor], groups: GroupedQueries
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Run the decoder on the queries of `groups`.
+
+        Args:
+            levels: maps of the pixel decoder, `(N, C, h, w)` each.
+            level_mask_features: mask features at the size of each level, `(N, C, h, w)`.
+            groups: the groups to run.
+
+        Returns:
+            Normalised queries `(N, F, C)` of every prediction, and mask embeddings `(N, F, mask channels)` of all but
+            the last.
+        """
         module = self.model.transformer_module
         level_keys, level_values = module.read_levels(levels)
         level_mask_features = [features.flatten(2) for features in level_mask_features]
-        _, *decoded = groups.decode(module.decoder, level_keys, level_values, level_mask_features)
-        return tuple(decoded)
+        decoded = groups.decode(module.decoder, level_keys, level_values, level_mask_features)
+        return decoded.queries, decoded.mask_embeddings

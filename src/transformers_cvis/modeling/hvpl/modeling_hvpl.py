@@ -3,7 +3,8 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from ..outputs import LayerPrediction
 from ..tasks.adapters import TaskAdapterMixin
@@ -18,17 +19,20 @@ from .video_head import HvplVideoHead
 class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     """VITA that learns task by task: each later task adds prompts and heads at the frame stage and at the video stage.
 
-    With labels the newest task is trained: before `add_task` the whole model as VITA, after it the newest prompts with
-    their mask heads and class heads, and the no-object heads, which all tasks share. Where a video shows more objects
-    than a later task has prompts, those that fit worst are left out of the losses, but counted. Without labels all
-    tasks predict, each its own classes (`config.calibration_deltas`).
+    With labels the newest task is trained. Before `add_task` the whole model trains as VITA; after it only the newest
+    prompts with their mask and class heads, and the no-object heads, which all tasks share. If a video shows more
+    objects than a later task has prompts, those that fit worst are left out of the losses, but counted. Without labels
+    all tasks predict, each its own classes (see `config.calibration_deltas`).
     """
 
     config_class = HvplConfig
+    detector: HvplFrameDetector
+    video_head: HvplVideoHead
     video_head_class = HvplVideoHead
 
     @staticmethod
     def build_detector(config: HvplConfig) -> HvplFrameDetector:
+        """Build the frame detector with one group of queries per task."""
         return HvplFrameDetector(
             config.detector_config,
             config.task_class_counts,
@@ -39,42 +43,54 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
 
     @staticmethod
     def criterion_settings(config: HvplConfig) -> dict[str, Any]:
+        """Return the kind of the classification loss."""
         return {"classification_loss": config.classification_loss}
 
     def task_stages(self) -> dict[str, nn.Module]:
+        """Return the frame stage and the video stage, which both hold groups of task queries."""
         return {"detector": self.detector, "video_head": self.video_head}
 
     def evaluated_modules(self) -> list[str]:
+        """Return the context encoder if later tasks train without stochastic depth (`config.freeze_drop_path`)."""
         return ["video_head.encoder"] if self.num_tasks > 1 and self.config.freeze_drop_path else []
 
     def _compiled_parts(self) -> list[nn.Module]:
-        # The trees of the context encoder are made on the host, and every video has others.
+        # The trees of the context encoder are built on the host and differ from video to video.
         return [self.detector]
 
     # Inference
 
-    def _associate(self, frame_queries: Tensor, training: bool = False, all_layers: bool = False) -> VideoStep:
+    def _associate(self, frame_queries: torch.Tensor, training: bool = False, all_layers: bool = False) -> VideoStep:
         return self.video_head(frame_queries, newest_only=training, all_layers=training or all_layers)
 
-    def _predict_queries(self, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict_queries(self, video_queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         head = self.video_head
         return self._calibrated_classes(video_queries, head), head.mask_embeddings(video_queries)
 
-    def _predict_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    def _predict_masks(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
         return _layout(self.video_head).mask_logits(mask_embeddings, mask_features)
 
-    def _similarity_embeddings(self, encoded_queries: Tensor, video_queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _similarity_embeddings(
+        self, encoded_queries: torch.Tensor, video_queries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         head = self.video_head
         return (
             _layout(self.detector).apply(head.frame_similarity_projection, encoded_queries),
             _layout(head).apply(head.video_similarity_projection, video_queries),
         )
 
-    def classify_frame_queries(self, frame_queries: Tensor) -> Tensor:
-        """Frame queries (..., F, C) of all tasks -> calibrated class logits (..., F, K + 1) of single frames."""
+    def classify_frame_queries(self, frame_queries: torch.Tensor) -> torch.Tensor:
+        """Classify the objects of single frames.
+
+        Args:
+            frame_queries: `(..., F, C)`, those of all tasks.
+
+        Returns:
+            Calibrated class logits `(..., F, K + 1)`.
+        """
         return self._calibrated_classes(frame_queries, self.detector)
 
-    def _calibrated_classes(self, queries: Tensor, stage: nn.Module) -> Tensor:
+    def _calibrated_classes(self, queries: torch.Tensor, stage: HvplFrameDetector | HvplVideoHead) -> torch.Tensor:
         layout, config = _layout(stage), self.config
         class_logits = stage.class_predictor(queries, layout)
         return calibrate_class_logits(class_logits, layout.widths, config.task_class_counts, config.calibration_deltas)
@@ -82,17 +98,17 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
     # Training
 
     def projected_parameters(self) -> list[nn.Parameter]:
-        """What the orthogonal gradient correction keeps clear of protected directions: the newest frame prompts."""
+        """Return the newest frame prompts, whose gradients are kept orthogonal to the protected directions."""
         return [self.detector.task_queries[-1].features.weight]
 
-    def prompt_features(self, frames: Tensor) -> Tensor:
-        """What prompts become in the first layer of the frame decoder, where they meet each other.
+    def prompt_features(self, frames: torch.Tensor) -> torch.Tensor:
+        """Compute the prompts after the first self-attention of the frame decoder.
 
         Args:
             frames: `(N, 3, H, W)`, normalised.
 
         Returns:
-            `(N, F, C)`: the queries of all groups after the first self-attention.
+            `(N, F, C)`, the queries of all groups after self-attention and its norm.
         """
         first_layer = self.detector.model.transformer_module.decoder.layers[0]
         outputs = []
@@ -110,7 +126,8 @@ class HvplForVideoInstanceSegmentation(TaskAdapterMixin, WholeVideoModel):
         return [LayerPrediction(*layer) for layer in zip(*parts, strict=True)]
 
 
-def _layout(stage: nn.Module) -> GroupLayout:
+def _layout(stage: HvplFrameDetector | HvplVideoHead) -> GroupLayout:
+    """Return the layout of the frame queries or video queries of all groups."""
     return GroupLayout([len(group.features) for group in stage.groups()])
 
 

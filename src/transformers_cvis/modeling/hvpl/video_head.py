@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HVPL's video head: base queries and the video prompts of later tasks read frame queries of their own task.
+"""HVPL's video head: base queries and the video prompts of later tasks read the frame queries of their own task.
 
 B videos, T frames, F frame queries and Q video queries of all groups, C channels.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers.query_groups import GroupParameters
 from ..tasks.queries import GroupedQueries, GroupLayout, TaskClassPredictor, TaskQueryGroup
 from ..video_head.object_decoder import DecodedQueries, VideoHead, VideoStep
+from .configuration_hvpl import HvplConfig
 from .context_encoder import ContextEncoder
 
 FEED_FORWARD_RATIO = 4  # of the context encoder
 
 
 class HvplVideoHead(VideoHead):
-    """The video head with one group of queries per task, and the context encoder in place of the object encoder."""
+    """Video head with one group of queries per task, and the context encoder in place of the object encoder."""
 
-    def __init__(self, config):
+    class_predictor: TaskClassPredictor
+
+    def __init__(self, config: HvplConfig):
         super().__init__(config)
         self.config = config
         detector = config.detector_config
@@ -41,7 +44,12 @@ class HvplVideoHead(VideoHead):
         )
 
     def add_task(self, num_classes: int, num_prompts: int) -> None:
-        """Append a group, started from the base, and its class head, started from the no-object head."""
+        """Append a group that starts from the base, and a class head that starts from the no-object head.
+
+        Args:
+            num_classes: classes of the new task.
+            num_prompts: its video prompts.
+        """
         group = self._new_group(num_prompts).to(self.queries_features.weight)
         group.start_from(self.groups()[0])
         self.task_queries.append(group)
@@ -53,7 +61,7 @@ class HvplVideoHead(VideoHead):
         self.class_predictor.remove_task()
 
     def groups(self) -> list[GroupParameters]:
-        """The base, then every later task."""
+        """Return the groups of the base and of every later task, in order."""
         base = GroupParameters(
             self.queries_features.weight,
             [self.queries_embedder.weight] * len(self.decoder.layers),
@@ -62,57 +70,67 @@ class HvplVideoHead(VideoHead):
         )
         return [base, *(queries.group() for queries in self.task_queries)]
 
-    def encode_groups(self, frame_queries: Tensor, layout: GroupLayout) -> Tensor:
-        """Frame queries (B, T, F, C) -> (B, T, F, C), informed by those of their task in other frames."""
+    def encode_groups(self, frame_queries: torch.Tensor, layout: GroupLayout) -> torch.Tensor:
+        """Exchange information between the frame queries of each task across frames.
+
+        Args:
+            frame_queries: `(B, T, F, C)`.
+            layout: layout of their groups.
+
+        Returns:
+            `(B, T, F, C)`.
+        """
         projected = layout.apply(self.input_projection, frame_queries)
         if self.config.encoder_slices == "joint":
             return self._encode(projected)
         return layout.apply(self._encode, projected)
 
-    def _encode(self, frame_queries: Tensor) -> Tensor:
-        """(B, T, P, C), or those of several groups (groups, B, T, P, C)"""
+    def _encode(self, frame_queries: torch.Tensor) -> torch.Tensor:
+        """Encode one group `(B, T, P, C)`, or several of one width `(groups, B, T, P, C)`."""
         if self.config.encoder == "tree":
             return self.encoder(frame_queries)
         return self.encoder(frame_queries.flatten(0, -4)).unflatten(0, frame_queries.shape[:-3])
 
-    def forward(self, frame_queries: Tensor, newest_only: bool = False, all_layers: bool = False) -> VideoStep:
-        """Frame queries of whole videos, read by the video queries of their task.
+    def forward(self, frame_queries: torch.Tensor, newest_only: bool = False, all_layers: bool = False) -> VideoStep:
+        """Let the video queries of each task read its frame queries.
 
         Args:
-            frame_queries: (B, T, F, C), those of all tasks, one task behind the other.
+            frame_queries: `(B, T, F, C)`, those of whole videos and all tasks, task after task.
             newest_only: `frame_queries` are those of the newest task, and only its video queries run, as in training.
-            all_layers: decoded queries of all layers.
+            all_layers: return the decoded queries of all layers.
         """
         groups = GroupedQueries(self.groups()[-1:] if newest_only else self.groups())
         encoded = self.encode_groups(frame_queries, groups.token_layout)
         return VideoStep(encoded, self._decode(encoded, groups, all_layers))
 
-    def _decode(self, encoded: Tensor, groups: GroupedQueries, all_layers: bool) -> DecodedQueries:
+    def _decode(self, encoded: torch.Tensor, groups: GroupedQueries, all_layers: bool) -> DecodedQueries:
         tokens, token_positions = groups.token_layout.split(encoded), groups.token_positions
         if self.config.cross_tokens == "released" and len(groups.layout.widths) > 1:
             tokens, token_positions = self._released_tokens(encoded, groups)
-        layers = []  # by run, per layer
+        layers_of_runs = []
         for number, run in enumerate(groups.layout.runs):
-            value = tokens[number]  # ([groups], B, T, P, C)
+            value = tokens[number]  # (B, T, P, C) for the first run, (groups, B, T, P, C) for others
             key = (value + token_positions[number]).flatten(-3, -2)
             value = value.flatten(-3, -2)
             hidden_states, states = groups.start(len(encoded))[number], []
-            with run.isolation():
+            with run.batch_invariance():
                 for layer, positions in zip(self.decoder.layers, groups.positions, strict=True):
                     hidden_states = layer(hidden_states, positions[number], key, value)
                     states.append(hidden_states)
-            layers.append(states)
-        layers = [groups.layout.join(parts) for parts in zip(*layers, strict=True)]  # (B, Q, C) each
+            layers_of_runs.append(states)
+        layers = [groups.layout.join(parts) for parts in zip(*layers_of_runs, strict=True)]  # (B, Q, C) each
         kept = torch.stack(layers if all_layers else layers[-1:])
         return DecodedQueries(normalised=self.decoder.layernorm(kept), last=layers[-1])
 
-    def _released_tokens(self, encoded: Tensor, groups: GroupedQueries) -> tuple[list[Tensor], list[Tensor]]:
-        """Tokens and their positions by run, see `HvplConfig.cross_tokens`."""
-        positions = [group.token_positions.repeat(encoded.shape[1], 1) for group in self.groups()]
-        positions = torch.cat(positions)[: groups.token_layout.num_queries]
+    def _released_tokens(
+        self, encoded: torch.Tensor, groups: GroupedQueries
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return tokens and their positions, by run, as the released code reads them (`HvplConfig.cross_tokens`)."""
+        repeated = [group.token_positions.repeat(encoded.shape[1], 1) for group in self.groups()]
+        positions = torch.cat(repeated)[: groups.token_layout.num_queries]
         split = groups.token_layout.split
         return split(encoded[:, :1]), split(positions.expand(1, 1, -1, -1))
 
-    def mask_embeddings(self, queries: Tensor) -> Tensor:
-        """(B, Q, C) -> (B, Q, mask channels), each task by its own mask head"""
+    def mask_embeddings(self, queries: torch.Tensor) -> torch.Tensor:
+        """Compute mask embeddings by the mask head of each task: `(B, Q, C)` to `(B, Q, mask channels)`."""
         return GroupedQueries(self.groups()).mask_embeddings(queries)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPVIS: a tracker that corrects its memory frame by frame, online, and a refinement of whole videos, offline."""
+"""SPVIS: an online tracker that corrects its memory frame by frame, and an offline refiner of whole videos."""
 
 from .configuration_spvis import SpvisConfig
 from .modeling_spvis import SpvisForVideoInstanceSegmentation, SpvisState

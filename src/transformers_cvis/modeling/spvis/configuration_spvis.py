@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration of SPVIS, and of DVIS, which is made of the same parts."""
+"""Configuration of SPVIS and of DVIS, which consists of the same parts."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ...messages import check_at_least
 from ..configuration_base import VideoConfigMixin, switch
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 
@@ -113,13 +114,13 @@ class SpvisConfig(VideoConfigMixin, FrameDetectorConfig):
         reason="Objects that are absent in the last frame of a clip keep their class as target.",
     )
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check, beyond the base class, tracker, refiner and the guided share of the training."""
         super().validate_architecture()
         for name in ("tracker_layers", "refiner_layers", "compensator_repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_at_least(name, getattr(self, name), 1)
         if not 0 <= self.guided_share <= 1:
-            raise ValueError(f"`guided_share` is a share in 0..1 of the training, got {self.guided_share}.")
+            raise ValueError(f"`guided_share` must be a share in 0..1 of the training, got {self.guided_share}.")
 
 
 __all__ = ["SpvisConfig"]

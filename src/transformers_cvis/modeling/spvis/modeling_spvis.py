@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPVIS: a frame detector, a tracker that corrects itself frame by frame, and offline a refinement of the whole video.
+"""SPVIS: a frame detector, a tracker that corrects itself frame by frame, and an offline refiner of whole videos.
 
-DVIS (Zhang et al., "DVIS: Decoupled Video Instance Segmentation Framework", ICCV 2023) is made of the same parts.
+DVIS (Zhang et al., "DVIS: Decoupled Video Instance Segmentation Framework", ICCV 2023) consists of the same parts.
 
 B videos, T frames of a clip, Q queries, C channels, K classes.
 """
@@ -19,20 +19,23 @@ from ..losses import FramewiseTrackLoss, VideoTargets, VideoTrackLoss
 from ..outputs import LayerPrediction, VideoInstanceSegmentationOutput, hidden_states_requested
 from ..video_model import DetectedFrames, VideoModelMixin
 from .configuration_spvis import SpvisConfig
-from .refiners import REFINERS
+from .refiners import REFINERS, Refiner
 from .tracker import SpvisState, TrackedFrames, Tracker
 
 
 class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
-    """Segments frames one by one and carries tracks from frame to frame, in videos of any length; with
-    `config.refiner` it then refines the tracks of the whole video.
+    """SPVIS, which detects objects frame by frame and carries tracks from frame to frame, in videos of any length.
 
-    It is the frame detector with a tracker beside it, so that `from_pretrained` takes a MinVIS or Mask2Former
-    checkpoint, which is the first stage of training; the tracker is new then. Online training (`refiner=None`) trains
-    the tracker, offline training the refiner.
+    With `config.refiner` the tracks of the whole video are then refined, offline.
+
+    The model is a frame detector with a tracker, so `from_pretrained` accepts a MinVIS or Mask2Former checkpoint to
+    start training from; the tracker is new then. Online training (`refiner=None`) trains the tracker, offline training
+    the refiner.
     """
 
     config_class = SpvisConfig
+    tracker: Tracker
+    refiner: Refiner | None
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
     state_class = SpvisState
@@ -48,6 +51,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
 
     @property
     def is_online(self) -> bool:
+        """Whether the model has no refiner, so that a clip needs no later one."""
         return self.refiner is None
 
     @property
@@ -55,32 +59,34 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         return self.config.refiner is None or not self.config.freeze_tracker
 
     def frozen_modules(self) -> list[str]:
+        """Return the frozen ones of detector and tracker; offline, the heads of the tracker in any case."""
         frozen = ["model", "class_predictor"] if self.config.freeze_detector else []
         if not self._tracker_trains:
             frozen.append("tracker")
         if self.config.refiner is not None:
-            # Offline these only guide the matching, and are averaged with the predictions of the refiner.
+            # Offline these heads only guide the matching, and their predictions are joined with the refiner's.
             frozen += ["tracker.class_predictor", "tracker.mask_embedder"]
         return frozen
 
     def evaluated_modules(self) -> list[str]:
+        """Return the network of a frozen detector."""
         return ["model"] if self.config.freeze_detector else []
 
     def set_training_progress(self, progress: float) -> None:
-        """Say how much of the training is done.
+        """Set how much of the training is done.
 
-        In the first `config.guided_share` of it objects are matched to the predictions of the stage before, which is
-        trained: those of the detector, in the order of the tracks, for the tracker, those of the tracker for the
-        refiner. Later the model is matched by its own predictions.
+        In the first `config.guided_share` of the training, objects are matched to the predictions of the part before,
+        which is trained already: the detector's, in the order of the tracks, for the tracker, and the tracker's for
+        the refiner. After that, the model is matched by its own predictions.
 
         Args:
-            progress: 0 at the beginning (where a new model is) to 1 at the end.
+            progress: 0 at the beginning, as in a new model, to 1 at the end.
 
         Raises:
-            ValueError: when it is not a share.
+            ValueError: `progress` is not between 0 and 1.
         """
         if not 0 <= progress <= 1:
-            raise ValueError(f"`progress` is the share of the training that is done, in 0..1, got {progress}.")
+            raise ValueError(f"`progress` must be the share of the training that is done, in 0..1, got {progress}.")
         self.training_progress = progress
 
     @can_return_tuple
@@ -147,8 +153,19 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
 
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
-        """As `VideoModelMixin.stream`. Offline all clips are read before the first output; until then the mask features
-        of the video wait in host memory, and every output repeats the class logits of the video.
+        """Segment one video clip by clip, see `VideoModelMixin.stream`; offline, all clips are read first.
+
+        Until then the mask features of the video are kept in host memory. Every offline output repeats the class
+        logits of the video.
+
+        Args:
+            clips: consecutive clips, `(1, T, 3, H, W)` each.
+
+        Yields:
+            One output per clip, in order.
+
+        Raises:
+            ValueError: the model is in training mode.
         """
         if self.refiner is None:
             yield from super().stream(clips)
@@ -170,16 +187,21 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
             yield self.complete_output(self._make_output(features.to(self.device), class_logits, part_embeddings))
 
     def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Detect the objects of single frames, see `VideoModelMixin.detect_frames`."""
         detected = super().forward(frames, output_hidden_states=False, return_dict=True)
         return detected.frame_queries[-1], detected.mask_features
 
     def _refine(
         self, tracked: list[TrackedFrames], frame_queries: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Refine the tracks of videos that were seen in consecutive parts.
+        """Refine the tracks of videos that were tracked in consecutive parts.
+
+        Args:
+            tracked: output of the tracker for each part.
+            frame_queries: frame queries of each part, `(B, T, Q, C)`.
 
         Returns:
-            Class logits `(B, Q, K + 1)`, mask embeddings `(B, T, Q, C)` and the queries of every layer
+            Class logits `(B, Q, K + 1)`, mask embeddings `(B, T, Q, mask channels)` and the queries of every layer
             `(layers, B, T, Q, C)`.
         """
         tracks = torch.cat([part.queries[-1] for part in tracked], dim=1)
@@ -227,7 +249,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
     def _detect_for_training(
         self, pixel_values_videos: torch.Tensor, targets: VideoTargets
     ) -> tuple[dict[str, torch.Tensor], DetectedFrames]:
-        """Losses of the frame detector, none when it is frozen, and what it found."""
+        """Return the losses of the frame detector, none when it is frozen, and its output."""
         if self.config.freeze_detector:
             with torch.no_grad():
                 return {}, self.detect(pixel_values_videos)
@@ -239,7 +261,11 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         return detected.loss_dict, frames
 
     def _track_predictions(self, queries: torch.Tensor) -> list[LayerPrediction]:
-        """Per layer class logits (B, T, Q, K + 1) and mask embeddings (B, T, Q, C) of normalised tracks."""
+        """Predict from normalised tracks `(layers, B, T, Q, C)`.
+
+        Returns:
+            For each layer class logits `(B, T, Q, K + 1)` and mask embeddings `(B, T, Q, mask channels)`.
+        """
         layers = zip(self.tracker.class_predictor(queries), self.tracker.mask_embedder(queries), strict=True)
         return [LayerPrediction(*layer) for layer in layers]
 
@@ -253,9 +279,16 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
 
 
 def join_class_logits(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Logits whose probabilities are, class by class, the larger of those of two: (..., K + 1), no-object last.
+    """Join two predictions: the probability of each class is the larger of the two.
 
-    What the classes leave of 1 is no-object's; where they exceed 1 together, they are scaled to it.
+    No-object gets the rest to 1. Where the classes add up to more than 1, they are scaled to 1.
+
+    Args:
+        first: class logits `(..., K + 1)`, no-object last.
+        second: class logits of the same shape.
+
+    Returns:
+        Class logits of the same shape, in the dtype of `first`.
     """
     precision = at_least_float32_dtype(first.dtype)
     probabilities = torch.maximum(first.to(precision).softmax(dim=-1), second.to(precision).softmax(dim=-1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sees the whole video after the tracker: the joint refiner of SPVIS and the temporal refiner of DVIS.
+"""Offline refiners that process the whole video after the tracker: SPVIS's joint one and DVIS's temporal one.
 
 B videos, T frames, Q queries, C channels, K classes.
 """
@@ -18,13 +18,19 @@ from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, over_time
 class RefinedTracks(NamedTuple):
     """Predictions of the layers of a refiner for whole videos."""
 
-    class_logits: torch.Tensor  # (layers, B, Q, K + 1)
-    mask_embeddings: torch.Tensor  # (layers, B, T, Q, C)
-    queries: torch.Tensor  # (layers, B, T, Q, C), normalised
+    class_logits: torch.Tensor
+    """`(layers, B, Q, K + 1)`."""
+    mask_embeddings: torch.Tensor
+    """`(layers, B, T, Q, mask channels)`."""
+    queries: torch.Tensor
+    """`(layers, B, T, Q, C)`, normalised."""
 
 
 class RefinementCompensator(nn.Module):
-    """Attention of each track over time, then blocks whose residual goes around a normalised-after layer."""
+    """Attention of each track over time, then blocks of self-attention and feed-forward with an outer residual.
+
+    The blocks normalise their input, although their layers have a residual and a norm of their own.
+    """
 
     def __init__(self, config: SpvisConfig):
         super().__init__()
@@ -38,7 +44,7 @@ class RefinementCompensator(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(N, length, C) -> (N, length, C)"""
+        """Compensate each track: `(N, T, C)` to `(N, T, C)`."""
         hidden_states = self.local_attn(hidden_states)
         for _ in range(self.num_repeats):
             attended = self.self_attn(self.self_attn_layer_norm(hidden_states))
@@ -49,7 +55,7 @@ class RefinementCompensator(nn.Module):
 
 
 class InteractionLayer(GradientCheckpointingLayer):
-    """Tracks read the frames, move along time, meet the other tracks of their frame; the output is gated."""
+    """Attention of tracks to the frames, convolution over time, self-attention within frames; the output is gated."""
 
     def __init__(self, config: SpvisConfig):
         super().__init__()
@@ -64,7 +70,7 @@ class InteractionLayer(GradientCheckpointingLayer):
         self.feed_forward = FeedForwardLayer(config, dropout)
 
     def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
-        """Tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
+        """Refine tracks with frame queries, both `(B, T, Q, C)`; return the same shape."""
         tracks = within_frames(self.cross_attn, tracks, frame_queries)
         moved = self.conv2(self.conv1(tracks).relu()).relu()
         tracks = self.conv_layer_norm(tracks + moved if self.conv_residual else moved)
@@ -73,7 +79,7 @@ class InteractionLayer(GradientCheckpointingLayer):
 
 
 class TemporalRefinerLayer(GradientCheckpointingLayer):
-    """Tracks attend over time and are smoothed along it, meet the other tracks of their frame, and read the frames."""
+    """Attention and convolution of tracks over time, self-attention within frames, attention to the frames."""
 
     def __init__(self, config: SpvisConfig):
         super().__init__()
@@ -87,7 +93,7 @@ class TemporalRefinerLayer(GradientCheckpointingLayer):
         self.feed_forward = FeedForwardLayer(config)
 
     def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
-        """Tracks and frame_queries (B, T, Q, C) -> (B, T, Q, C)"""
+        """Refine tracks with frame queries, both `(B, T, Q, C)`; return the same shape."""
         tracks = over_time(self.time_attn, tracks)
         tracks = self.conv_layer_norm(tracks + self.conv2(self.conv1(tracks).relu()))
         tracks = within_frames(self.self_attn, tracks)
@@ -95,7 +101,13 @@ class TemporalRefinerLayer(GradientCheckpointingLayer):
 
 
 class Refiner(nn.Module):
-    """Layers over whole videos and their heads: one class for a track, a mask embedding for each of its frames."""
+    """Layers over whole videos and their heads: one class per track, one mask embedding per track and frame.
+
+    Args:
+        config: sizes.
+        layer_class: class of the layers, built from `config`.
+        mask_embedder: head that turns track states into mask embeddings.
+    """
 
     def __init__(self, config: SpvisConfig, layer_class: type[nn.Module], mask_embedder: nn.Module):
         super().__init__()
@@ -106,16 +118,16 @@ class Refiner(nn.Module):
         self.frame_weight = nn.Linear(config.hidden_dim, 1)
 
     def forward(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> RefinedTracks:
-        """Predictions of all layers.
+        """Refine tracks and predict from every layer.
 
         Args:
             tracks: `(B, T, Q, C)`, normalised output of the tracker.
-            frame_queries: `(B, T, Q, C)`, the queries of each frame as the tracker encodes them without a past.
+            frame_queries: `(B, T, Q, C)`, queries of each frame as the tracker encodes them without a past.
         """
         return self.predict(self.refine(tracks, frame_queries))
 
     def refine(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
-        """(layers, B, T, Q, C), before the norm"""
+        """Return the tracks after every layer, `(layers, B, T, Q, C)`, before the norm; arguments as in `forward`."""
         states = []
         for layer in self.layers:
             tracks = layer(tracks, frame_queries)
@@ -123,6 +135,7 @@ class Refiner(nn.Module):
         return torch.stack(states)
 
     def predict(self, states: torch.Tensor) -> RefinedTracks:
+        """Predict classes and mask embeddings from the output of [`refine`]; a class comes from all frames."""
         queries = self.layer_norm(states)
         weights = self.frame_weight(queries).softmax(dim=2)  # over the frames
         class_logits = self.class_predictor((weights * queries).sum(dim=2))
@@ -130,14 +143,14 @@ class Refiner(nn.Module):
 
 
 class TemporalRefiner(Refiner):
-    """DVIS, section 3.3."""
+    """Temporal refiner of DVIS (section 3.3)."""
 
     def __init__(self, config: SpvisConfig):
         super().__init__(config, TemporalRefinerLayer, MaskEmbedder(config.hidden_dim, config.mask_feature_size))
 
 
 class JointRefiner(Refiner):
-    """Refinement compensator and spatial interaction of SPVIS, met as `config.joint` says."""
+    """SPVIS's refinement compensator and spatial interaction, combined according to `config.joint`."""
 
     def __init__(self, config: SpvisConfig):
         hidden_dim = config.hidden_dim
@@ -153,6 +166,7 @@ class JointRefiner(Refiner):
             self.compensator = RefinementCompensator(config)
 
     def refine(self, tracks: torch.Tensor, frame_queries: torch.Tensor) -> torch.Tensor:
+        """Return the tracks after every layer, with those of the compensator."""
         if self.joint == "interaction_only":
             return super().refine(tracks, frame_queries)
         compensated = over_time(self.compensator, tracks)

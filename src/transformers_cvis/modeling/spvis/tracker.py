@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progressive tracker of SPVIS and, with another filter, the referring tracker of DVIS.
+"""Progressive tracker of SPVIS and, with another filter, referring tracker of DVIS.
 
-A track is a query that is carried from frame to frame. In each frame it reads the queries which the detector found
-there, starting from the one matched to it; what it was in the frame before tells it what to look for.
+A track is a query that is carried from frame to frame. In each frame it starts from the frame query matched to it and
+reads all queries that the detector found there; its state in the frame before is the target of the search.
 
 B videos, T frames, Q queries, C channels.
 """
@@ -23,7 +23,7 @@ from .layers import AttentionLayer, FeedForwardLayer, TimeConvolution, within_fr
 
 @dataclass(frozen=True)
 class SpvisState:
-    """What a clip hands to the next one; a state may be used more than once.
+    """State between two clips; it can be used more than once.
 
     Attributes:
         frame_queries (`torch.Tensor` of shape `(B, Q, C)`): queries of the last frame, in the order of the tracks.
@@ -40,17 +40,19 @@ class SpvisState:
 
 
 class TrackedFrames(NamedTuple):
-    """What the tracker makes of the frames of a clip."""
+    """Output of the tracker for a clip."""
 
-    queries: torch.Tensor  # (layers, B, T, Q, C), normalised
-    order: torch.Tensor  # (B, T, Q) long: the frame query matched to each track
+    queries: torch.Tensor
+    """`(layers, B, T, Q, C)`, normalised."""
+    order: torch.Tensor
+    """`(B, T, Q)` long, the frame query matched to each track."""
     state: SpvisState
 
 
 class DisturbanceFilter(nn.Module):
-    """Attention to a frame's queries between a convolution over time and self-attention, all normalised after the sum.
+    """Convolution over time, attention to a frame's queries, self-attention, feed-forward; normalised after each sum.
 
-    With `filter_residual="released"` the reading is added to the convolved target and `identity` is not used.
+    With `filter_residual="released"` the attention is added to the convolved target, and `identity` is not used.
     """
 
     def __init__(self, config: SpvisConfig):
@@ -67,7 +69,16 @@ class DisturbanceFilter(nn.Module):
         self.final_layer_norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, identity: torch.Tensor, target: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
+        """Read the queries of a frame, all `(B, T, Q, C)`.
+
+        Args:
+            identity: states to which the attention is added.
+            target: tracks of the frame before.
+            memory: queries of the frame.
+
+        Returns:
+            `(B, T, Q, C)`.
+        """
         target = self.temporal_layer_norm(target + self.temporal_conv(target))
         read = within_frames(self.cross_attn, target, memory, memory)
         hidden_states = self.cross_attn_layer_norm((identity if self.adds_identity else target) + read)
@@ -83,7 +94,7 @@ class ReferringFilter(AttentionLayer):
         super().__init__(config)
 
     def forward(self, identity: torch.Tensor, target: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
+        """Read the queries of a frame; arguments and result as in [`DisturbanceFilter.forward`]."""
         read = super().forward(target.flatten(0, 1), memory.flatten(0, 1), identity.flatten(0, 1))
         return read.unflatten(0, target.shape[:2])
 
@@ -92,7 +103,7 @@ FILTERS = {"disturbance": DisturbanceFilter, "referring": ReferringFilter}
 
 
 class TrackerLayer(GradientCheckpointingLayer):
-    """Filter, self-attention among the tracks of a frame, feed-forward."""
+    """Filter, self-attention of the tracks of a frame, feed-forward."""
 
     def __init__(self, config: SpvisConfig):
         super().__init__()
@@ -101,13 +112,13 @@ class TrackerLayer(GradientCheckpointingLayer):
         self.feed_forward = FeedForwardLayer(config)
 
     def forward(self, identity: torch.Tensor, target: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """identity, target and memory (B, T, Q, C) -> (B, T, Q, C)"""
+        """Update tracks; arguments and result as in [`DisturbanceFilter.forward`]."""
         hidden_states = self.filter(identity, target, memory)
         return self.feed_forward(within_frames(self.self_attn, hidden_states))
 
 
 class Tracker(nn.Module):
-    """Carries tracks from one frame to the next, and predicts class and mask of each."""
+    """Layers that carry tracks from one frame to the next, and heads that predict the class and mask of each."""
 
     def __init__(self, config: SpvisConfig):
         super().__init__()
@@ -120,15 +131,15 @@ class Tracker(nn.Module):
     def forward(
         self, frame_queries: torch.Tensor, matched_queries: torch.Tensor, tracks: torch.Tensor | None
     ) -> torch.Tensor:
-        """One frame.
+        """Carry tracks into one frame.
 
         Args:
             frame_queries: `(B, 1, Q, C)`, queries of the frame in the detector's order.
-            matched_queries: `(B, 1, Q, C)`, the same in the order of the tracks.
-            tracks: `(B, 1, Q, C)`, output of the last layer in the frame before; None where the video begins.
+            matched_queries: `(B, 1, Q, C)`, the same queries in the order of the tracks.
+            tracks: `(B, 1, Q, C)`, output of the last layer in the frame before; None in the first frame of a video.
 
         Returns:
-            `(layers, B, 1, Q, C)`: the tracks after every layer, before the norm.
+            `(layers, B, 1, Q, C)`, the tracks after every layer, before the norm.
         """
         if tracks is None:
             return self.encode_frames(frame_queries)
@@ -139,7 +150,7 @@ class Tracker(nn.Module):
         return torch.stack(states)
 
     def encode_frames(self, frame_queries: torch.Tensor) -> torch.Tensor:
-        """The queries of each frame read by themselves, without a past: (B, T, Q, C) -> (layers, B, T, Q, C)."""
+        """Encode the queries of each frame without a past: `(B, T, Q, C)` to `(layers, B, T, Q, C)`."""
         hidden_states, states = frame_queries, []
         for layer in self.layers:
             hidden_states = layer(hidden_states, hidden_states, frame_queries)
@@ -147,7 +158,12 @@ class Tracker(nn.Module):
         return torch.stack(states)
 
     def track(self, frame_queries: torch.Tensor, state: SpvisState | None = None) -> TrackedFrames:
-        """Carry tracks through the frames of a clip, `frame_queries` (B, T, Q, C), from `state` or from the first."""
+        """Carry tracks through the frames of a clip.
+
+        Args:
+            frame_queries: `(B, T, Q, C)`.
+            state: state after the clip before; None for the first clip of a video.
+        """
         previous = None if state is None else state.frame_queries
         order = match_frame_queries(frame_queries, previous, self.inverts_matches)
         matched = frame_queries.take_along_dim(order.unsqueeze(3), dim=2)
@@ -157,7 +173,7 @@ class Tracker(nn.Module):
             outputs.append(self(frame, matched_frame, tracks))
             tracks = outputs[-1][-1]
         queries = self.layer_norm(torch.cat(outputs, dim=2))
-        # Copies, not views that hold on to the whole clip.
+        # Copies, since views would keep the tensors of the whole clip in memory.
         return TrackedFrames(queries, order, SpvisState(matched[:, -1].clone(), tracks.squeeze(1).clone()))
 
 

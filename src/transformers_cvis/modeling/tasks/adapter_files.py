@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of task adapters: their format, read and write next to each other.
+"""Files of task adapters: their format, readers and writers.
 
-A model that learns task by task has its base on the branch `main` of a repository, like any model. The revision
-`task-N` holds, in files of a few megabytes, everything that tasks 1 to N added:
+The base of a model that learns task by task lies on the branch `main` of a repository, like any model. The revision
+`task-N` holds everything that tasks 1 to N added, in files of a few megabytes:
 
-    task_adapter_config.json         the tasks and their classes, and the base: where it is, and its hashes
-    task_adapter_model.safetensors   of every task its prompts and heads, the no-object heads as it left them, and the
-                                     directions that it protects, where it does
+    task_adapter_config.json         the tasks and their classes; the place of the base and its hashes
+    task_adapter_model.safetensors   for every task its prompts and heads, the no-object heads after it, and the
+                                     directions that it protects, if any
     config.json, video_preprocessor_config.json, README.md   like those of any model, after task N
 
-A whole model has, next to its weights, `task_learning_state.safetensors`: what its later tasks need to know of the
-earlier ones, and of a base its hashes.
+A whole model has `task_learning_state.safetensors` next to its weights: the no-object heads and protected directions
+of its tasks, and, for a base, its hashes.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.utils import cached_file
 
-from ...files import sha256
+from ...files import sha256, write_json
 from ...hub.owned_files import declare_owned_files
 
 ADAPTER_CONFIG_FILE = "task_adapter_config.json"
@@ -35,26 +35,26 @@ ADAPTER_WEIGHTS_FILE = "task_adapter_model.safetensors"
 TASK_STATE_FILE = "task_learning_state.safetensors"
 FORMAT_VERSION = 1
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
-# The base's weights are hashed as they are and rounded, so that a base in half precision is known as well.
+# Weights of a base are hashed as they are and rounded, so that a base in half precision is recognised as well.
 HASHED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 declare_owned_files(ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, TASK_STATE_FILE)
 
 
 def task_name(task: int) -> str:
-    """Return the name of a task: that of its revision, its folder, and its adapter in memory."""
+    """Return the name of a task, which its revision, its folder and its adapter in memory share."""
     return f"task-{task}"
 
 
 @dataclass(frozen=True)
 class BaseReference:
-    """Where the base of an adapter is, and what identifies it. Either `repo` or `path` is given.
+    """Place and identity of the base of an adapter. Either `repo` or `path` is given.
 
     Attributes:
         hashes (`dict[str, str]`): SHA-256 of the base's weights in hexadecimal digits, by the dtype that they were
-            rounded to ("float32"); empty where they are not known yet.
+            rounded to ("float32"); empty while they are unknown.
         repo (`str`, *optional*): repository on the Hub.
-        revision (`str`, *optional*): commit or branch of `repo`; None is its default branch.
+        revision (`str`, *optional*): commit or branch of `repo`; None for its default branch.
         path (`str`, *optional*): folder; in the files of an adapter it is relative to the folder of the adapter.
     """
 
@@ -70,7 +70,7 @@ class BaseReference:
 
     @classmethod
     def at(cls, name: str | os.PathLike, revision: str | None = None) -> "BaseReference":
-        """Refer to a folder, or to a revision of a repository where there is no such folder."""
+        """Refer to the folder `name` if it exists, otherwise to a revision of the repository `name`."""
         if Path(name).is_dir():
             return cls(path=str(Path(name).resolve()))
         return cls(repo=str(name), revision=revision)
@@ -83,41 +83,41 @@ class BaseReference:
         """Return the folder or the repository of the base, and its revision, as `from_pretrained` takes them.
 
         Args:
-            adapter: the folder of the adapter that this reference was read from.
+            adapter: folder of the adapter that this reference was read from.
         """
         if self.repo is not None:
             return self.repo, self.revision
-        return os.path.normpath(os.path.join(adapter, self.path)), None
+        return os.path.normpath(os.path.join(adapter, str(self.path))), None
 
     def check(self, hashes: Mapping[str, str]) -> None:
         """Check that a model is this base.
 
         Args:
-            hashes: those of the model, like [`BaseReference.hashes`].
+            hashes: hashes of the model, as in [`BaseReference.hashes`].
 
         Raises:
-            ValueError: the model is another one, or its hashes are of other dtypes.
+            ValueError: the model differs from this base, or its hashes are those of other dtypes.
         """
         common = [dtype for dtype in hashes if dtype in self.hashes]
         if not common:
             raise ValueError(
                 f"The adapter's base ({self}) was saved in {', '.join(self.hashes)}, so its weights cannot be compared "
-                f"with a model in {', '.join(hashes)}: load the base in float32."
+                f"with those of a model in {', '.join(hashes)}: load the base in float32."
             )
         if any(hashes[dtype] != self.hashes[dtype] for dtype in common):
             raise ValueError(
-                f"The adapter belongs to another base: {self}. Its prompts mean nothing to the weights of this model "
-                f"(SHA-256 {hashes[common[0]][:12]}, expected {self.hashes[common[0]][:12]})."
+                f"The adapter belongs to another base: {self}. It does not work with the weights of this model "
+                f"(SHA-256 {hashes[common[0]][:12]}, expected {self.hashes[common[0]][:12]}): load that base."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of "base" in the description of an adapter."""
+        """Return the value of "base" in the description of an adapter."""
         place = {"path": self.path} if self.repo is None else {"repo": self.repo, "revision": self.revision}
         return {**place, "hashes": self.hashes}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "BaseReference":
-        """Reverse [`to_dict`].
+        """Build a reference from the value that [`to_dict`] returns.
 
         Raises:
             KeyError: the hashes are missing.
@@ -128,15 +128,15 @@ class BaseReference:
 
 @dataclass(frozen=True)
 class TaskAdapter:
-    """What one task added to a model, on the CPU.
+    """Classes and tensors that one task added to a model, on the CPU.
 
     Attributes:
         class_names (`list[str]`): names of its classes, as given to `add_task`.
         num_prompts (`int`): number of its prompts at each stage, as given to `add_task`.
         weights (`dict[str, torch.Tensor]`): the task's own parameters, by their names in the model.
-        no_object (`dict[str, torch.Tensor]`): the no-object heads as the task left them, by their names in the model.
-        directions (`torch.Tensor` of shape `(channels, rank)`, *optional*): what the task added to the directions that
-            later tasks keep clear of.
+        no_object (`dict[str, torch.Tensor]`): the no-object heads after the task, by their names in the model.
+        directions (`torch.Tensor` of shape `(channels, rank)`, *optional*): directions that the task protects from
+            later ones.
     """
 
     class_names: list[str]
@@ -146,7 +146,7 @@ class TaskAdapter:
     directions: torch.Tensor | None
 
     def is_same(self, other: "TaskAdapter") -> bool:
-        """Return whether two adapters have the same classes and weights, those of `other` rounded to our dtypes."""
+        """Return whether classes and weights equal those of `other`, whose weights are first rounded to our dtypes."""
         if self.class_names != other.class_names or self.weights.keys() != other.weights.keys():
             return False
         return all(
@@ -157,13 +157,13 @@ class TaskAdapter:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """The content of a revision `task-N`.
+    """Content of a revision `task-N`.
 
     Attributes:
-        model_type (`str`): of the configuration of the model.
+        model_type (`str`): model type of the configuration.
         base (`BaseReference`): the base, with its hashes.
-        adapters (`list[TaskAdapter]`): those of tasks 1 to N.
-        base_directions (`torch.Tensor` of shape `(channels, rank)`, *optional*): the directions that the base protects.
+        adapters (`list[TaskAdapter]`): adapters of tasks 1 to N.
+        base_directions (`torch.Tensor` of shape `(channels, rank)`, *optional*): directions that the base protects.
     """
 
     model_type: str
@@ -174,11 +174,11 @@ class AdapterFile:
 
 @dataclass(frozen=True)
 class TaskTensors:
-    """Tensors by task, as the safetensors files name them: `weights.{task}.{name}`, `directions.{task}` and so on.
+    """Tensors by task; the safetensors files name them `weights.{task}.{name}`, `directions.{task}` and so on.
 
     Attributes:
         weights (`dict[int, dict[str, torch.Tensor]]`): parameters that a task added, by their names in the model.
-        no_object (`dict[int, dict[str, torch.Tensor]]`): the no-object heads as a task left them, likewise.
+        no_object (`dict[int, dict[str, torch.Tensor]]`): no-object heads after a task, by their names in the model.
         directions (`dict[int, torch.Tensor]`): directions that a task protects, `(channels, rank)`.
     """
 
@@ -197,7 +197,7 @@ class TaskTensors:
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, torch.Tensor]) -> "TaskTensors":
-        """Reverse [`to_flat`]; tensors of other kinds are left out."""
+        """Sort the tensors of a file, as [`to_flat`] names them; other kinds are left out."""
         tensors = cls()
         for key, tensor in flat.items():
             kind, task, *name = key.split(".", 2)
@@ -231,43 +231,43 @@ def write_adapter(adapter: AdapterFile, folder: Path) -> None:
         ],
         "weights_sha256": sha256(folder / ADAPTER_WEIGHTS_FILE),
     }
-    text = json.dumps(description, indent=2, ensure_ascii=False)
-    (folder / ADAPTER_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / ADAPTER_CONFIG_FILE, description, indent=2)
 
 
 def read_adapter(name: str | os.PathLike, hub_arguments: Mapping[str, Any]) -> AdapterFile:
-    """Read the tasks that a folder or a revision of a repository holds.
+    """Read the task adapters in a folder or in a revision of a repository.
 
     Args:
         name: folder, or repository on the Hub.
         hub_arguments: "revision" and `HUB_ARGUMENTS`, as transformers takes them; None counts as not given.
 
     Raises:
-        OSError: no adapter there, or a file that is corrupt.
+        OSError: no adapter was found, or a file is corrupt.
         ValueError: the adapter leaves out a task.
     """
-    config_path = find_file(name, ADAPTER_CONFIG_FILE, hub_arguments, required=True)
+    config_path = find_required_file(name, ADAPTER_CONFIG_FILE, hub_arguments)
     try:
         content = json.loads(Path(config_path).read_text(encoding="utf-8"))
         base, tasks, expected = BaseReference.from_dict(content["base"]), content["tasks"], content["weights_sha256"]
         version, model_type = content["format_version"], content["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(
-            f"{config_path} is no description of a task adapter ({type(error).__name__}: {error})."
+            f"{config_path} is not a description of a task adapter ({type(error).__name__}: {error}): copy or download "
+            "it again."
         ) from error
     if version > FORMAT_VERSION:
         raise OSError(f"{name} was written by a newer transformers_cvis (format {version}): update the package.")
     names = [task["name"] for task in tasks]
     if names != [task_name(task) for task in range(1, len(names) + 1)] or not names:
         raise ValueError(
-            f"{name} holds the tasks {names}: tasks build on each other, so an adapter holds all of them from task-1 "
-            "on."
+            f"{name} holds the tasks {names}: tasks build on each other, so an adapter must hold all of them from "
+            "task-1 on. Save it again with `save_task_adapter`."
         )
-    path = find_file(name, ADAPTER_WEIGHTS_FILE, hub_arguments, required=True)
+    path = find_required_file(name, ADAPTER_WEIGHTS_FILE, hub_arguments)
     if sha256(path) != expected:
         raise OSError(
-            f"The weights of the task adapter {name} are corrupt or incomplete: {path} is not the file that its "
-            "description belongs to. Copy it again, or pass `force_download=True` for a repository of the Hub."
+            f"The weights of the task adapter {name} are corrupt or incomplete: the SHA-256 of {path} is not the one "
+            "in its description. Copy it again, or pass `force_download=True` for a repository of the Hub."
         )
     tensors = TaskTensors.from_flat(_load_tensors(path))
     adapters = [
@@ -283,25 +283,25 @@ def read_adapter(name: str | os.PathLike, hub_arguments: Mapping[str, Any]) -> A
     return AdapterFile(model_type, base, adapters, tensors.directions.get(0))
 
 
-# The state of a whole model
+# State of a whole model
 
 
 def write_task_state(tensors: TaskTensors, base_hashes: Mapping[str, str] | None, folder: Path) -> None:
-    """Write what later tasks need to know of earlier ones into the folder of a whole model.
+    """Write the state of learning task by task into the folder of a whole model.
 
     Args:
-        tensors: no-object heads and directions of its tasks.
-        base_hashes: of a model that is a base, like [`BaseReference.hashes`]; None for any other.
-        folder: must exist.
+        tensors: no-object heads and protected directions of its tasks.
+        base_hashes: hashes of a base, as in [`BaseReference.hashes`]; None for a model with later tasks.
+        folder: folder of the model, which must exist.
     """
-    metadata = {"format": "pt"}  # safetensors cannot read a file back that has neither tensors nor metadata
+    metadata = {"format": "pt"}  # safetensors cannot read a file that has neither tensors nor metadata
     if base_hashes is not None:
         metadata["base_hashes"] = json.dumps(base_hashes)
     save_file(tensors.to_flat(), folder / TASK_STATE_FILE, metadata=metadata)
 
 
 def read_task_state(path: str | os.PathLike) -> TaskTensors:
-    """Read the tensors of a `task_learning_state.safetensors`.
+    """Read the tensors of a file `task_learning_state.safetensors`.
 
     Raises:
         OSError: the file is corrupt.
@@ -310,7 +310,7 @@ def read_task_state(path: str | os.PathLike) -> TaskTensors:
 
 
 def read_base_hashes(path: str | os.PathLike) -> dict[str, str] | None:
-    """Read the hashes of a base from a `task_learning_state.safetensors`; None if the model is not a base.
+    """Read the hashes of a base from a file `task_learning_state.safetensors`, None if the model is not a base.
 
     Raises:
         OSError: the file is corrupt.
@@ -324,8 +324,8 @@ def hash_weights(tensors: Iterable[tuple[str, torch.Tensor]], dtypes: Iterable[t
     """Return the SHA-256 of weights, in hexadecimal digits, by the name of the dtype that they are rounded to.
 
     Args:
-        tensors: names and weights; their order does not count. Those that are not floating point are not rounded.
-        dtypes: the dtypes to round to.
+        tensors: names and weights, in any order; only floating-point weights are rounded.
+        dtypes: dtypes to round to.
     """
     digests = {dtype: hashlib.sha256() for dtype in dtypes}
     for name, tensor in sorted(tensors, key=lambda named: named[0]):
@@ -339,21 +339,33 @@ def hash_weights(tensors: Iterable[tuple[str, torch.Tensor]], dtypes: Iterable[t
 # Files of folders and repositories
 
 
-def find_file(name: str | os.PathLike, file: str, hub_arguments: Mapping[str, Any], required: bool) -> str | None:
+def find_file(name: str | os.PathLike, file: str, hub_arguments: Mapping[str, Any]) -> str | None:
     """Find a file of a folder or a repository; if the Hub is out of reach, in the cache.
 
     Args:
         name: folder, or repository on the Hub.
         file: name of the file.
         hub_arguments: "revision" and `HUB_ARGUMENTS`, as transformers takes them; None counts as not given.
-        required: raise if there is no such file.
 
     Returns:
-        The path of the file, or None if it is not there.
+        The path of the file, or None if it does not exist.
 
     Raises:
-        OSError: the file is required and not there; or there is no such repository or revision.
+        OSError: the repository or revision does not exist.
     """
+    return _cached_file(name, file, hub_arguments, required=False)
+
+
+def find_required_file(name: str | os.PathLike, file: str, hub_arguments: Mapping[str, Any]) -> str:
+    """Find a file as [`find_file`] does, but raise an error if it does not exist.
+
+    Raises:
+        OSError: the file, the repository or the revision does not exist.
+    """
+    return _cached_file(name, file, hub_arguments, required=True)
+
+
+def _cached_file(name: str | os.PathLike, file: str, hub_arguments: Mapping[str, Any], required: bool) -> Any:
     arguments = {key: value for key, value in hub_arguments.items() if value is not None}
     return cached_file(
         name,

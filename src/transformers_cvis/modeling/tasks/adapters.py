@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task adapters of a model: what its tasks added, saved, loaded, pushed and pulled as Hub revisions.
+"""Task adapters of a model: save, load and push the weights that its tasks added.
 
-`adapter_files` describes the files. `from_pretrained(repo, revision="task-2")` gives the model after task 2.
+`adapter_files` describes the files. `from_pretrained(repo, revision="task-2")` loads the model after task 2.
 """
 
 import os
@@ -43,7 +43,7 @@ class TaskAdapterMixin(TaskLearningMixin):
     def base_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of the weights that all tasks share, as they are and rounded, by dtype.
 
-        Only dtypes that the weights can be rounded to: those of a model in bfloat16 tell nothing of its float32 ones.
+        A model in half precision has the hash of its own dtype only, since its float32 weights are unknown.
         """
         own = {**self.no_object_parameters()}
         for task in range(1, self.num_tasks):
@@ -53,11 +53,11 @@ class TaskAdapterMixin(TaskLearningMixin):
         return hash_weights(shared, [dtype for dtype in HASHED_DTYPES if is_exact or dtype == self.dtype])
 
     def card_title(self, name: str) -> str:
-        """Return the title of the model card: the model and the task that it has learnt last.
+        """Return the title of the model card: the model and its last task.
 
         Args:
-            name: the repository, or the folder, that loads the model. Of a folder that is called like the task, such as
-                "runs/task-1", the title gives the parent.
+            name: repository or folder that loads the model. For a folder named like the task, such as "runs/task-1",
+                the title gives the parent.
         """
         task = task_name(self.num_tasks - 1)
         title = super().card_title(name.removesuffix(f"/{task}"))
@@ -66,17 +66,27 @@ class TaskAdapterMixin(TaskLearningMixin):
     # Loading
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, base: str | None = None, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        base: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Load a model as in transformers; a task adapter is added to the base that it names.
 
         Args:
-            pretrained_model_name_or_path: Folder, or repository of the Hub, of a model or of a task adapter.
-            base: Folder or repository of the base of an adapter, if it has moved.
-            kwargs: As in transformers, `revision` among them.
+            pretrained_model_name_or_path: folder, or repository of the Hub, of a model or of a task adapter.
+            model_args: as in transformers.
+            base: folder or repository of the base of an adapter, if it has moved.
+            kwargs: as in transformers, `revision` among them.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info=True` a tuple of the model and a dictionary.
 
         Raises:
-            OSError: Model, adapter or base cannot be found or read.
-            ValueError: The adapter belongs to another base or architecture.
+            OSError: model, adapter or base cannot be found or read.
+            ValueError: the adapter belongs to another base or architecture.
         """
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, base=base, **kwargs)
 
@@ -87,9 +97,9 @@ class TaskAdapterMixin(TaskLearningMixin):
         if name is None:  # weights in memory
             return request
         hub = {key: options[key] for key in (*HUB_ARGUMENTS, "revision") if key in options}
-        if find_file(name, ADAPTER_CONFIG_FILE, hub, required=False) is None:
+        if find_file(name, ADAPTER_CONFIG_FILE, hub) is None:
             if base is not None:
-                raise ValueError(f"{name} holds a whole model and no task adapter: leave out `base`.")
+                raise ValueError(f"{name} is a whole model, not a task adapter: leave out `base`.")
             return request
         adapter, config = read_adapter(name, hub), request.config
         if not isinstance(config, PreTrainedConfig):
@@ -121,39 +131,45 @@ class TaskAdapterMixin(TaskLearningMixin):
             self.config._commit_hash = getattr(config, "_commit_hash", None)
             return
         hub = {key: request.options[key] for key in (*HUB_ARGUMENTS, "revision") if key in request.options}
-        state_path = find_file(request.name, TASK_STATE_FILE, hub, required=False)
+        state_path = find_file(request.name, TASK_STATE_FILE, hub)
         if state_path is not None:
             self._store.restore(read_task_state(state_path))
         if self.num_tasks == 1:
             self._store.base = BaseReference.at(request.name, getattr(self.config, "_commit_hash", None))
 
-    def load_task_adapter(self, name: str | os.PathLike, revision: str | None = None, **hub_arguments) -> None:
-        """Add the tasks of an adapter to this model, of which only the adapter is read or downloaded.
+    def load_task_adapter(self, name: str | os.PathLike, revision: str | None = None, **hub_arguments: Any) -> None:
+        """Add the tasks of an adapter to this model; only the adapter is read or downloaded.
 
-        Tasks that the model has learnt already must be those of the adapter; its further ones are added. All of them
-        are active afterwards. When this fails, the model is as it was.
+        Tasks that the model has learnt already must equal those of the adapter; the adapter's further tasks are added.
+        All of them are active afterwards. If loading fails, the model stays as it is.
 
         Args:
             name: folder, or repository on the Hub.
-            revision: branch, tag or commit, e.g. "task-2".
+            revision: branch, tag or commit, for example "task-2".
             hub_arguments: `token`, `cache_dir`, `force_download`, `local_files_only`, `proxies` as in transformers.
 
         Raises:
-            OSError: there is no such adapter, or its files are corrupt.
-            TypeError: an argument that is not among these.
-            ValueError: it belongs to another base or architecture, leaves out a task, or differs from a task in memory.
+            OSError: the adapter does not exist, or its files are corrupt.
+            TypeError: an argument is unknown.
+            ValueError: the adapter belongs to another base or architecture, leaves out a task, or differs from a task
+                in memory.
         """
         unknown = sorted(set(hub_arguments) - set(HUB_ARGUMENTS))
         if unknown:
-            raise TypeError(f"load_task_adapter takes no argument {unknown[0]!r}, only {', '.join(HUB_ARGUMENTS)}.")
+            raise TypeError(
+                f"load_task_adapter got an unknown argument {unknown[0]!r}; it takes `revision`, "
+                f"{', '.join(f'`{known}`' for known in HUB_ARGUMENTS)}."
+            )
         adapter = read_adapter(name, {**hub_arguments, "revision": revision})
         adapter.base.check(self.base_hashes())
         self._add_adapters(adapter, name, check_base=False)
 
     def _add_adapters(self, adapter: AdapterFile, name: str | os.PathLike, check_base: bool = True) -> None:
+        """Append the tasks of an adapter that are not in memory yet; if that fails, the model stays as it is."""
         if adapter.model_type != self.config.model_type:
             raise ValueError(
-                f"{name} holds tasks of a {adapter.model_type} model and cannot be added to {self.config.model_type}."
+                f"{name} holds tasks of a {adapter.model_type} model and cannot be added to a "
+                f"{self.config.model_type} model."
             )
         if check_base:
             adapter.base.check(self.base_hashes())
@@ -163,7 +179,7 @@ class TaskAdapterMixin(TaskLearningMixin):
             for task in range(1, min(loaded, len(adapter.adapters)) + 1):
                 if not self._capture(task).is_same(adapter.adapters[task - 1]):
                     raise ValueError(
-                        f"{task_name(task)} of {name} is another one than that in memory: delete it with "
+                        f"{task_name(task)} of {name} differs from the one in memory: delete that with "
                         "`delete_task_adapter` to load this one."
                     )
             for task_adapter in adapter.adapters[loaded:]:
@@ -181,7 +197,7 @@ class TaskAdapterMixin(TaskLearningMixin):
     # Saving
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model as in transformers, and next to the weights what later tasks need to know of earlier ones."""
+        """Save the model as in transformers, and next to its weights the state of learning task by task."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
@@ -191,7 +207,7 @@ class TaskAdapterMixin(TaskLearningMixin):
             self._store.base = BaseReference.at(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push the model whole, as [`HubMixin.push_to_hub`]; tasks added later find a base that was pushed there."""
+        """Push the whole model, see [`HubMixin.push_to_hub`]; later adapters refer to a base that was pushed."""
         commit = super().push_to_hub(repo_id, **kwargs)
         if self.num_tasks == 1 and not kwargs.get("create_pr"):
             self._store.base = BaseReference(repo=commit.repo_url.repo_id, revision=commit.oid)
@@ -208,27 +224,28 @@ class TaskAdapterMixin(TaskLearningMixin):
         name: str | None = None,
         revision: str | None = None,
     ) -> None:
-        """Write what the active tasks added into a folder, for [`load_task_adapter`] and `from_pretrained`.
+        """Save the active tasks in a folder, for [`load_task_adapter`] and `from_pretrained`.
 
         Args:
-            folder: made if needed; files appear under their names when they are complete, the description last.
-            video_processor: saved as well, so that the folder is enough for a pipeline.
-            base: folder or repository of the base. By default where this model's base was loaded from or saved to.
-            base_revision: commit of `base` where that is a repository.
-            card: what the model card tells beyond the model; its report and training summary are saved as well.
-            name: what the card calls the repository or folder; by default as [`name_of_folder`].
-            revision: the revision that loads the model, for the card.
+            folder: created if needed; files appear under their names when they are complete, the description last.
+            video_processor: saved as well, so that a pipeline can load the folder.
+            base: folder or repository of the base; by default that from which this model's base was loaded, or to
+                which it was saved.
+            base_revision: commit of `base` if that is a repository.
+            card: further content of the model card; its report and training summary are saved as well.
+            name: name of the repository or folder in the card; by default that of [`name_of_folder`].
+            revision: revision that loads the model, for the card.
 
         Raises:
-            ValueError: there is no task after the base, or it is not known where the base is.
+            ValueError: the model has no task after its base, or the place of the base is unknown.
         """
         if self.num_tasks == 1:
-            raise ValueError("The model has learnt no task after its base: save it with `save_pretrained`.")
+            raise ValueError("The model has no task after its base, so no adapter: save it with `save_pretrained`.")
         self._check_prompts()
         reference = self._store.base if base is None else BaseReference.at(base, base_revision)
         if reference is None:
             raise ValueError(
-                "An adapter names its base, and this model's base is in memory only: save it (`save_pretrained`, before"
+                "An adapter names its base, but this model's base is in memory only: save it (`save_pretrained`, before"
                 " the first task is added) or push it, and pass its folder or repository as `base`."
             )
         adapters = [self._capture(task) for task in range(1, self.num_tasks)]
@@ -263,14 +280,14 @@ class TaskAdapterMixin(TaskLearningMixin):
         training_summary: Mapping[str, Any] | None = None,
         report: Report | None = None,
     ) -> CommitInfo:
-        """Push what the active tasks added to one revision of a repository, in one commit.
+        """Push the active tasks to one revision of a repository, in one commit.
 
         Args:
             repo_id: "name" or "owner/name"; created if needed.
             video_processor: pushed as well, so that a pipeline can load the revision.
             revision: by default `task-N`, N the last active task; created if needed.
-            base: repository of the base. By default where this model's base was loaded from or pushed to; a base that
-                is in a folder must be on `main` of `repo_id`.
+            base: repository of the base; by default that from which this model's base was loaded, or to which it was
+                pushed. A base that lies in a folder must be on `main` of `repo_id` as well.
             base_revision: revision of `base`, by default its default branch.
             commit_message: title of the commit.
             commit_description: text of the commit.
@@ -287,17 +304,17 @@ class TaskAdapterMixin(TaskLearningMixin):
 
         Raises:
             HfHubHTTPError: the Hub refuses; the revision is unchanged.
-            RuntimeError: someone else wrote to the revision meanwhile; it is as the other left it.
-            ValueError: there is no task, or the base is not on the Hub where it was looked for.
+            RuntimeError: someone else wrote to the revision in the meantime; their commit stays.
+            ValueError: the model has no task after its base, or `base` does not hold its base.
         """
         if self.num_tasks == 1:
-            raise ValueError("The model has learnt no task after its base: push it with `push_to_hub`.")
+            raise ValueError("The model has no task after its base, so no adapter: push it with `push_to_hub`.")
         self._check_prompts()
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if base is None:
-            ours = self._store.base or BaseReference()
-            base, base_revision = (ours.repo, ours.revision) if ours.repo else (repo_id, "main")
+            known = self._store.base
+            base, base_revision = (known.repo, known.revision) if known and known.repo else (repo_id, "main")
         base_revision = api.repo_info(base, revision=base_revision).sha
         _read_pushed_base(base, base_revision, token).check(self.base_hashes())
         task = task_name(self.num_tasks - 1)
@@ -317,32 +334,32 @@ class TaskAdapterMixin(TaskLearningMixin):
 
 
 def _read_pushed_base(repo: str, revision: str, token: bool | str | None) -> BaseReference:
-    """Return the base that a revision holds, with its hashes.
+    """Return a reference to the base that a revision holds, with its hashes.
 
     Raises:
         ValueError: the revision does not hold a base.
     """
-    path = find_file(repo, TASK_STATE_FILE, {"revision": revision, "token": token}, required=False)
+    path = find_file(repo, TASK_STATE_FILE, {"revision": revision, "token": token})
     hashes = None if path is None else read_base_hashes(path)
     if hashes is None:
         raise ValueError(
-            f"{repo} at {revision} holds no base of a model that learns task by task: push the base there first, "
-            "with `push_to_hub`, or say with `base` where it is."
+            f"{repo} at {revision} does not hold the base of a model that learns task by task: push the base there "
+            "first, with `push_to_hub`, or pass its repository as `base`."
         )
     return BaseReference(hashes, repo=repo, revision=revision)
 
 
 def _describe_tasks(file: AdapterFile, base_classes: list[str]) -> str:
-    """Return the section of the model card on the tasks of an adapter."""
+    """Return the section of the model card about the tasks of an adapter."""
     last = task_name(len(file.adapters))
     size = sum(tensor.numel() for adapter in file.adapters for tensor in adapter.weights.values())
     rows = [("base", base_classes)]
     rows += [(task_name(task), adapter.class_names) for task, adapter in enumerate(file.adapters, start=1)]
     return "\n".join(
         [
-            f"The model after {last}. These files hold what its tasks added to the base, {file.base}: "
-            f"{size / 1e6:.2f} M parameters. With the base in memory, `model.load_task_adapter(...)` fetches them "
-            "alone, and `model.set_task_adapters(N)` goes back to the model after task N.",
+            f"This is the model after {last}. The files hold the {size / 1e6:.2f} M parameters that its tasks added to "
+            f"the base, {file.base}. If the base is in memory, `model.load_task_adapter(...)` downloads only these "
+            "files, and `model.set_task_adapters(N)` switches back to the model after task N.",
             "",
             "| task | classes |",
             "| --- | --- |",

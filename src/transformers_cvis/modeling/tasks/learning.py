@@ -1,24 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning task by task: the tasks of a model in memory, which are added, switched, and removed (HVPL, CRISP)."""
+"""Learning task by task: add, switch and remove the tasks of a model in memory (HVPL, CRISP)."""
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ...messages import did_you_mean
 from .adapter_files import TaskAdapter, task_name
 from .adapter_store import AdapterStore, copy_to_cpu
 from .places import no_object_parts, parts_of_task
 
+if TYPE_CHECKING:  # the mixin precedes such a model in the bases
+    from ..modeling_base import CvisPreTrainedModel as _Model
+else:
+    _Model = object
+
 
 def check_tasks(config: PreTrainedConfig, fewest_prompts: int = 1) -> None:
-    """Raise a ValueError when `task_class_counts` and `task_prompt_counts` do not fit each other or the classes.
+    """Check that `task_class_counts` and `task_prompt_counts` fit each other and the classes.
 
     Args:
-        fewest_prompts: of a task; 0 where a model can learn without any, which then holds for all of its tasks.
+        config: configuration of a model that learns task by task.
+        fewest_prompts: fewest prompts of a task; 0 if all tasks of a model can do without prompts.
+
+    Raises:
+        ValueError: the counts do not fit.
     """
     class_counts, prompt_counts = config.task_class_counts, config.task_prompt_counts
     if sum(class_counts) != config.num_labels or min(class_counts, default=0) < 1:
@@ -34,7 +45,7 @@ def check_tasks(config: PreTrainedConfig, fewest_prompts: int = 1) -> None:
     if 0 in prompt_counts and any(prompt_counts):
         raise ValueError(
             f"`task_prompt_counts` {prompt_counts} mixes tasks with prompts, which leave older ones untouched, and "
-            "tasks without, which train all weights: use one kind."
+            "tasks without prompts, which train all weights: use one kind."
         )
 
 
@@ -44,24 +55,26 @@ def config_before_tasks(config: PreTrainedConfig) -> PreTrainedConfig:
     names = list(config.id2label.values())[: config.task_class_counts[0]]
     config.task_class_counts, config.task_prompt_counts = config.task_class_counts[:1], []
     config.id2label = dict(enumerate(names))
-    config._commit_hash = None  # that of the adapter, under which the base's files would be looked for
+    config._commit_hash = None  # the adapter's, under which transformers would look for the files of the base
     return config
 
 
-class TaskLearningMixin:
-    """Learning task by task. Precedes the video model in the bases of a model.
+class TaskLearningMixin(_Model):
+    """Mixin for learning task by task; precedes the video model in the bases of a model.
 
     The configuration has `task_class_counts`, `task_prompt_counts` and `id2label`, whose classes come task after task.
-    Task 0 is the base; each later task adds prompts, mask heads and class heads, and all else is frozen from then on,
-    except the no-object heads, which every task trains further.
+    Task 0 is the base. Each later task adds prompts, mask heads and class heads; from then on everything else is
+    frozen, except the no-object heads, which every task trains further.
 
     The tasks after the base are called `task-1`, `task-2`, ... Only active tasks predict; tasks that are loaded but not
     active stay in memory. Tasks build on each other, so the active ones are always the first ones.
 
     Attributes:
-        fewest_prompts (`int`): of a task. With 0, a task can do without prompts: it adds class heads alone, and all
-            weights of the model train.
+        fewest_prompts (`int`): fewest prompts of a task. With 0, a task can do without prompts: it adds only class
+            heads, and all weights of the model train.
     """
+
+    config: Any
 
     fewest_prompts = 1
 
@@ -70,10 +83,11 @@ class TaskLearningMixin:
         self._store = AdapterStore()
 
     def task_stages(self) -> dict[str, nn.Module]:
-        """The modules that hold groups of task queries, by their path in the model; "" is the model itself.
+        """Return the modules that hold groups of task queries, by their path in the model; "" is the model itself.
 
-        Each has `task_queries`, one entry per later task, `class_predictor.heads`, the no-object head and then one per
-        task, `add_task(num_classes, num_prompts)`, `remove_task()` and a `criterion` or shares that of the model.
+        Each has `task_queries`, one entry per later task; `class_predictor.heads`, the no-object head and then one head
+        per task; `add_task(num_classes, num_prompts)`; `remove_task()`; and a `criterion`, unless it shares the
+        model's.
         """
         raise NotImplementedError
 
@@ -94,12 +108,12 @@ class TaskLearningMixin:
 
     @property
     def learns_by_prompts(self) -> bool:
-        """Whether there are tasks after the base and they have prompts, so that all else is frozen."""
+        """Whether the model has tasks after the base, with prompts, so that everything else is frozen."""
         return self.num_tasks > 1 and self.config.task_prompt_counts[-1] > 0
 
     @property
     def most_objects(self) -> float:
-        """How many objects a video can have in training; objects beyond the prompts of a later task are left out."""
+        """Most objects of a training video; while prompts learn, infinite, as surplus objects are left out."""
         return math.inf if self.learns_by_prompts else super().most_objects
 
     def classes_of_task(self, task: int) -> list[str]:
@@ -110,25 +124,26 @@ class TaskLearningMixin:
     # Adding and removing
 
     def add_task(self, class_names: list[str], num_prompts: int) -> None:
-        """Start to learn new classes: a group of prompts and heads at every stage, all else frozen.
+        """Add a task: a group of prompts and heads at every stage; everything else is frozen.
 
         Args:
-            class_names: of the new task; `config.id2label` continues with them.
-            num_prompts: prompts at each stage, the most objects of the new classes that are found in a video. Where a
+            class_names: classes of the new task, appended to `config.id2label`.
+            num_prompts: prompts at each stage, the most objects of the new classes that are found in a video. If a
                 training video shows more, those that fit worst are left out of its losses.
 
         Raises:
-            ValueError: there is no class or no prompt, a class is known already, or a task in memory is not active.
+            ValueError: no class or too few prompts are given, a class is known already, or a task in memory is not
+                active.
         """
         if self._store.waiting:
             raise ValueError(
-                f"{task_name(self.num_tasks)} is in memory, but not active: activate it with `set_task_adapters`, or "
-                "drop it with `delete_task_adapter`, before another task is added."
+                f"{task_name(self.num_tasks)} is in memory, but not active: activate it with `set_task_adapters` or "
+                "drop it with `delete_task_adapter` before you add another task."
             )
         known = set(self.config.label2id)
         twice = sorted({name for name in class_names if name in known or class_names.count(name) > 1})
         if twice:
-            raise ValueError(f"Classes {twice} are known already or named twice; a task brings new classes only.")
+            raise ValueError(f"Classes {twice} are known already or given twice: give each new class once.")
         if not class_names or num_prompts < self.fewest_prompts:
             raise ValueError(
                 f"A task needs at least 1 class and {self.fewest_prompts} prompt, got {len(class_names)} and "
@@ -137,7 +152,7 @@ class TaskLearningMixin:
         config = self.config
         if self.num_tasks > 1 and self.learns_by_prompts != (num_prompts > 0):
             raise ValueError(
-                f"The tasks of this model have {'prompts' if self.learns_by_prompts else 'no prompts'}, so another one "
+                f"The tasks of this model have {'prompts' if self.learns_by_prompts else 'no prompts'}, so a new one "
                 f"cannot have {num_prompts}."
             )
         no_object_heads = _copies(self.no_object_parameters())
@@ -148,13 +163,13 @@ class TaskLearningMixin:
         self._set_classes([*config.id2label.values(), *class_names])
 
     def remove_task(self) -> None:
-        """Remove the last active task; the no-object heads become those that the task before it left.
+        """Remove the last active task and restore the no-object heads of the task before it.
 
         Raises:
-            ValueError: there is no task after the base.
+            ValueError: the model has no task after its base.
         """
         if self.num_tasks == 1:
-            raise ValueError("The base cannot be removed: the model has learnt no task after it.")
+            raise ValueError("The base cannot be removed, and the model has no task after it.")
         self._remove_groups()
         config = self.config
         names = list(config.id2label.values())[: -config.task_class_counts[-1]]
@@ -166,14 +181,15 @@ class TaskLearningMixin:
     # Switching
 
     def set_task_adapters(self, names: Sequence[str] | int) -> None:
-        """Activate the first tasks in memory; the others stay in memory, and the base stays where it is.
+        """Activate the first tasks in memory; the others stay in memory.
 
         Args:
-            names: the tasks to be active, in order, beginning with `task-1`; or their number. None of them is the base
-                alone.
+            names: tasks to activate, in order, beginning with `task-1`, or their number. An empty list or 0 leaves the
+                base alone active.
 
         Raises:
-            ValueError: a task that is not in memory, or a gap (`task-3` without `task-2`); the model stays as it is.
+            ValueError: a task is not in memory, or one is skipped (`task-3` without `task-2`); the model stays as it
+                is.
         """
         if self.num_tasks > 1:
             self._check_prompts()
@@ -197,11 +213,11 @@ class TaskLearningMixin:
         """Delete the last task in memory.
 
         Raises:
-            ValueError: there is no such task, or others build on it.
+            ValueError: the task is not in memory, or other tasks build on it.
         """
         loaded = self.loaded_task_adapters
         if name not in loaded:
-            raise ValueError(f"There is no {name!r} in memory, only {loaded}.")
+            raise ValueError(f"{name!r} is not in memory, which holds {loaded}.{did_you_mean(name, loaded)}")
         if name != loaded[-1]:
             raise ValueError(f"Other tasks build on {name}: delete {loaded[-1]} first.")
         if self._store.waiting:
@@ -212,28 +228,28 @@ class TaskLearningMixin:
     def _check_prompts(self) -> None:
         if not self.learns_by_prompts:
             raise ValueError(
-                f"This {type(self).__name__} learns by all its weights: its tasks are no adapters; save the whole "
+                f"This {type(self).__name__} trains all of its weights, so its tasks are not adapters: save the whole "
                 "model with `save_pretrained`."
             )
 
     def _no_object_heads(self, task: int) -> dict[str, torch.Tensor]:
-        """Return the no-object heads as an active task left them; 0 is the base.
+        """Return the no-object heads after an active task; 0 is the base.
 
         Raises:
-            ValueError: they are not known.
+            ValueError: they are unknown.
         """
         if task == self.num_tasks - 1:
             return _copies(self.no_object_parameters())
         if task not in self._store.no_object:
             raise ValueError(
                 f"The no-object heads after {task_name(task) if task else 'the base'} are unknown: these weights were "
-                "not saved by transformers_cvis. So the model cannot go back to that task, and its tasks cannot be "
-                "told apart as adapters. Save or push it whole (`save_pretrained`, `push_to_hub`)."
+                "not saved by transformers_cvis. So the model cannot switch back to that task, and its tasks cannot be "
+                "saved as adapters. Save or push it whole (`save_pretrained`, `push_to_hub`)."
             )
         return self._store.no_object[task]
 
     def _capture(self, task: int) -> TaskAdapter:
-        """Copy an active task out of the model."""
+        """Return a copy of an active task."""
         return TaskAdapter(
             class_names=self.classes_of_task(task),
             num_prompts=self.config.task_prompt_counts[task - 1],
@@ -246,7 +262,7 @@ class TaskLearningMixin:
         """Append a task with its weights.
 
         Raises:
-            ValueError: the weights are not those of a task of this model, which then stays as it is.
+            ValueError: the weights do not fit the model, which then stays as it is.
         """
         task = self.num_tasks
         waiting, self._store.waiting = self._store.waiting, []
@@ -266,7 +282,7 @@ class TaskLearningMixin:
     # Protected directions
 
     def protect_directions(self, directions: torch.Tensor) -> None:
-        """Remember the directions that the last active task protects from later ones; they travel with its adapter.
+        """Set the directions that the last active task protects from later ones; they are saved with its adapter.
 
         Args:
             directions: `(channels, rank)`, orthonormal, and orthogonal to those of earlier tasks.
@@ -274,7 +290,7 @@ class TaskLearningMixin:
         self._store.protect(self.num_tasks - 1, directions)
 
     def protected_directions(self) -> torch.Tensor | None:
-        """Return all directions that active tasks protect, `(channels, sum of ranks)`, in order; None without any."""
+        """Return the directions that active tasks protect, in order, `(channels, sum of ranks)`, or None."""
         return self._store.protected()
 
     # Inside the model
@@ -294,28 +310,28 @@ class TaskLearningMixin:
         self.train(self.training)
 
     def post_init(self) -> None:
-        """Initialise weights, freeze what does not train, and tell the losses about the tasks."""
+        """Initialise weights, freeze what does not train, and adapt the losses to the tasks."""
         super().post_init()
         self._set_criteria()
 
     def _set_criteria(self) -> None:
         for criterion in (module.criterion for module in self.modules() if hasattr(module, "criterion")):
             criterion.num_labels = self.config.num_labels
-            # Prompts are few: a video can show more new objects than there are.
+            # A video can show more new objects than the task has prompts.
             criterion.leave_surplus = self.learns_by_prompts or type(criterion).leave_surplus
 
     def task_parameters(self, task: int) -> dict[str, nn.Parameter]:
-        """Return what an active task from 1 on added, by name; without the no-object heads, which it trains as well.
+        """Return the parameters that an active task from 1 on added, by name, without the no-object heads.
 
         Raises:
-            ValueError: there is no such active task.
+            ValueError: the task is not active.
         """
         if not 1 <= task < self.num_tasks:
-            raise ValueError(f"There is no task {task} after the base: the model has learnt {self.num_tasks - 1}.")
+            raise ValueError(f"`task` is {task}, but the model has {self.num_tasks - 1} active tasks after its base.")
         return self._parameters_of(parts_of_task(task))
 
     def no_object_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the heads that every task trains further, by name."""
+        """Return the parameters of the no-object heads, which every task trains further, by name."""
         return self._parameters_of(no_object_parts())
 
     def _parameters_of(self, parts: list[str]) -> dict[str, nn.Parameter]:
@@ -323,6 +339,7 @@ class TaskLearningMixin:
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(prefixes)}
 
     def frozen_modules(self) -> list[str]:
+        """Return everything but the last task and the no-object heads; without prompts, as the video model does."""
         if not self.learns_by_prompts:
             return list(super().frozen_modules())
         trained = {**self.task_parameters(self.num_tasks - 1), **self.no_object_parameters()}
@@ -343,7 +360,7 @@ def _difference(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tenso
     """Describe why `given` cannot be loaded into `own`, or return None."""
     missing, foreign = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or foreign:
-        return f"it {f'lacks {missing[0]}' if missing else f'has {foreign[0]}, which the model has not'}."
+        return f"it {f'lacks {missing[0]}' if missing else f'has {foreign[0]}, which the model lacks'}."
     for name, tensor in given.items():
         if tensor.shape != own[name].shape:
             return f"{name} has the shape {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the parts of each task lie in a model that learns task by task.
+"""Places of the parts of each task in a model that learns task by task.
 
 Task 0 is the base, task t the t-th one after it. Every stage of a model (see `TaskLearningMixin.task_stages`) holds
 
@@ -7,7 +7,7 @@ Task 0 is the base, task t the t-th one after it. Every stage of a model (see `T
     task_queries             the prompts and mask head of task 1, 2, ...; those of the base are the model's own queries
     class_tokens             the tokens of the class names of task 0, 1, ..., where the model reads class names
 
-This module is the only place that counts with these indices.
+Only this module computes these indices.
 """
 
 NO_OBJECT_HEAD = 0  # in `class_predictor.heads`
@@ -24,10 +24,10 @@ def query_group(task: int) -> int:
 
 
 def parts_of_task(task: int) -> list[str]:
-    """Return the paths, from a stage, of what a task from 1 on adds; a stage need not have all of them."""
+    """Return the paths, within a stage, of the parts that a task from 1 on adds; a stage may lack some of them."""
     return [f"task_queries.{query_group(task)}", f"class_predictor.heads.{class_head(task)}", f"class_tokens.{task}"]
 
 
 def no_object_parts() -> list[str]:
-    """Return the paths, from a stage, of what all tasks share and train further."""
+    """Return the paths, within a stage, of the parts that all tasks share and train further."""
     return [f"class_predictor.heads.{NO_OBJECT_HEAD}"]

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups of queries, one per task: the base queries, and the prompts that each later task added (HVPL, CRISP).
 
-Groups share the frozen network and never attend to each other, so a new group changes nothing of what an older one
-computes, to the last bit. At inference the first group runs by calls of its own, whose shapes do not depend on the
-later ones: on every device it gives what it gives without them. The later groups of one width run as elements of a
-batch, in a `BatchInvariance`, so that on CPU none depends on how many follow.
+Groups share the frozen network and never attend to each other, so the results of an older group do not change when a
+new one is added, to the last bit. At inference the first group runs in calls of its own, whose shapes do not depend on
+the later groups, so its results are the same with and without them on every device. Later groups of one width run as
+elements of a batch, in a `BatchInvariance`, so that on CPU none depends on the number of groups that follow.
 
-N images or videos, F queries of all groups, P queries of a group, C channels, K classes of all tasks.
+B videos, T frames, N images or videos, Q queries of all groups (frame queries or video queries), P queries of a group,
+C channels, K classes of all tasks.
 """
 
 from collections import defaultdict
@@ -17,7 +18,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...kernels import BatchInvariance, batch_invariant_linear
 from ..frame_detector.masked_attention_decoder import MaskedAttentionDecoder, inside_masks
@@ -26,16 +27,20 @@ from ..layers.mask_logits import MaskEmbedder, group_mask_logits
 from ..layers.query_groups import GroupParameters
 from .places import NO_OBJECT_HEAD
 
-# Rows and outputs of the class heads are filled up to cache lines, which keeps the matrices of a batch aligned.
+# Rows and outputs of the class heads are padded to cache lines, which keeps the matrices of a batch aligned.
 CLASS_HEAD_ALIGNMENT = 16
 FOREIGN_CLASS_LOGIT = -10.0
 
 
 class TaskQueryGroup(nn.Module):
-    """What a task adds at one stage: prompts, their positions in every layer, and a mask head.
+    """Parameters that a task adds at one stage: prompts, their positions in every layer, and a mask head.
 
     Args:
-        token_positions: also positions of the group's frame queries, where these are read (video stage).
+        num_prompts: number of prompts P.
+        num_layers: layers of the decoder, each with positions of its own.
+        hidden_dim: channels C.
+        mask_dim: channels of mask embeddings.
+        token_positions: add positions of the group's frame queries, for the video stage, which reads them.
     """
 
     def __init__(
@@ -49,26 +54,29 @@ class TaskQueryGroup(nn.Module):
 
     @torch.no_grad()
     def start_from(self, base: GroupParameters) -> None:
-        """Prompts and positions become the mean row of the base's, the mask head a copy of its mask head."""
-        pairs = [(self.features, base.features), *zip(self.positions, base.positions, strict=True)]
+        """Set prompts and positions to the mean of the base's, and the mask head to a copy of its mask head."""
+        embeddings, starts = [self.features, *self.positions], [base.features, *base.positions]
         if self.token_positions is not None:
-            pairs.append((self.token_positions, base.token_positions))
-        for embedding, rows in pairs:
+            embeddings.append(self.token_positions)
+            starts.append(base.token_positions)
+        for embedding, rows in zip(embeddings, starts, strict=True):
             embedding.weight.copy_(rows.mean(dim=0).expand_as(embedding.weight))
         self.mask_embedder.load_state_dict(base.mask_embedder.state_dict())
 
     def group(self) -> GroupParameters:
+        """Return the parameters in the form that base and later tasks share."""
         token_positions = None if self.token_positions is None else self.token_positions.weight
         positions = [embedding.weight for embedding in self.positions]
         return GroupParameters(self.features.weight, positions, self.mask_embedder, token_positions)
 
 
 class TaskClassPredictor(nn.Module):
-    """Class logits of all tasks: the no-object head, which tasks share, and the head of each task, see `places`.
+    """Class heads of all tasks: the no-object head, which tasks share, and one head per task (see `places`).
 
     Args:
-        class_counts: classes of each task, the base first.
-        deep: heads of three layers instead of one.
+        hidden_dim: channels C.
+        class_counts: number of classes of each task, the base first.
+        deep: build heads of three layers instead of one.
     """
 
     def __init__(self, hidden_dim: int, class_counts: Sequence[int], deep: bool = True):
@@ -81,9 +89,10 @@ class TaskClassPredictor(nn.Module):
 
     @torch.no_grad()
     def add_task(self, num_classes: int, fresh: bool = False) -> None:
-        """Another head, which starts as the no-object head with its output repeated for every class.
+        """Append a head that starts as the no-object head, with its output repeated for every class.
 
         Args:
+            num_classes: classes of the new task.
             fresh: start from random weights instead.
         """
         no_object = self.heads[NO_OBJECT_HEAD]
@@ -93,11 +102,11 @@ class TaskClassPredictor(nn.Module):
             self.heads.append(head)
             return
         for ours, theirs in zip(head.parameters(), no_object.parameters(), strict=True):
-            ours.copy_(theirs.expand_as(ours))  # the output layer has one row, the others are of one shape
+            ours.copy_(theirs.expand_as(ours))  # the output layer has one row, other layers have the same shape
         self.heads.append(head)
 
     def reset_parameters(self) -> None:
-        """Start all heads afresh, as PyTorch does."""
+        """Initialise all heads as PyTorch does."""
         for head in self.heads:
             for layer in _linear_layers(head):
                 layer.reset_parameters()
@@ -106,22 +115,22 @@ class TaskClassPredictor(nn.Module):
         """Drop the head of the last task."""
         del self.heads[-1]
 
-    def forward(self, queries: Tensor, layout: "GroupLayout | None" = None) -> Tensor:
-        """Raw class logits of every query for the classes of all tasks.
+    def forward(self, queries: torch.Tensor, layout: "GroupLayout | None" = None) -> torch.Tensor:
+        """Compute raw class logits of every query for the classes of all tasks.
 
         Args:
-            queries: (..., F, C)
-            layout: of the queries; one group by default.
+            queries: `(..., Q, C)`.
+            layout: layout of the queries; one group by default.
 
         Returns:
-            (..., F, K + 1), classes task after task, no-object last
+            `(..., Q, K + 1)`, classes task after task, no-object last.
         """
         layout = layout or GroupLayout([queries.shape[-2]])
         parts = zip(layout.split(queries), layout.runs, strict=True)
-        return layout.join([self._classify(part, run.count) for part, run in parts])
+        return layout.join([self._classify(part, run.num_groups) for part, run in parts])
 
-    def _classify(self, queries: Tensor, num_groups: int) -> Tensor:
-        """Of one run: the heads are further elements of the batch, as they are more with every task, too."""
+    def _classify(self, queries: torch.Tensor, num_groups: int) -> torch.Tensor:
+        """Classify one run; the heads, whose number also grows with every task, are further elements of the batch."""
         groups = queries.reshape(num_groups, -1, queries.shape[-1])  # (groups, rows, C)
         num_rows = groups.shape[1]
         groups = nn.functional.pad(groups, (0, 0, 0, _aligned(num_rows) - num_rows))[:, None]
@@ -130,65 +139,75 @@ class TaskClassPredictor(nn.Module):
         heads_of_width = defaultdict(list)
         for head, width in enumerate(widths):
             heads_of_width[_aligned(width)].append(head)
-        logits = [None] * len(heads)  # per head (groups, rows, classes)
+        logits: dict[int, torch.Tensor] = {}  # by head (groups, rows, classes)
         for aligned_width, alike in heads_of_width.items():
-            network = _StackedLayers.of([heads[head] for head in alike], aligned_width).repeated(num_groups)
+            network = _StackedLayers.stack([heads[head] for head in alike], aligned_width).repeat(num_groups)
             results = network(groups.expand(-1, len(alike), -1, -1).flatten(0, 1)).unflatten(0, (num_groups, -1))
             for head, result in zip(alike, results.unbind(1), strict=True):
                 logits[head] = result[:, :num_rows, : widths[head]]
         no_object = logits.pop(NO_OBJECT_HEAD)
-        return torch.cat([*logits, no_object], dim=-1).reshape(*queries.shape[:-1], -1)
+        return torch.cat([*(logits[head] for head in sorted(logits)), no_object], dim=-1).reshape(
+            *queries.shape[:-1], -1
+        )
 
 
 class GroupRun(NamedTuple):
-    """Neighbouring groups of one width, computed as one batch; the first group of all is a run of its own."""
+    """Neighbouring groups of one width, computed as one batch; the very first group is always a run by itself."""
 
     width: int
-    count: int
+    num_groups: int
     is_first: bool
 
-    def isolation(self) -> AbstractContextManager:
-        """In which to compute the run, so that no group of it depends on how many there are."""
+    def batch_invariance(self) -> AbstractContextManager:
+        """Return a context in which the result of each group is independent of the number of groups."""
         return nullcontext() if self.is_first else BatchInvariance()
 
 
 class GroupLayout:
-    """Where the queries of each group lie, one group behind the other in `(..., F, C)`, and how they are computed.
+    """Layout of groups that lie one after the other in `(..., Q, C)`, and the runs in which they are computed.
 
     Args:
-        widths: queries of each group.
+        widths: number of queries of each group.
     """
 
     def __init__(self, widths: Sequence[int]):
         self.widths = list(widths)
         self.num_queries = sum(self.widths)
-        rest = [GroupRun(width, len(list(same)), False) for width, same in groupby(self.widths[1:])]
-        self.runs = [GroupRun(self.widths[0], 1, True), *rest]
+        later = [GroupRun(width, len(list(same)), False) for width, same in groupby(self.widths[1:])]
+        self.runs = [GroupRun(self.widths[0], 1, True), *later]
 
-    def split(self, states: Tensor) -> list[Tensor]:
-        """(..., F, C) -> for the first run (..., P, C), for each other one (groups, ..., P, C)"""
-        first, *rest = states.split([run.width * run.count for run in self.runs], dim=-2)
+    def split(self, states: torch.Tensor) -> list[torch.Tensor]:
+        """Split `(..., Q, C)` into runs: `(..., P, C)` for the first, `(groups, ..., P, C)` for each later one."""
+        first, *rest = states.split([run.width * run.num_groups for run in self.runs], dim=-2)
         later = [
-            part.unflatten(-2, (run.count, run.width)).movedim(-3, 0).contiguous()
+            part.unflatten(-2, (run.num_groups, run.width)).movedim(-3, 0).contiguous()
             for part, run in zip(rest, self.runs[1:], strict=True)
         ]
         return [first.contiguous(), *later]
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The inverse of `split`."""
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Join runs to `(..., Q, C)`; the inverse of `split`."""
         first, *rest = parts
         return torch.cat([first, *(part.movedim(0, -3).flatten(-3, -2) for part in rest)], dim=-2) if rest else first
 
-    def apply(self, function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-        """`function` of the states of each run, as `split` gives them, all in all (..., F, C) -> (..., F, channels)"""
+    def apply(self, function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        """Apply `function` to each run, as `split` gives it: `(..., Q, C)` to `(..., Q, channels)`."""
         parts = []
         for part, run in zip(self.split(states), self.runs, strict=True):
-            with run.isolation():
+            with run.batch_invariance():
                 parts.append(function(part))
         return self.join(parts)
 
-    def mask_logits(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
-        """Mask logits of each query on each frame: (B, F, C) and (B, T, C, h, w) -> (B, F, T, h, w)"""
+    def mask_logits(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
+        """Compute the mask logits of each query on each frame.
+
+        Args:
+            mask_embeddings: `(B, Q, C)`.
+            mask_features: `(B, T, C, h, w)`.
+
+        Returns:
+            `(B, Q, T, h, w)`.
+        """
         num_frames, _, height, width = mask_features.shape[1:]
         logits = mask_features.new_empty(*mask_embeddings.shape[:2], num_frames, height * width)
         for frame, features in enumerate(mask_features.flatten(3).unbind(1)):
@@ -197,27 +216,32 @@ class GroupLayout:
 
 
 class DecodedGroups(NamedTuple):
-    """What a decoder makes of groups, of the learned queries first and then of every layer."""
+    """Output of a decoder for groups: first for the learned queries, then for every layer."""
 
-    states: list[Tensor]  # (N, F, C)
-    queries: list[Tensor]  # (N, F, C), normalised
-    mask_embeddings: list[Tensor]  # (N, F, mask channels), of all but the last
+    states: list[torch.Tensor]
+    """`(N, Q, C)`."""
+    queries: list[torch.Tensor]
+    """`(N, Q, C)`, normalised."""
+    mask_embeddings: list[torch.Tensor]
+    """`(N, Q, mask channels)`, of all but the last."""
 
 
 class GroupedQueries:
-    """The parameters of several groups, run by run, ready for one pass of a decoder.
+    """Parameters of several groups, run by run, for one pass of a decoder.
 
-    In every list of runs the first run has the shape `(P, C)`, each later one `(groups, 1, P, C)`, which fits states
+    In every list of runs the first run has the shape `(P, C)` and each later one `(groups, 1, P, C)`, which fits states
     `(N, P, C)` and `(groups, N, P, C)`.
 
     Args:
-        groups: the base first; or a single group of any task.
+        groups: groups of several tasks, the base first; or a single group of any task.
 
     Attributes:
-        layout, token_layout: of the queries, and of their tokens where these have positions.
-        features, token_positions (`list[Tensor]`): by run; with `(groups, 1, 1, P, C)` for positions of tokens, which
-            stand in frames.
-        positions (`list[list[Tensor]]`): by layer and run.
+        layout (`GroupLayout`): layout of the queries.
+        token_layout (`GroupLayout`): layout of the frame queries that they read, at the video stage.
+        features (`list[torch.Tensor]`): learned queries by run.
+        positions (`list[list[torch.Tensor]]`): positions by layer and run.
+        token_positions (`list[torch.Tensor]`): positions of the frame queries by run, at the video stage; those of
+            later runs have the shape `(groups, 1, 1, P, C)`, as frame queries have an axis of frames.
     """
 
     def __init__(self, groups: Sequence[GroupParameters]):
@@ -231,35 +255,39 @@ class GroupedQueries:
         self._first_mask_embedder = groups[0].mask_embedder
         networks = iter([_linear_layers(group.mask_embedder) for group in groups[1:]])
         self._later_mask_embedders = [
-            _StackedLayers.of([next(networks) for _ in range(run.count)]) for run in self.layout.runs[1:]
+            _StackedLayers.stack([next(networks) for _ in range(run.num_groups)]) for run in self.layout.runs[1:]
         ]
 
-    def _by_run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        first, *rest = tensors
-        rest = iter(rest)
-        later = [torch.stack([next(rest) for _ in range(run.count)])[:, None] for run in self.layout.runs[1:]]
+    def _by_run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        first, *others = tensors
+        rest = iter(others)
+        later = [torch.stack([next(rest) for _ in range(run.num_groups)])[:, None] for run in self.layout.runs[1:]]
         return [first, *later]
 
-    def start(self, batch_size: int) -> list[Tensor]:
-        """The learned queries by run: (N, P, C), then (groups, N, P, C)."""
+    def start(self, batch_size: int) -> list[torch.Tensor]:
+        """Return the learned queries by run: `(N, P, C)`, then `(groups, N, P, C)` for each later run."""
         first, *later = self.features
         return [first.expand(batch_size, -1, -1), *(part.expand(-1, batch_size, -1, -1) for part in later)]
 
     def decode(
         self,
         decoder: MaskedAttentionDecoder,
-        level_keys: Sequence[Tensor],
-        level_values: Sequence[Tensor],
-        level_mask_features: Sequence[Tensor],
-        value_residual: Tensor | None = None,
+        level_keys: Sequence[torch.Tensor],
+        level_values: Sequence[torch.Tensor],
+        level_mask_features: Sequence[torch.Tensor],
+        value_residual: torch.Tensor | None = None,
     ) -> DecodedGroups:
-        """As `MaskedAttentionDecoder.forward`, each group by itself.
+        """Run a decoder on the queries of each group, like `MaskedAttentionDecoder.forward`.
 
         Args:
-            value_residual: (P, C), added to the values of self-attention in every layer; for a single group.
+            decoder: decoder that all groups share.
+            level_keys: keys of each level of the maps, `(N, S, C)`.
+            level_values: values of each level, `(N, S, C)`.
+            level_mask_features: mask features at the size of each level, `(N, mask channels, S)`.
+            value_residual: `(P, C)`, added to the values of self-attention in every layer; for a single group.
         """
         layout = self.layout
-        states = self.start(len(level_keys[0]))  # by run, as all that follows
+        states = self.start(len(level_keys[0]))  # by run, like all lists below
         normalised = [decoder.layernorm(part) for part in states]
         decoded = DecodedGroups([layout.join(states)], [layout.join(normalised)], [])
         for index, (layer, positions) in enumerate(zip(decoder.layers, self.positions, strict=True)):
@@ -269,7 +297,7 @@ class GroupedQueries:
                 update, (keys, values) = layer.update, layer.cross_attn.project(keys, values)
             embeddings = self.mask_embeddings_by_run(normalised)
             for number, run in enumerate(layout.runs):
-                with run.isolation():
+                with run.batch_invariance():
                     allowed = inside_masks(embeddings[number], level_mask_features[level])
                     states[number] = update(states[number], positions[number], keys, values, allowed, value_residual)
                     normalised[number] = decoder.layernorm(states[number])
@@ -278,34 +306,37 @@ class GroupedQueries:
             decoded.mask_embeddings.append(layout.join(embeddings))
         return decoded
 
-    def mask_embeddings_by_run(self, queries: Sequence[Tensor]) -> list[Tensor]:
-        """Queries by run -> mask embeddings by run, each group by its own mask head"""
+    def mask_embeddings_by_run(self, queries: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Compute mask embeddings by run from queries by run, with the mask head of each group."""
         first, *later = queries
         embeddings = [self._first_mask_embedder(first)]
         for states, network in zip(later, self._later_mask_embedders, strict=True):
             embeddings.append(network(states.flatten(1, -2)).unflatten(1, states.shape[1:-1]))
         return embeddings
 
-    def mask_embeddings(self, queries: Tensor) -> Tensor:
-        """(..., F, C) -> (..., F, mask channels)"""
+    def mask_embeddings(self, queries: torch.Tensor) -> torch.Tensor:
+        """Compute mask embeddings with the mask head of each group: `(..., Q, C)` to `(..., Q, mask channels)`."""
         return self.layout.join(self.mask_embeddings_by_run(self.layout.split(queries)))
 
 
 def calibrate_class_logits(
-    class_logits: Tensor, group_widths: Sequence[int], class_counts: Sequence[int], deltas: Sequence[float]
-) -> Tensor:
-    """Class logits with which the groups of different tasks can be compared (ECLIPSE, section 3.4; HVPL's inference).
+    class_logits: torch.Tensor, group_widths: Sequence[int], class_counts: Sequence[int], deltas: Sequence[float]
+) -> torch.Tensor:
+    """Make the class logits of groups of different tasks comparable (ECLIPSE, section 3.4; HVPL's inference).
 
-    A group speaks of its own classes only: the logits of others become -10. Where its delta is positive, no-object
-    becomes delta times the summed probability of those others (at most 1); where it is negative, -delta times its own
-    probability. Probabilities are sigmoids, the new one is kept in [0.001, 0.999]. A model without later tasks is left
-    as it is.
+    The queries of a group predict only its own classes: the logits of other classes become -10. If the delta of the
+    task is positive, the probability of no-object becomes delta times the summed probability of those other classes
+    (at most 1); if it is negative, -delta times its own probability; 0 leaves it as it is. Probabilities are sigmoids,
+    and the new one is kept in 0.001..0.999. The logits of a model without later tasks are returned unchanged.
 
     Args:
-        class_logits: raw logits (..., F, K + 1), no-object last.
-        group_widths: queries of each group, F together.
-        class_counts: classes of each task, K together.
-        deltas: of each task; cut to the number of tasks, or continued with the last one.
+        class_logits: raw logits `(..., Q, K + 1)`, no-object last.
+        group_widths: number of queries of each group, Q in total.
+        class_counts: number of classes of each task, K in total.
+        deltas: delta of each task; cut to the number of tasks, or continued with the last one.
+
+    Returns:
+        `(..., Q, K + 1)`.
     """
     if len(class_counts) == 1:
         return class_logits
@@ -315,8 +346,8 @@ def calibrate_class_logits(
         torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(device)
         for sizes in (list(group_widths), list(class_counts))
     )
-    foreign = owner[:, None] != class_owner  # (F, K)
-    delta = class_logits.new_tensor(deltas)[owner]  # (F,)
+    foreign = owner[:, None] != class_owner  # (Q, K)
+    delta = class_logits.new_tensor(deltas)[owner]  # (Q,)
     probabilities = class_logits.sigmoid()
     others = (probabilities[..., :-1] * foreign).sum(dim=-1).clamp(max=1)
     probability = torch.where(delta > 0, delta * others, -delta * probabilities[..., -1])
@@ -325,14 +356,19 @@ def calibrate_class_logits(
 
 
 class _StackedLayers:
-    """Networks of Linear layers with ReLU between, of one shape but for their outputs, run as one batch."""
+    """Networks of Linear layers with ReLU between them, run as one batch; only their last layers may differ in width.
 
-    def __init__(self, weights: list[Tensor], biases: list[Tensor]):
+    Args:
+        weights: weights of each layer, `(networks, outputs, inputs)`.
+        biases: biases of each layer, `(networks, outputs)`.
+    """
+
+    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor]):
         self.weights, self.biases = weights, biases
 
     @classmethod
-    def of(cls, networks: Sequence[list[nn.Linear]], output_width: int | None = None) -> "_StackedLayers":
-        """Outputs of fewer than `output_width` channels are filled up with zeros."""
+    def stack(cls, networks: Sequence[list[nn.Linear]], output_width: int | None = None) -> "_StackedLayers":
+        """Stack networks; outputs of fewer than `output_width` channels are padded with zeros."""
         weights, biases = [], []
         for layers in zip(*networks, strict=True):
             last = layers[0] is networks[0][-1] and output_width is not None
@@ -345,23 +381,25 @@ class _StackedLayers:
             )
         return cls(weights, biases)
 
-    def repeated(self, times: int) -> "_StackedLayers":
-        """All networks, and all of them again."""
+    def repeat(self, times: int) -> "_StackedLayers":
+        """Repeat the stacked networks `times` times."""
         weights, biases = (
             [part.expand(times, *part.shape).flatten(0, 1) for part in parts] for parts in (self.weights, self.biases)
         )
         return _StackedLayers(weights, biases)
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """(networks, rows, C) -> (networks, rows, channels of the output)"""
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Run each network on rows of its own: `(networks, rows, C)` to `(networks, rows, output channels)`."""
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             states = batch_invariant_linear(states.relu() if index else states, weight, bias)
         return states
 
 
 def _linear_layers(network: nn.Module) -> list[nn.Linear]:
+    """Return the Linear layers of a network, in order."""
     return [module for module in network.modules() if isinstance(module, nn.Linear)]
 
 
 def _aligned(width: int) -> int:
+    """Return a width rounded up to whole cache lines."""
     return -(-width // CLASS_HEAD_ALIGNMENT) * CLASS_HEAD_ALIGNMENT

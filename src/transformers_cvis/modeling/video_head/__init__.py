@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video head: what relates the frame queries of a video, in VITA, GenVIS and HVPL."""
+"""Video head of VITA, GenVIS and HVPL, which relates the frame queries of a video to each other."""

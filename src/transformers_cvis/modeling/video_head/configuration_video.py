@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration shared by video models made of a frame detector and a video head."""
+"""Configuration shared by the models that consist of a frame detector and a video head."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ...messages import check_at_least
 from ..configuration_base import ScoreRule, VideoConfigMixin
 from ..frame_detector.configuration_frame_detector import FRAME_DETECTORS, FrameDetectorConfig
 
@@ -39,7 +40,7 @@ class CvisVideoConfig(VideoConfigMixin, PreTrainedConfig):
         importance_sample_ratio (`float`): share of the points of a mask loss taken where the mask is most uncertain.
     """
 
-    sub_configs = {"detector_config": FrameDetectorConfig}
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"detector_config": FrameDetectorConfig}
     starts_from = ("vita", "genvis", "hvpl")
     detector_starts_from: ClassVar[tuple[str, ...]] = FRAME_DETECTORS
 
@@ -62,7 +63,7 @@ class CvisVideoConfig(VideoConfigMixin, PreTrainedConfig):
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.detector_config is None:
             self.detector_config = FrameDetectorConfig()
         elif isinstance(self.detector_config, dict):
@@ -70,11 +71,12 @@ class CvisVideoConfig(VideoConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def share_labels(self) -> None:
-        """Give the detector the classes of this configuration."""
+        """Pass the classes of this configuration on to the detector's."""
         if isinstance(self.detector_config, PreTrainedConfig):
             self.detector_config.id2label = dict(self.id2label)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check the sizes of the video head, also against those of the detector."""
         super().validate_architecture()
         hidden_dim = self.detector_config.hidden_dim
         if hidden_dim % self.num_attention_heads:
@@ -83,8 +85,7 @@ class CvisVideoConfig(VideoConfigMixin, PreTrainedConfig):
                 f"({self.num_attention_heads})."
             )
         for name in ("num_queries", "encoder_layers", "decoder_layers", "train_num_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_at_least(name, getattr(self, name), 1)
         if self.encoder_window_size < 0:
             raise ValueError(
                 f"`encoder_window_size` must be 0 (attention over all frames) or more, got {self.encoder_window_size}."

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bases of the models made of a frame detector and a video head.
+"""Bases of the models that consist of a frame detector and a video head.
 
-B videos, T frames, F frame queries per frame, C channels, H x W pixels of the padded network input.
+B videos, T frames, F frame queries per frame, Q video queries, L last layers of the frame decoder, C channels, K
+classes, M objects of the labels, H x W pixels of the padded network input, h x w of the mask features.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,15 +23,17 @@ from .object_decoder import DecodedQueries, VideoHead, VideoStep
 
 
 class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
-    """Base of the models made of a frame detector and a video head.
+    """Base of the models that consist of a frame detector and a video head.
 
     Attributes:
-        video_head_class: the head, built from the configuration.
-        criterion_class: the video losses.
+        video_head_class (`type`): class of the head, built from the configuration.
+        criterion_class (`type`): class of the video losses.
     """
 
     config_class = CvisVideoConfig
-    video_head_class: type[nn.Module] = VideoHead
+    detector: FrameDetector
+    video_head: VideoHead
+    video_head_class: type[VideoHead] = VideoHead
     criterion_class: type[VideoMaskClassificationLoss]
 
     def __init__(self, config: CvisVideoConfig):
@@ -48,29 +51,38 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         self.post_init()
 
     def frozen_modules(self) -> list[str]:
+        """Return the detector if `config.freeze_detector` is set."""
         return ["detector"] if self.config.freeze_detector else []
 
     @staticmethod
     def build_detector(config: CvisVideoConfig) -> FrameDetector:
-        """The system's frame detector."""
+        """Build the system's frame detector."""
         return FrameDetector(config.detector_config)
 
     @staticmethod
     def criterion_settings(config: CvisVideoConfig) -> dict[str, Any]:
-        """What the system's criterion takes beyond the common weights."""
+        """Return the arguments of the system's criterion beyond the common weights."""
         return {}
 
     def _compiled_parts(self) -> list[nn.Module]:
         return [self.detector, self.video_head]
 
     def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Detect the objects of single frames, with the mask features of the video head."""
         detected = self.detector(frames, output_mask_features=False, output_hidden_states=False, return_dict=True)
         return detected.frame_queries[-1], self.video_head.mask_projection(detected.fpn_features)
 
     def _detect_for_training(self, pixel_values_videos: torch.Tensor) -> tuple[FrameDetectorOutput, DetectedFrames]:
-        """All predictions of the detector, and the frame queries of its last layers as further videos (layer first).
+        """Run the detector with all predictions.
 
-        With a frozen detector no graph is built through it; the mask projection belongs to the head and trains.
+        No graph is built through a frozen detector; the mask projection belongs to the head and trains.
+
+        Args:
+            pixel_values_videos: `(B, T, 3, H, W)`.
+
+        Returns:
+            The output of the detector, and the frame queries of its last L layers as further videos, `(L * B, T, F, C)`
+            with layer after layer, with mask features `(B, T, C, h, w)`.
         """
         batch_size, num_frames = pixel_values_videos.shape[:2]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_detector):
@@ -87,11 +99,11 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
     def _frame_losses(
         self, detected: FrameDetectorOutput, targets: VideoTargets
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Losses of the frame detector, none when it is frozen, and the matches that the similarity loss needs.
+        """Compute the losses of the frame detector, and the matches for the similarity loss.
 
         Returns:
-            Weighted losses; and `(L, M, T)`: the frame query of each of M objects in each frame, -1 where it is absent,
-            for the L last layers of the detector.
+            Weighted losses, none if the detector is frozen; and `(L, M, T)`, the frame query of each of M objects in
+            each frame for the L last layers of the detector, -1 where an object is absent.
         """
         num_layers = self.config.num_frame_query_layers
         criterion, labels = self.detector.criterion, targets.frame_labels()
@@ -103,27 +115,40 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         return losses, targets.frame_matches(matched[-num_layers:])
 
     def _layer_predictions(self, decoded: DecodedQueries) -> list[LayerPrediction]:
-        """Per video decoder layer class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)`."""
+        """Return class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)` of each object decoder layer."""
         queries = self._split_layers(decoded.normalised, dim=1)
         class_logits, mask_embeddings = self.video_head.class_predictor(queries), self.video_head.mask_embedder(queries)
         return [LayerPrediction(*layer) for layer in zip(class_logits, mask_embeddings, strict=True)]
 
     def _split_layers(self, states: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """`(..., L * B, ...)` at `dim` -> `(..., L, B, ...)`, L layers of the frame detector."""
+        """Split `(..., L * B, ...)` at `dim` into `(..., L, B, ...)`."""
         return states.unflatten(dim, (self.config.num_frame_query_layers, -1))
 
     def _predict_queries(self, video_queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Video queries (B, Q, C) -> class logits (B, Q, K + 1) and mask embeddings (B, Q, C)."""
+        """Predict class logits `(B, Q, K + 1)` and mask embeddings `(B, Q, C)` from video queries `(B, Q, C)`."""
         return self.video_head.class_predictor(video_queries), self.video_head.mask_embedder(video_queries)
 
     def _predict_masks(self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
-        """Mask embeddings (B, Q, C) and mask features (B, T, C, h, w) of one clip -> mask logits (B, Q, T, h, w)."""
+        """Compute the mask logits `(B, Q, T, h, w)` of a clip.
+
+        Args:
+            mask_embeddings: `(B, Q, C)`.
+            mask_features: `(B, T, C, h, w)`.
+        """
         return mask_logits(mask_embeddings, mask_features)
 
     def _similarity_embeddings(
         self, encoded_queries: torch.Tensor, video_queries: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of encoded frame queries (B, T, F, C) and of video queries (B, Q, C); what the similarity loss compares."""
+        """Compute the embeddings that the similarity loss compares.
+
+        Args:
+            encoded_queries: encoded frame queries `(B, T, F, C)`.
+            video_queries: `(B, Q, C)`.
+
+        Returns:
+            Embeddings of both, in their shapes.
+        """
         head = self.video_head
         return head.frame_similarity_projection(encoded_queries), head.video_similarity_projection(video_queries)
 
@@ -136,7 +161,16 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
         output_hidden_states: bool = False,
         state: Any = None,
     ) -> VideoInstanceSegmentationOutput:
-        """Predictions of the last decoder layer for one clip."""
+        """Build the output for one clip from the last decoder layer.
+
+        Args:
+            detected: output of the detector.
+            encoded_queries: encoded frame queries `(B, T, F, C)`.
+            decoded: output of the object decoder.
+            output_embeddings: also fill in queries, mask features and similarity embeddings.
+            output_hidden_states: also fill in the video queries of every layer.
+            state: state for the next clip.
+        """
         queries = decoded.normalised[-1]
         class_logits, mask_embeddings = self._predict_queries(queries)
         output = VideoInstanceSegmentationOutput(
@@ -158,7 +192,7 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
 
 
 class WholeVideoModel(CvisVideoModel):
-    """Base of VITA and of what extends it: one set of video queries reads the frame queries of the whole video."""
+    """Base of VITA and of the systems that extend it: video queries read the frame queries of the whole video."""
 
     criterion_class = VideoMaskClassificationLoss
     is_online = False
@@ -207,8 +241,19 @@ class WholeVideoModel(CvisVideoModel):
 
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
-        """As `CvisVideoModel.stream`. All clips are read before the first output; until then the mask features of the
-        video wait in host memory. Every output repeats the class logits of the video.
+        """Segment one video given clip by clip; all clips are read before the first output.
+
+        Until then the mask features of the video are kept in host memory. Every output repeats the class logits of the
+        video.
+
+        Args:
+            clips: consecutive clips, `(1, T, 3, H, W)` each.
+
+        Yields:
+            One output per clip, in order.
+
+        Raises:
+            ValueError: the model is in training mode.
         """
         self._check_stream()
         frame_queries, mask_features = [], []
@@ -220,20 +265,19 @@ class WholeVideoModel(CvisVideoModel):
         if not frame_queries:
             return
         encoded_queries, decoded = self._associate(torch.cat(frame_queries, dim=1))
-        start = 0
-        for features in mask_features:
-            end = start + features.shape[1]
-            part = DetectedFrames(frame_queries=None, mask_features=features.to(self.device))
-            yield self.complete_output(self._make_output(part, encoded_queries[:, start:end], decoded))
-            start = end
+        lengths = [features.shape[1] for features in mask_features]
+        parts = zip(frame_queries, mask_features, encoded_queries.split(lengths, dim=1), strict=True)
+        for queries, features, encoded in parts:
+            part = DetectedFrames(queries, features.to(self.device))
+            yield self.complete_output(self._make_output(part, encoded, decoded))
 
     def _associate(self, frame_queries: torch.Tensor, training: bool = False, all_layers: bool = False) -> VideoStep:
         """Let the learned video queries read the frame queries of whole videos.
 
         Args:
             frame_queries: `(B, T, F, C)`.
-            training: whether the result is for the losses, which need all layers.
-            all_layers: return the decoded queries of all layers in any case.
+            training: return the decoded queries of all layers, for the losses.
+            all_layers: return them in any case.
         """
         video_queries = self.video_head.initial_queries(len(frame_queries))
         return self.video_head(frame_queries, video_queries, training or all_layers)

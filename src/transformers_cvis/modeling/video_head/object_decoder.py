@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The video head: objects of a video from the frame queries of its frames (VITA, Heo et al. 2022, section 3).
+"""Video head: objects of a video from the frame queries of its frames (VITA, Heo et al. 2022, section 3).
 
-An object encoder lets the frame queries of all frames exchange information, an object decoder reads them with a few
-video queries, and each video query yields a class and a mask embedding for the whole video.
+An object encoder lets the frame queries of all frames exchange information. An object decoder reads them with a few
+video queries, each of which yields a class and a mask embedding for the whole video.
 
-B videos (times the frame-decoder layers in training), T frames, F frame queries per frame, Q video queries, C channels.
+B videos (times L frame-decoder layers in training), T frames, F frame queries per frame, Q video queries, C channels.
 """
 
 from typing import NamedTuple
@@ -18,28 +18,29 @@ from ..layers.attention import Attention, FeedForward
 from ..layers.mask_logits import MaskEmbedder
 from .configuration_video import CvisVideoConfig
 
-# Finite, so that a row in which every key is forbidden keeps its ordinary softmax instead of becoming NaN.
+# Finite, so that the softmax of a row whose keys are all forbidden does not become NaN.
 FORBIDDEN = -1000.0
 
 
 class DecodedQueries(NamedTuple):
     """Output of the object decoder."""
 
-    normalised: (
-        torch.Tensor
-    )  # (layers, B, Q, C) after the decoder's norm; the last layer only unless all were asked for
-    last: torch.Tensor  # (B, Q, C) of the last layer, before the norm
+    normalised: torch.Tensor
+    """`(layers, B, Q, C)`, after the norm; only the last layer unless all were asked for."""
+    last: torch.Tensor
+    """`(B, Q, C)` of the last layer, before the norm."""
 
 
 class VideoStep(NamedTuple):
-    """What the head makes of the frames of one clip."""
+    """Output of the video head for one clip or video."""
 
-    encoded_queries: torch.Tensor  # (B, T, F, C)
+    encoded_queries: torch.Tensor
+    """`(B, T, F, C)`."""
     decoded: DecodedQueries
 
 
 class ObjectEncoderLayer(GradientCheckpointingLayer):
-    """Self-attention without position encoding and feed-forward, normalised after each residual."""
+    """Self-attention without positions, then feed-forward; normalised after each residual."""
 
     def __init__(self, config: CvisVideoConfig):
         super().__init__()
@@ -50,15 +51,24 @@ class ObjectEncoderLayer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Transform tokens.
+
+        Args:
+            hidden_states: `(N, S, C)`.
+            attention_mask: `(N, S, S)` or `(N, 1, S)`, boolean (True may attend) or additive; None allows all pairs.
+
+        Returns:
+            `(N, S, C)`.
+        """
         attended = self.self_attn(hidden_states, hidden_states, hidden_states, attention_mask)
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
         return self.final_layer_norm(hidden_states + self.feed_forward(hidden_states))
 
 
 class ObjectEncoder(nn.Module):
-    """Frame queries of all frames attend to each other: over all frames, or in windows of frames.
+    """Self-attention of frame queries, over all frames or in windows of frames.
 
-    With windows every odd layer is shifted by half a window at evaluation; in training no layer is.
+    With windows every odd layer is shifted by half a window in evaluation mode, and none in training.
     """
 
     def __init__(self, config: CvisVideoConfig):
@@ -67,7 +77,7 @@ class ObjectEncoder(nn.Module):
         self.layers = nn.ModuleList(ObjectEncoderLayer(config) for _ in range(config.encoder_layers))
 
     def forward(self, frame_queries: torch.Tensor) -> torch.Tensor:
-        """(B, T, F, C) -> (B, T, F, C)"""
+        """Exchange information between frame queries: `(B, T, F, C)` to `(B, T, F, C)`."""
         if self.window_size == 0:
             hidden_states = frame_queries.flatten(1, 2)  # (B, T * F, C)
             for layer in self.layers:
@@ -104,10 +114,18 @@ class ObjectEncoder(nn.Module):
         return hidden_states[:, :num_frames]
 
     def _shifted_mask(self, valid: torch.Tensor, shift: int, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask (windows, window, window) between the frames of each shifted window.
+        """Build the additive mask between the frames of each shifted window.
 
-        Forbidden are padded frames, and in the first window the pairs of one of its first `shift` frames, which come
-        from the end of the video, and one of the rest, which come from its start.
+        It forbids padded frames. In the first window, whose first `shift` frames come from the end of the video, it
+        also forbids the pairs of one of these and one of the other frames, which come from the start.
+
+        Args:
+            valid: `(windows * window,)`, False for padded frames.
+            shift: frames by which the windows are shifted.
+            dtype: dtype of the mask.
+
+        Returns:
+            `(windows, window, window)`.
         """
         valid = valid.view(-1, self.window_size)
         allowed = valid[:, :, None] & valid[:, None, :]
@@ -119,7 +137,7 @@ class ObjectEncoder(nn.Module):
 
 
 def _expand_to_tokens(mask: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """A mask between frames as one between their tokens: (..., n, m) -> (..., n * rows, m * columns)."""
+    """Repeat each entry of a mask between frames for the tokens of the frames, `rows` x `columns` times."""
     return mask.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
 
 
@@ -139,6 +157,17 @@ class ObjectDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, query_position: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
+        """Read tokens with video queries.
+
+        Args:
+            hidden_states: video queries `(B, Q, C)`.
+            query_position: their positions `(Q, C)`.
+            key: tokens with positions `(B, S, C)`.
+            value: tokens `(B, S, C)`.
+
+        Returns:
+            `(B, Q, C)`.
+        """
         attended = self.cross_attn(hidden_states + query_position, key, value)
         hidden_states = self.cross_attn_layer_norm(hidden_states + attended)
         positioned = hidden_states + query_position
@@ -148,7 +177,7 @@ class ObjectDecoderLayer(GradientCheckpointingLayer):
 
 
 class ObjectDecoder(nn.Module):
-    """Video queries read the encoded frame queries of all frames."""
+    """Layers in which video queries read the encoded frame queries of all frames."""
 
     def __init__(self, config: CvisVideoConfig):
         super().__init__()
@@ -163,7 +192,15 @@ class ObjectDecoder(nn.Module):
         frame_query_position: torch.Tensor,
         all_layers: bool = False,
     ) -> DecodedQueries:
-        """video_queries (B, Q, C), query_position (Q, C), encoded_queries (B, T, F, C), frame_query_position (F, C)"""
+        """Read frame queries with video queries.
+
+        Args:
+            video_queries: `(B, Q, C)`.
+            query_position: `(Q, C)`.
+            encoded_queries: encoded frame queries `(B, T, F, C)`.
+            frame_query_position: `(F, C)`.
+            all_layers: return the video queries of all layers.
+        """
         key = (encoded_queries + frame_query_position).flatten(1, 2)  # (B, T * F, C)
         value = encoded_queries.flatten(1, 2)
         hidden_states = video_queries
@@ -179,16 +216,20 @@ class InputProjection(nn.Linear):
     """Linear layer that starts Xavier-uniform with zero bias."""
 
     def initialize_parameters(self) -> None:
+        """Initialise weight and bias."""
         init.xavier_uniform_(self.weight)
         init.zeros_(self.bias)
 
 
 class VideoHead(nn.Module):
-    """Object encoder, object decoder and their heads; knows frame queries and mask features, no pixels.
+    """Object encoder, object decoder and their heads, which read frame queries and mask features.
 
     Args:
-        config: sizes; the number of frame queries and the channels come from its detector.
+        config: sizes; the number of frame queries and the channels are those of its detector.
     """
+
+    encoder: nn.Module
+    class_predictor: nn.Module
 
     def __init__(self, config: CvisVideoConfig):
         super().__init__()
@@ -207,17 +248,17 @@ class VideoHead(nn.Module):
         self.video_similarity_projection = nn.Linear(hidden_dim, hidden_dim)
 
     def encode(self, frame_queries: torch.Tensor) -> torch.Tensor:
-        """Frame queries of one clip, (B, T, F, C) -> (B, T, F, C), every frame informed by the others."""
+        """Exchange information between the frame queries of a clip: `(B, T, F, C)` to `(B, T, F, C)`."""
         return self.encoder(self.input_projection(frame_queries))
 
     def initial_queries(self, batch_size: int) -> torch.Tensor:
-        """The learned video queries, (B, Q, C)."""
+        """Return the learned video queries, `(B, Q, C)`."""
         return self.queries_features.weight.expand(batch_size, -1, -1)
 
     def decode(
         self, video_queries: torch.Tensor, encoded_queries: torch.Tensor, all_layers: bool = False
     ) -> DecodedQueries:
-        """video_queries (B, Q, C) and encoded_queries (B, T, F, C) -> decoded video queries"""
+        """Read encoded frame queries `(B, T, F, C)` with video queries `(B, Q, C)`, which have learned positions."""
         return self.decoder(
             video_queries,
             self.queries_embedder.weight,
@@ -227,6 +268,12 @@ class VideoHead(nn.Module):
         )
 
     def forward(self, frame_queries: torch.Tensor, video_queries: torch.Tensor, all_layers: bool = False) -> VideoStep:
-        """frame_queries (B, T, F, C) of one clip or video, video_queries (B, Q, C) to start from"""
+        """Encode frame queries and read them.
+
+        Args:
+            frame_queries: `(B, T, F, C)` of one clip or video.
+            video_queries: `(B, Q, C)` to start from.
+            all_layers: return the decoded queries of all layers.
+        """
         encoded_queries = self.encode(frame_queries)
         return VideoStep(encoded_queries, self.decode(video_queries, encoded_queries, all_layers))

@@ -6,6 +6,6 @@ from .configuration_vita import VitaConfig
 
 
 class VitaForVideoInstanceSegmentation(WholeVideoModel):
-    """Segments a whole video at once: the detector sees its frames one by one, the head the queries of all of them."""
+    """VITA, which segments a whole video at once: the detector reads single frames, the head the queries of all."""
 
     config_class = VitaConfig

@@ -21,6 +21,11 @@ from transformers_cvis.files import (
 )
 
 
+def write_file(path, content=b""):
+    with complete_file(path) as file:
+        file.write(content)
+
+
 class TestCompleteFile:
     def test_appears_when_complete(self, tmp_path):
         path = tmp_path / "a.txt"
@@ -33,26 +38,27 @@ class TestCompleteFile:
         assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
     def test_vanishes_on_an_error(self, tmp_path):
-        with pytest.raises(RuntimeError, match="stop"), complete_file(tmp_path / "a.txt") as file:
-            file.write(b"half")
-            raise RuntimeError("stop")
+        def write_and_fail():
+            with complete_file(tmp_path / "a.txt") as file:
+                file.write(b"half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == []
 
     def test_unwritable(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="Cannot write '.*nowhere/a.txt': No such file or directory"):
-            with complete_file(tmp_path / "nowhere" / "a.txt"):
-                pass
+            write_file(tmp_path / "nowhere" / "a.txt")
         (tmp_path / "file").touch()
         with pytest.raises(NotADirectoryError, match="Cannot write '.*file/a.txt'"):
-            with complete_file(tmp_path / "file" / "a.txt"):
-                pass
-        with pytest.raises(IsADirectoryError, match="Cannot write '.*': it is a folder"), complete_file(tmp_path):
-            pass
+            write_file(tmp_path / "file" / "a.txt")
+        with pytest.raises(IsADirectoryError, match="Cannot write '.*': it is a folder"):
+            write_file(tmp_path)
 
     def test_full_disk(self, tmp_path, small_disk):
         with pytest.raises(OSError, match="Cannot write '.*a.txt': File too large"):
-            with complete_file(tmp_path / "a.txt") as file:
-                file.write(bytes(50_000))
+            write_file(tmp_path / "a.txt", bytes(50_000))
         assert os.listdir(tmp_path) == []
 
 
@@ -73,9 +79,13 @@ class TestCompleteFolder:
         assert os.listdir(tmp_path / "out") == ["a.txt"]
 
     def test_vanishes_on_an_error(self, tmp_path):
-        with pytest.raises(RuntimeError, match="stop"), complete_folder(tmp_path / "new" / "out") as folder:
-            (folder / "a.txt").write_text("half")
-            raise RuntimeError("stop")
+        def write_and_fail():
+            with complete_folder(tmp_path / "new" / "out") as folder:
+                (folder / "a.txt").write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == []
 
     def test_refusals(self, tmp_path):
@@ -84,9 +94,11 @@ class TestCompleteFolder:
             pass
         with pytest.raises(FileExistsError, match="a.txt exists"), complete_folder(tmp_path / "a.txt"):
             pass
-        with pytest.raises(OSError, match="Cannot write into the folder .*a.txt: Not a directory"):
-            with complete_folder(tmp_path / "a.txt" / "out"):
-                pass
+        with (
+            pytest.raises(OSError, match="Cannot write into the folder .*a.txt: Not a directory"),
+            complete_folder(tmp_path / "a.txt" / "out"),
+        ):
+            pass
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "precious"
 
@@ -114,9 +126,14 @@ class TestReplaceFiles:
 
     def test_an_error_changes_nothing(self, tmp_path):
         (tmp_path / "a.txt").write_text("old")
-        with pytest.raises(RuntimeError, match="stop"), replace_files(tmp_path, last="a.txt") as folder:
-            (folder / "a.txt").write_text("half")
-            raise RuntimeError("stop")
+
+        def write_and_fail():
+            with replace_files(tmp_path, last="a.txt") as folder:
+                (folder / "a.txt").write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "old"
 
@@ -142,9 +159,14 @@ class TestSetAside:
 
     def test_back_after_an_error(self, tmp_path):
         (tmp_path / "a.txt").write_text("precious")
-        with pytest.raises(RuntimeError, match="stop"), set_aside([tmp_path / "a.txt"], tmp_path):
-            (tmp_path / "a.txt").write_text("half")
-            raise RuntimeError("stop")
+
+        def write_and_fail():
+            with set_aside([tmp_path / "a.txt"], tmp_path):
+                (tmp_path / "a.txt").write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "precious"
 

@@ -49,7 +49,7 @@ def assert_same_tracks(tracks, expected):
 @pytest.mark.parametrize("revision", list(EDGES))
 def test_a_revision_gives_back_its_model_processor_and_pipeline(pushed, revision, video, loopback_hub):
     model, processor = pushed[revision]
-    assert [c["title"] for c in loopback_hub.repos["model", REPO].history(revision)][0].startswith("Upload GenVis")
+    assert loopback_hub.repos["model", REPO].history(revision)[0]["title"].startswith("Upload GenVis")
 
     loaded = AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision)
     weights, others = model.state_dict(), loaded.state_dict()

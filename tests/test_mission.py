@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def video() -> np.ndarray:
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
-    return make_moving_shapes(folder, 4, 2, num_frames=4, size=(64, 96), seed=0, categories=sum(TASKS, []))
+    return make_moving_shapes(folder, 4, 2, num_frames=4, size=(64, 96), seed=0, categories=[*chain(*TASKS)])
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

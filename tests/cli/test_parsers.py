@@ -179,4 +179,5 @@ def test_the_package_runs_as_the_program(module, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"images": [], "categories": [], "annotations": []}))
     command = [sys.executable, "-m", module, "validate", "a.json"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert finished.returncode == 1 and finished.stdout.startswith("'images'"), finished.stderr
+    assert finished.returncode == 1, finished.stderr
+    assert finished.stdout.startswith("'images'"), finished.stderr

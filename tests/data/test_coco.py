@@ -173,7 +173,7 @@ def test_ids_are_places_among_the_annotations(load):
     """An instance that the clip does not show takes no part; the others are counted from the first that it shows."""
 
     def spoil(content):
-        person, crowd, racket, _ = content["annotations"]
+        person, crowd, _, _ = content["annotations"]
         for number, left in enumerate((0, 40, 60)):
             square = [left, 0, left + 9, 0, left + 9, 9, left, 9]
             annotation = {**person, "id": 200 + number, "segmentation": [square], "bbox": [left, 0, 9, 9]}
@@ -300,9 +300,10 @@ def test_images_that_cannot_be_read_are_named(tiny_coco, load):
     def spoil(content):
         content["annotations"][2]["segmentation"]["counts"] = "PP"
 
+    path.touch()
+    dataset = VideoDataset(load(spoil), AS_IT_IS)
     with pytest.raises(ValueError, match="^image 7: a mask cannot be decoded .*validate"):
-        path.touch()
-        VideoDataset(load(spoil), AS_IT_IS)[0]
+        dataset[0]
 
 
 def test_polygon_masks_are_those_of_pycocotools(load, tiny_coco):

@@ -99,7 +99,7 @@ def test_every_form_of_a_mask_counts_the_same(ground_truth, results, form):
         pixels = mask_utils.decode(mask)
         if form == "uncompressed":
             flat = np.concatenate(([0], pixels.ravel(order="F"), [2])).astype(int)
-            changes = np.flatnonzero(np.diff(flat)) if flat[1] == 0 else np.flatnonzero(np.diff(flat))
+            changes = np.flatnonzero(np.diff(flat))
             return {**mask, "counts": np.diff(np.concatenate(([0], changes))).tolist()}
         x, y, width, height = mask_utils.toBbox(mask).tolist()
         return [[x, y, x + width, y, x + width, y + height, x, y + height]]

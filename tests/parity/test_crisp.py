@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
 from tests.support.helpers import tiny_detector_config
@@ -63,7 +63,7 @@ class DecoderCase:
         shape, inputs = (num_clips, num_frames), self.case.inputs
         levels = [inputs[f"feat{level}"][: num_clips * num_frames] for level in range(3)]
         mask_features = inputs["mask_features"][: num_clips * num_frames]
-        shrunk = [F.interpolate(mask_features, level.shape[-2:], mode="bilinear") for level in levels]
+        shrunk = [nn.functional.interpolate(mask_features, level.shape[-2:], mode="bilinear") for level in levels]
         return ClipFeatures(
             [level.unflatten(0, shape) for level in levels],
             [part.flatten(2).transpose(1, 2).unflatten(0, shape) for part in shrunk],

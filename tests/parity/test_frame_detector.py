@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
 from transformers_cvis.conversion import convert_state_dict
@@ -33,7 +33,7 @@ def pixel_values(case):
     pixels = (case.inputs["image"].double() - mean) / std
     divisor = case.config["padded_to_multiple_of"]
     height, width = pixels.shape[-2:]
-    return F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
+    return nn.functional.pad(pixels, (0, -width % divisor, 0, -height % divisor))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,10 @@ def test_instances(case, pixel_values, outputs):
     best = scores.flatten().topk(case.config["top_k"])
     queries, labels = best.indices // scores.shape[1], best.indices % scores.shape[1]
     height, width = case.inputs["image"].shape[-2:]
-    logits = F.interpolate(outputs.masks_queries_logits, pixel_values.shape[-2:], mode="bilinear", align_corners=False)
-    logits = F.interpolate(
+    logits = nn.functional.interpolate(
+        outputs.masks_queries_logits, pixel_values.shape[-2:], mode="bilinear", align_corners=False
+    )
+    logits = nn.functional.interpolate(
         logits[..., :height, :width], case.config["output_size"], mode="bilinear", align_corners=False
     )
     masks = logits[0, queries] > 0

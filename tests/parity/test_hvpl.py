@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
 from tests.support.helpers import tiny_detector_config
@@ -65,7 +65,7 @@ class FrameCase:
     def decode(self, groups: GroupedQueries):
         levels = [self.case.inputs[f"feat{level}"] for level in range(3)]
         shrunk = [
-            F.interpolate(self.mask_features, level.shape[-2:], mode="bilinear", align_corners=False)
+            nn.functional.interpolate(self.mask_features, level.shape[-2:], mode="bilinear", align_corners=False)
             for level in levels
         ]
         return self.detector.decode(levels, shrunk, groups)
@@ -205,7 +205,7 @@ def test_inference_of_the_whole_network():
     mean, std = (torch.tensor(config[name]).double()[:, None, None] for name in ("pixel_mean", "pixel_std"))
     frames = (case.inputs["frames"] - mean) / std
     input_size = tuple(frames.shape[-2:])
-    frames = F.pad(frames, (0, -input_size[1] % 32, 0, -input_size[0] % 32))[None]
+    frames = nn.functional.pad(frames, (0, -input_size[1] % 32, 0, -input_size[0] % 32))[None]
     output = model.eval()(frames, output_embeddings=True)
 
     def equal(actual, name):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import colorsys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class TestColours:
         colours = [track_colour(index) for index in range(100)]
         assert colours == [track_colour(index) for index in range(100)]
         assert len(set(colours)) == 100
-        for first, second in zip(colours, colours[1:], strict=False):
+        for first, second in pairwise(colours):
             distance = abs(colorsys.rgb_to_hsv(*first)[0] - colorsys.rgb_to_hsv(*second)[0])
             assert min(distance, 1 - distance) > 0.3
 

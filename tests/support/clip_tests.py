@@ -2,6 +2,7 @@
 """Tests that every system whose queries read a whole clip passes beyond the common ones."""
 
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
@@ -203,7 +204,7 @@ class ClipDetectorTests(CommonTests):
     def test_memory_grows_with_the_work(self):
         model = self.model(detector_chunk_size=1)
         sizes = [model.clip_memory(frames, 64, 96) for frames in (0, 1, 2, 3)]
-        steps = [after - before for before, after in zip(sizes, sizes[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(sizes)]
         assert max(steps) - min(steps) <= 2
         assert min(steps) > 0
         assert model.clip_memory(4, 64, 96, batch_size=2) - sizes[0] == pytest.approx(8 * steps[0], abs=10)

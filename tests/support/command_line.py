@@ -13,5 +13,6 @@ def error_line(capsys) -> str:
     """Return the one line that says what failed."""
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("transformers-cvis: error: ")]
-    assert len(lines) == 1 and "Traceback" not in error, error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error, error
     return lines[0]

@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         except HubError as error:
             self.reply_error(error)
 
-    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any  # noqa: N815 - names of `BaseHTTPRequestHandler`
 
     def route(self, method, path, query, body):
         fixed = {

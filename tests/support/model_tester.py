@@ -3,13 +3,14 @@
 
 class TestVita(VideoModelTests):
     model_class = VitaForVideoInstanceSegmentation
-    settings = {"encoder_window_size": 2}
+    settings: ClassVar[dict] = {"encoder_window_size": 2}
 """
 
 import json
 import logging
 import re
 from dataclasses import fields
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,15 +31,15 @@ class CommonTests(ConventionTests, TrackTests):
     """
 
     model_class: type
-    settings: dict = {}
+    settings: ClassVar[dict] = {}
     """Fields of the configuration beyond those of `config()`."""
     class_head = "class_predictor"
     """Last layer of the class head, by its path in the model or in its video head."""
     num_class_rows = 4
     """Its rows: the classes, and no-object where it has no head of its own."""
-    class_parts = {"class_predictor"}
+    class_parts: ClassVar[set] = {"class_predictor"}
     """Modules in which a model starts afresh with other classes, by a part of their paths."""
-    nothing_frozen: dict = {}
+    nothing_frozen: ClassVar[dict] = {}
     """Fields of the configuration with which every parameter trains."""
 
     def config(self, **changes):
@@ -401,7 +402,7 @@ class FrameByFrameTests:
 class VideoModelTests(CommonTests):
     """The common tests, and those of the models made of a frame detector and a video head."""
 
-    nothing_frozen = {"freeze_detector": False}
+    nothing_frozen: ClassVar[dict] = {"freeze_detector": False}
     num_hidden_states = 2
 
     def config(self, **changes):

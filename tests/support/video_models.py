@@ -2,7 +2,7 @@
 """Reference cases of whole video models: model, input, labels, comparison of what training and evaluation give."""
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from tests.support.goldens import Case, FixedPoints, assert_matches, load_case
 from transformers_cvis.conversion import CONVERSIONS, convert_state_dict
@@ -37,7 +37,7 @@ def network_input(case: Case, frames: torch.Tensor) -> torch.Tensor:
     )
     pixels = (frames.double() - mean) / std
     height, width = pixels.shape[-2:]
-    return F.pad(pixels, (0, -width % 32, 0, -height % 32))[None]
+    return nn.functional.pad(pixels, (0, -width % 32, 0, -height % 32))[None]
 
 
 def training_batch(case: Case) -> tuple[torch.Tensor, list[dict]]:
@@ -47,12 +47,12 @@ def training_batch(case: Case) -> tuple[torch.Tensor, list[dict]]:
         part = {name: case.inputs[f"video{index}_{name}"] for name in ("frames", "labels", "ids", "masks")}
         pixels.append(network_input(case, part["frames"])[0])
         height, width = part["masks"].shape[-2:]
-        masks = F.pad(part["masks"], (0, -width % 32, 0, -height % 32)).bool()
+        masks = nn.functional.pad(part["masks"], (0, -width % 32, 0, -height % 32)).bool()
         labels.append({"class_labels": part["labels"], "ids": part["ids"], "masks": masks})
     height, width = (max(video.shape[axis] for video in pixels) for axis in (-2, -1))
 
     def pad(tensor):
-        return F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
+        return nn.functional.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
 
     return torch.stack([pad(video) for video in pixels]), [{**label, "masks": pad(label["masks"])} for label in labels]
 

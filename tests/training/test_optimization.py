@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -86,4 +88,4 @@ def test_warm_up_and_cosine():
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[9] == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(5 / 10 * torch.pi)).item()))
     assert factors[-1] == pytest.approx(0.0)
-    assert all(later <= earlier for earlier, later in zip(factors[4:], factors[5:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[4:]))

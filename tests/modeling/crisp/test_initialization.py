@@ -17,7 +17,7 @@ def test_directions_are_those_of_largest_variance():
     queries = old_queries()
     rows = principal_rows(queries, 3)
     centred = queries - queries.mean(0)
-    variances, vectors = torch.linalg.eigh(centred.T @ centred)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
     directions = vectors.T.flip(0)[:3]
     length = queries.norm(dim=1).mean()
     torch.testing.assert_close((rows @ directions.T).abs(), length * torch.eye(3, dtype=torch.float64))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CRISP: learning task by task, and what its components change."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -18,10 +20,10 @@ WITHOUT_COMPONENTS = {"residual_prompts": False, "lambda_isc": 0.0, "lambda_ic":
 
 class TestCrisp(ClipDetectorTests):
     model_class = CrispForVideoInstanceSegmentation
-    settings = {"text_encoder": "random", "text_hidden_size": 32}
+    settings: ClassVar[dict] = {"text_encoder": "random", "text_hidden_size": 32}
     class_head = "class_predictor.heads.1.2.0"
     num_class_rows = 3
-    class_parts = {"class_predictor", "class_tokens"}
+    class_parts: ClassVar[set] = {"class_predictor", "class_tokens"}
 
 
 def trainable(model) -> set[str]:

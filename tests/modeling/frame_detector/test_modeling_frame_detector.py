@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
+from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from tests.support.helpers import build_files, local_mapping, needs_kernel_repositories, tiny_detector_config
@@ -98,9 +98,9 @@ def mask2former(backbone: str, **changes) -> Mask2FormerForUniversalSegmentation
 @torch.no_grad()
 def test_loads_and_equals_mask2former(backbone, changes, tmp_path, caplog, monkeypatch):
     peer = mask2former(backbone, **changes)
-    if "hidden_dim" in changes or "enforce_input_projection" in changes:
-        if isinstance(peer.model.transformer_module.input_projections, list):
-            pytest.skip("this version of transformers does not save these weights")
+    has_projections = "hidden_dim" in changes or "enforce_input_projection" in changes
+    if has_projections and isinstance(peer.model.transformer_module.input_projections, list):
+        pytest.skip("this version of transformers does not save these weights")
     peer.save_pretrained(tmp_path)
     _add_keys_of_hub_files(tmp_path / "config.json")
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
@@ -244,7 +244,7 @@ def test_shrunk_features_give_the_masks_that_shrunk_logits_give():
     features, embeddings = torch.randn(1, 8, 32, 48).double(), torch.randn(1, 5, 8).double()
     logits = torch.einsum("nqc,nchw->nqhw", embeddings, projection(features))
     for size in ((4, 6), (8, 12), (16, 24)):
-        expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        expected = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
         shrunk = shrunk_mask_features(features, projection, size)
         torch.testing.assert_close(torch.einsum("nqc,nchw->nqhw", embeddings, shrunk), expected)
 
@@ -367,7 +367,7 @@ def test_folded_weights_follow_their_sources():
 
     def agree():
         frozen = block.normalization
-        expected = F.batch_norm(
+        expected = nn.functional.batch_norm(
             block.convolution(inputs), frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias
         ).relu()
         torch.testing.assert_close(block(inputs), expected)

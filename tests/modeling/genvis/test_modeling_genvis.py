@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GenVIS: clips, state and memory."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from transformers_cvis.modeling.genvis.modeling_genvis import MemoryAttention, Q
 
 class TestGenVis(VideoModelTests):
     model_class = GenVisForVideoInstanceSegmentation
-    settings = {"clip_length": 2}
+    settings: ClassVar[dict] = {"clip_length": 2}
 
     @pytest.mark.parametrize(
         ("changes", "message"),

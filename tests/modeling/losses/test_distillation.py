@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from tests.support.ranks import mean_over_two_ranks
 from transformers_cvis.modeling.losses import VideoTargets
@@ -229,7 +229,7 @@ class TestPseudoLabels:
         return {"class_labels": torch.full((count,), OLD), "ids": numbers, "masks": stacked}
 
     def logits(self, *classes, strength=6.0):
-        return torch.stack([strength * F.one_hot(torch.tensor(c), OLD + 1) for c in classes]).float()
+        return torch.stack([strength * nn.functional.one_hot(torch.tensor(c), OLD + 1) for c in classes]).float()
 
     def test_objects_of_the_old_model_are_added(self):
         both = self.square(slice(None), slice(0, 2), slice(0, 2))
@@ -243,7 +243,7 @@ class TestPseudoLabels:
         assert found["ids"].tolist() == [[5, 5], [6, 6], [-1, 7]]
         assert torch.equal(found["masks"][0], labelled)
         assert found["masks"].dtype == torch.bool
-        expected = F.interpolate(both[None], size=(8, 8), mode="bilinear")[0] >= 0
+        expected = nn.functional.interpolate(both[None], size=(8, 8), mode="bilinear")[0] >= 0
         assert torch.equal(found["masks"][1], expected)
         assert not found["masks"][2, 0].any()
         assert found["masks"][2, 1].any()

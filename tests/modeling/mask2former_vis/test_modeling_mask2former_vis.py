@@ -46,12 +46,12 @@ class TestMask2FormerVis(ClipDetectorTests):
     def test_starts_from_systems_that_hold_a_frame_detector(self, tmp_path):
         minvis = MinVisForVideoInstanceSegmentation(MinVisConfig(**detector_settings()))
         minvis.save_pretrained(tmp_path / "minvis")
-        model, info = self.model_class.from_pretrained(tmp_path / "minvis", output_loading_info=True)
+        _, info = self.model_class.from_pretrained(tmp_path / "minvis", output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
         other = SpvisForVideoInstanceSegmentation(SpvisConfig(**detector_settings()))
         other.save_pretrained(tmp_path / "spvis")
-        model, info = self.model_class.from_pretrained(tmp_path / "spvis", output_loading_info=True)
+        _, info = self.model_class.from_pretrained(tmp_path / "spvis", output_loading_info=True)
         assert not info["missing_keys"]
         assert all(name.startswith("tracker.") for name in info["unexpected_keys"])
         tiny_genvis().save_pretrained(tmp_path / "genvis")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SPVIS and DVIS, online and offline: what is their own beyond the common tests."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def detector_settings() -> dict:
 
 class SpvisTests(CommonTests):
     model_class = SpvisForVideoInstanceSegmentation
-    nothing_frozen = {"freeze_detector": False, "freeze_tracker": False}
+    nothing_frozen: ClassVar[dict] = {"freeze_detector": False, "freeze_tracker": False}
     num_hidden_states = 2
 
     def config(self, **changes):
@@ -87,7 +89,7 @@ class TestSpvisOnline(FrameByFrameTests, SpvisTests):
 
 class TestSpvisOffline(SpvisTests):
     # Without dropout, so that two training steps can be compared.
-    settings = {"refiner": "spvis", "refiner_dropout": 0.0}
+    settings: ClassVar[dict] = {"refiner": "spvis", "refiner_dropout": 0.0}
 
     @torch.no_grad()
     def test_parts_of_a_video_give_what_the_whole_gives(self):
@@ -125,7 +127,7 @@ class TestSpvisOffline(SpvisTests):
 
 
 class TestDvisOffline(SpvisTests):
-    settings = {"filter": "referring", "alignment": "released", "refiner": "dvis"}
+    settings: ClassVar[dict] = {"filter": "referring", "alignment": "released", "refiner": "dvis"}
 
 
 class TestReleasedClassTargets:

@@ -2,6 +2,7 @@
 """Clip detector that learns task by task: with prompts, without prompts, and as the base of CRISP."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ WITHOUT_COMPONENTS = {"residual_prompts": False, "lambda_isc": 0.0, "lambda_ic":
 
 class TestTaskClipDetector(ClipDetectorTests):
     model_class = TaskClipDetectorForVideoInstanceSegmentation
-    settings = {}
+    settings: ClassVar[dict] = {}
     class_head = "class_predictor.heads.1.2.0"
     num_class_rows = 3
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VITA: what is its own beyond the common tests."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from transformers_cvis.modeling.video_head.object_decoder import ObjectEncoder
 
 class TestVita(VideoModelTests):
     model_class = VitaForVideoInstanceSegmentation
-    settings = {"encoder_window_size": 3}
+    settings: ClassVar[dict] = {"encoder_window_size": 3}
 
     @torch.no_grad()
     def test_streamed_video_equals_whole_video(self):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that ship with the package find what `make demo` shows."""
+"""The models that ship with the package find the objects of `make demo`."""
 
 import json
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples in docstrings run as they stand."""
+"""Examples in docstrings run unchanged."""
 
 import doctest
 import importlib

@@ -243,7 +243,7 @@ class TestWriteJson:
 
 
 def test_sha256(tmp_path):
-    content = b"0123456789" * 200_000  # more than is read at once
+    content = b"0123456789" * 200_000  # more than one read
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 

@@ -30,7 +30,7 @@ def video() -> np.ndarray:
 
 @pytest.fixture
 def pushed(loopback_hub):
-    """Revision -> (model, processor), pushed; each revision has weights and a processor of its own."""
+    """Push a model and a processor for each revision, all different; map revision to (model, processor)."""
     pushed = {}
     for seed, (revision, edge) in enumerate(EDGES.items()):
         processor = CvisVideoProcessor(size={"shortest_edge": edge, "longest_edge": 96})
@@ -42,7 +42,7 @@ def pushed(loopback_hub):
 def assert_same_tracks(tracks, expected):
     assert len(tracks) == len(expected) > 0
     for track, other in zip(tracks, expected, strict=True):
-        # Where the weights lie in memory decides which vector instructions read them, hence the last bits of a score.
+        # The alignment of weights in memory decides the vector instructions, hence the last bits of a score.
         assert vars(track) == {**vars(other), "score": pytest.approx(other.score, abs=1e-6)}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loopback Hub answers the real client as the Hub does."""
+"""The loopback Hub answers the real client like the Hub."""
 
 import socket
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages and progress: one logger, that of transformers, sets what is shown."""
+"""Messages and progress follow the logger of transformers."""
 
 import ast
 import subprocess

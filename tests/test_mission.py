@@ -111,7 +111,7 @@ def test_two_tasks_are_learnt_pushed_and_downloaded_by_a_fresh_process(method, s
     assert set(loopback_hub.repos["model", f"tester/{method}"].branches) == {"main", "task-1", "task-2"}
     run = subprocess.run(
         [sys.executable, "-c", FRESH_PROCESS, f"tester/{method}", str(tmp_path)],
-        env=os.environ | {"HF_HOME": str(tmp_path / "hf")},  # an empty cache: everything is downloaded
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf")},  # an empty cache, so everything is downloaded
         capture_output=True,
         text=True,
     )

@@ -107,7 +107,7 @@ def test_run_lengths_read_what_pycocotools_wrote():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_run_lengths_of_a_window(seed):
-    """Windows at every border: runs that touch the bottom go on in the next column."""
+    """Windows at every border: runs that touch the bottom continue in the next column."""
     random = np.random.default_rng(seed)
     height, width = random.integers(1, 7, 2)
     mask = np.zeros((height, width), np.uint8)

@@ -16,7 +16,7 @@ library = logging.get_logger("transformers.modeling_utils")
 
 @pytest.fixture
 def talkative(monkeypatch, tmp_path):
-    """Path of a file with which `validate` logs at every level, as the package and as transformers."""
+    """Write a file with which `validate` logs at every level, through the package and transformers; return its path."""
 
     def validate_annotations(*arguments, **settings):
         for name, source in (("package", logger), ("library", library)):

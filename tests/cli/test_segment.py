@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis segment`, as a user meets it: what it prints, what it writes, how it fails."""
+"""`transformers-cvis segment` from a user's view: output, files and failures."""
 
 import json
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods without prompts: their losses on a real model, what trains, what is saved."""
+"""Methods without prompts: losses on a real model, trainable parameters, saved files."""
 
 import copy
 
@@ -80,7 +80,7 @@ def test_weights_of_the_losses():
 
 
 def test_a_student_that_is_its_teacher():
-    """Its masks and maps are the teacher's; the fresh head alone makes a difference."""
+    """Masks and maps equal the teacher's; only the new head makes a difference."""
     model = distilling("mib", mask_weight=1.0, pod_weight=1.0)
     losses = losses_of(model)
     assert losses["loss_pod"].item() == pytest.approx(0, abs=1e-5)

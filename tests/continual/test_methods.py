@@ -10,7 +10,7 @@ from transformers_cvis.training import TrainingCallback
 
 
 class TaskRecorder(TrainingCallback):
-    """Record what a run tells of its tasks, and the steps of their trainings."""
+    """Record the task events of a run, and the steps of each training."""
 
     def __init__(self):
         self.calls = []

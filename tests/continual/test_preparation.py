@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before any training: a schedule, data or a base that do not fit, and what is left in the folder of the run."""
+"""Checks before training: schedules, data and bases that do not fit, and the files left in the folder of the run."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_more_prompts_than_the_ic_loss_can_compare_are_refused_before_the_base(s
 
 
 def test_a_split_is_made_again_when_it_is_another(finished, shapes, tmp_path, monkeypatch):
-    """What a run that never began has left is not taken for that of another share, seed or data."""
+    """Files of a run that never began are not reused for another share, seed or data."""
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     source = {"json": str(tmp_path / "train.json"), "images": str(shapes / "JPEGImages")}
     shutil.copy(shapes / "train.json", source["json"])
@@ -92,7 +92,7 @@ def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shap
 
 
 def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_path):
-    """All images that show the class of the base show one of a later task, too."""
+    """Every image that shows the class of the base also shows one of a later task."""
     images = images_of(shapes, tmp_path / "coco.json", {"disc": "circle", "hoop": "ring"})
     content = json.loads(Path(images["json"]).read_text())
     both = {row["image_id"] for row in content["annotations"] if row["category_id"] == 1}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules: what they read, how classes become tasks, what ships with the package."""
+"""Schedules: reading them, assigning classes to tasks, and those that ship with the package."""
 
 import pytest
 

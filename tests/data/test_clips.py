@@ -59,7 +59,7 @@ class Fingerprints(torch.utils.data.Dataset):
         return fingerprint(self.dataset[number])
 
 
-# ---------------------------------------------------------------- frame sampling
+# Frame sampling
 
 
 def test_window_of_sampled_frames():
@@ -104,7 +104,7 @@ def test_consecutive_frames_of_a_short_video_are_all_of_it_in_order():
 
 
 def test_clips_that_run_backwards(shapes):
-    """The same clip in another order, half of the time; frames, masks and ids go together."""
+    """Half of the time the clip runs in another order; frames, masks and ids stay together."""
     there = ClipDataset(shapes, 4, None, evaluation_resize(48), seed=1)
     back = ClipDataset(shapes, 4, None, evaluation_resize(48), seed=1, reverse_probability=1.0)
     for number in range(6):
@@ -118,11 +118,11 @@ def test_clips_that_run_backwards(shapes):
     assert 10 < sum(backwards) < 30
 
 
-# ---------------------------------------------------------------- samples
+# Samples
 
 
 def test_sample_without_augmentation_is_the_annotation(shapes_dir, shapes):
-    """The masks of a sample are the generator's, frame by frame, and the pixels those of the files."""
+    """Masks of a sample equal the generator's, frame by frame, and pixels equal those of the files."""
     dataset = ClipDataset(shapes, 4, 5, evaluation_resize(48), seed=1)
     for number in range(12):
         sample = dataset[number]
@@ -182,7 +182,7 @@ def test_instance_lost_by_the_crop_is_absent_there(tiny_file, tiny):
         assert visible.any(1).all()
         lost += int((~visible).any())
     assert lost > 5
-    assert any(len(dataset[number]["labels"]["class_labels"]) == 0 for number in range(60))  # nothing in the window
+    assert any(len(dataset[number]["labels"]["class_labels"]) == 0 for number in range(60))  # an empty window
 
 
 def test_degenerate_box_counts_as_absent(tiny):
@@ -219,7 +219,7 @@ def test_repeated_frames_are_decoded_once(shapes, monkeypatch):
     assert len(opened) == len(set(sample["frame_indices"])) <= 3
 
 
-# ---------------------------------------------------------------- determinism
+# Determinism
 
 
 def test_sample_is_a_function_of_seed_and_number(shapes):
@@ -232,7 +232,7 @@ def test_sample_is_a_function_of_seed_and_number(shapes):
     assert fingerprint(ClipDataset(shapes, 3, 6, SMALL, seed=6)[0]) != first[0]
     np.random.seed(0)
     torch.manual_seed(0)
-    assert fingerprint(dataset[0]) == first[0]  # global generators play no part
+    assert fingerprint(dataset[0]) == first[0]  # global generators have no effect
 
 
 def test_every_epoch_visits_every_video_once_in_another_order(shapes):
@@ -259,7 +259,7 @@ def test_mixture_follows_the_ratios_and_takes_every_source_in_turn(shapes, monke
     assert 0.1 < len(taken[1]) / 220 < 0.3
     before = [list(numbers) for numbers in taken]
     resumed = MixedClipDataset(sources, [1, 0.25], seed=3)
-    for number in range(150, 220):  # the same samples without those before
+    for number in range(150, 220):  # the same samples without the earlier ones
         resumed[number]
     for numbers, earlier in zip(taken, before, strict=True):
         again = numbers[len(earlier) :]
@@ -270,7 +270,7 @@ def test_mixture_follows_the_ratios_and_takes_every_source_in_turn(shapes, monke
         MixedClipDataset(sources, [1])
 
 
-# ---------------------------------------------------------------- whole videos
+# Whole videos
 
 
 def test_video_dataset_gives_whole_videos_in_order(shapes):
@@ -284,7 +284,7 @@ def test_video_dataset_gives_whole_videos_in_order(shapes):
         dataset[6]
 
 
-# ---------------------------------------------------------------- bad input
+# Bad input
 
 
 def test_frames_that_cannot_be_used_are_named(tiny_file, tiny):
@@ -331,7 +331,7 @@ def test_bad_arguments(tiny, arguments, message):
         ClipDataset(tiny(), **{"num_frames": 2, "frame_range": 2, "augmentation": AS_IT_IS, **arguments})
 
 
-# ---------------------------------------------------------------- batches
+# Batches
 
 
 def sample_of_size(height, width, num_frames=2, value=255):
@@ -372,7 +372,7 @@ def test_loading_is_no_bottleneck(tmp_path_factory):
     start = time.process_time()
     for number in range(10):
         dataset[number]
-    assert (time.process_time() - start) / 40 < 0.02  # seconds a frame; about 0.002 on a quiet machine
+    assert (time.process_time() - start) / 40 < 0.02  # seconds per frame; about 0.002 on an idle machine
 
 
 def test_real_footage(clips_folder, tmp_path):

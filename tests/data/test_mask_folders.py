@@ -11,7 +11,7 @@ from transformers_cvis.data.mask_folders import read_class_file
 
 
 class MaskFolders:
-    """Frames and masks of two videos of 20x30; the dog of `park` leaves, and one of its frames has no mask."""
+    """Write frames and masks of two 20x30 videos; the dog of `park` leaves, and one of its frames lacks a mask."""
 
     def __init__(self, folder):
         self.folder, self.frames, self.masks = folder, folder / "JPEGImages", folder / "Annotations"
@@ -53,7 +53,7 @@ def folders(tmp_path):
 
 
 def names(content):
-    """Class names of the annotations, video after video."""
+    """Return the class names of the annotations, video by video."""
     category = {category["id"]: category["name"] for category in content["categories"]}
     return [category[annotation["category_id"]] for annotation in content["annotations"]]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Re-splitting annotated videos: stratified, seeded, recorded."""
+"""Splits of annotated videos: stratified, seeded, recorded."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def write_json(path, classes_of_video: dict[int, set[int]], num_categories: int)
 
 
 def random_set(num_videos: int = 300, num_categories: int = 12) -> dict[int, set[int]]:
-    """Some classes in every third video, some in a handful; one to three classes a video, some without any."""
+    """Build videos with zero to three classes, some classes in every third video, others in a few."""
     rng = np.random.default_rng(0)
     frequency = 1 / np.arange(1, num_categories + 1) ** 1.5
     return {
@@ -94,7 +94,7 @@ def test_a_part_is_the_source_without_the_other_videos_and_says_where_it_comes_f
         }
         assert {1, 2} & ids
         assert {3, 4} & ids
-    assert 5 in videos_of(tmp_path / "split" / "train_split.json")  # a single one is to be learnt from
+    assert 5 in videos_of(tmp_path / "split" / "train_split.json")  # a single video is for training
 
 
 def test_a_split_is_known_by_its_record(tmp_path):
@@ -105,7 +105,7 @@ def test_a_split_is_known_by_its_record(tmp_path):
     assert not is_split_of(tmp_path / "split", source, 0.4, 3)
     assert not is_split_of(tmp_path / "split", source, 0.5, 4)
     record = train.read_text()
-    train.write_text(source.read_text())  # no part of anything
+    train.write_text(source.read_text())  # the whole source is not a part
     assert not is_split_of(tmp_path / "split", source, 0.5, 3)
     train.write_text(record)
     write_json(source, {1: {1}, 2: {2}, 3: {2}, 4: {1}}, 2)

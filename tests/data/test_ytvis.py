@@ -42,7 +42,7 @@ def test_frames_without_box_or_without_mask_are_dropped(tiny_file, cache_dir):
 
 
 def test_mask_formats(tiny_file, cache_dir):
-    """RLEs of every form become compressed counts; polygons stay what they are, those that are none are dropped."""
+    """RLEs of every form become compressed counts; valid polygons stay polygons, others are dropped."""
     mask = np.zeros((20, 30), dtype=np.uint8, order="F")
     mask[3:9, 4:10] = 1
     counts = mask_utils.encode(mask)["counts"].decode()

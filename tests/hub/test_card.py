@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards: their text, their metadata, and the training summary that they are made of."""
+"""Model cards: text, metadata and the training summary."""
 
 import inspect
 import os
@@ -35,7 +35,7 @@ def test_the_card_says_what_a_reader_needs(loopback_hub):
         "Install `transformers_cvis` from its repository",
     ):
         assert text in card.text, text
-    assert "pip install" not in card.text  # the package is on no index
+    assert "pip install" not in card.text  # the package is not published
     code = card.text.split("```python\n")[1:]
     for block in code:
         compile(block.split("```")[0], "card", "exec")

@@ -24,7 +24,7 @@ def attention(query, key, value, num_heads, allowed=None):
 
 
 def functions(height: int, width: int, num_heads: int, num_channels: int, dtype: torch.dtype) -> dict:
-    """Functions of the first elements of a batch."""
+    """Functions applied to the first elements of a batch."""
     torch.manual_seed(0)
     states, others = torch.randn(2, MOST_ELEMENTS, height, width, num_channels).to(dtype)
     decays = torch.rand_like(states)
@@ -55,7 +55,7 @@ def functions(height: int, width: int, num_heads: int, num_channels: int, dtype:
         "silu": lambda count: nn.functional.silu(states[:count]),
         "gelu": lambda count: nn.functional.gelu(states[:count]),
         "softplus": lambda count: nn.functional.softplus(states[:count]),
-        # as they are
+        # unchanged
         "depthwise convolution": lambda count: convolution(states[:count].permute(0, 3, 1, 2)),
         "norm": lambda count: norm(states[:count]),
         "arithmetic": lambda count: states[:count] * others[:count] + others[:count].exp(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations: classes, starts, unknown keys, and the switches that `behaviour` sets at once."""
+"""Configurations: classes, `starts_from`, unknown keys, and the switches of `behaviour`."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of every video model: its score rule is an item like the tensors, and stays with them."""
+"""The output of video models keeps its score rule as an item among the tensors."""
 
 import copy
 
@@ -28,7 +28,7 @@ def test_it_is_the_last_item(output):
 
 
 def test_it_stays_where_an_output_is_cast_or_gathered(output):
-    cast = convert_to_fp32(output)  # what accelerate does to the outputs of a model in mixed precision
+    cast = convert_to_fp32(output)  # accelerate does this to outputs in mixed precision
     assert cast.class_queries_logits.dtype == torch.float32
     assert cast.score_rule == RULE
     assert [gathered.score_rule for gathered in gather_object([output])] == [RULE]

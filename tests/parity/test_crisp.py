@@ -24,7 +24,7 @@ SUPERVISION = {"crisp_decoder_base": "all", "crisp_decoder_prompts": "released"}
 
 
 class DecoderCase:
-    """A case of the decoder: the model with its weights, the recorded features instead of frames."""
+    """Load a case of the decoder: the model with its weights, and recorded features instead of frames."""
 
     def __init__(self, name: str, monkeypatch):
         self.case = load_case(name)
@@ -159,12 +159,12 @@ def test_initialisation_of_prompts():
         directions = principal_rows(old_queries, num_old - 1, "directions") / length
         rows, picked = expected[f"{name}/reference_rows"] / length, expected[f"{name}/reference_selected"]
         for row, index in zip(rows, picked.tolist(), strict=True):
-            if index < num_old - 1:  # the last belongs to a variance of zero, so any direction may be it
+            if index < num_old - 1:  # the last has zero variance, so its direction is arbitrary
                 assert_matches((directions[index] @ row).abs(), torch.tensor(1.0, dtype=torch.float64), name, 1e-8)
 
 
 def test_selection_of_tracks():
-    """Scores are class probabilities, whether the video comes at once or clip by clip with the same class logits."""
+    """Scores are class probabilities, for a whole video and clip by clip with the same class logits."""
     case = load_case("crisp_inference")
     config, expected = case.config, case.outputs
     logits, masks = case.inputs["pred_logits"], case.inputs["pred_masks"]

@@ -93,7 +93,7 @@ def test_predictions(case, outputs):
 
 
 def test_instances(case, pixel_values, outputs):
-    """Final instances of image evaluation: top pairs of query and class, rescored by mask quality at output size."""
+    """Return the instances of image evaluation: top pairs of query and class, scored by mask quality as well."""
     scores = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
     best = scores.flatten().topk(case.config["top_k"])
     queries, labels = best.indices // scores.shape[1], best.indices % scores.shape[1]
@@ -121,6 +121,6 @@ def test_instances(case, pixel_values, outputs):
 
 
 def _order(scores, labels):
-    """Indices by label, then by score."""
+    """Return indices sorted by label, then by score."""
     by_score = scores.argsort()
     return by_score[labels[by_score].argsort(stable=True)]

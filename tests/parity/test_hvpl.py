@@ -21,7 +21,7 @@ POSITION_CODES_IN_FLOAT32 = 1e-5  # by the reference
 
 
 def converted(case, released_prefix: str, prefix: str) -> dict[str, torch.Tensor]:
-    """Weights of a case that holds one module of the network, under the names of that module here."""
+    """Return the weights of a case of one module, under the names of that module in this package."""
     released = {released_prefix + name: tensor for name, tensor in case.state_dict().items()}
     state_dict, report = convert_state_dict(released, "hvpl")
     assert not report.unknown
@@ -141,7 +141,7 @@ class VideoCase:
         self.head = load(HvplVideoHead(self.config), converted(self.case, "vita_module.", "video_head."))
 
     def frame_queries(self, run: str, num_frames: int):
-        """(layers, clips x frames, F, C) -> (layers x clips, frames, F, C)"""
+        """Reshape (layers, clips x frames, F, C) to (layers x clips, frames, F, C)."""
         return self.case.inputs[f"{run}/frame_queries"].unflatten(1, (-1, num_frames)).flatten(0, 1)
 
     def assert_equal(self, actual, name):
@@ -230,7 +230,7 @@ def test_inference_of_the_whole_network():
 
 
 def task_model(config: dict, video_decoder_layers: int) -> HvplForVideoInstanceSegmentation:
-    """The model of a case before its last task."""
+    """Build the model of a case before its last task."""
     *class_counts, _ = config["classes"]
     return HvplForVideoInstanceSegmentation(
         HvplConfig(

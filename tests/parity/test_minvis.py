@@ -11,7 +11,7 @@ from transformers_cvis.modeling.minvis import MinVisForVideoInstanceSegmentation
 from transformers_cvis.processing import TrackAccumulator
 from transformers_cvis.rle import decode
 
-# The research code makes its sine position codes in float32.
+# The research code computes its sine position codes in float32.
 NETWORK_TOLERANCE = 1e-5
 
 

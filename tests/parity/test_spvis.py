@@ -20,7 +20,7 @@ from transformers_cvis.processing import TrackAccumulator
 from transformers_cvis.rle import decode
 
 TOLERANCE = 1e-8
-# The research code makes sine position codes, or what it returns at inference, in float32.
+# The research code computes sine position codes, or its outputs at inference, in float32.
 SINGLE_PRECISION = 1e-5
 
 
@@ -39,7 +39,7 @@ def part_config(case: Case, **settings) -> SpvisConfig:
 
 
 def load_part(case: Case, module: torch.nn.Module, system: str, released_name: str, name: str) -> torch.nn.Module:
-    """The part of a network which a case records, with its converted weights, in float64."""
+    """Return the recorded part of a network with its converted weights, in float64."""
     released = {f"{released_name}.{key}": value for key, value in case.state_dict().items()}
     converted, report = convert_state_dict(released, system)
     assert not report.unknown
@@ -53,7 +53,7 @@ def tolerance_of(case: Case) -> float:
 
 
 def queries_of(tensor: torch.Tensor) -> torch.Tensor:
-    """(1, C, T, Q) of the research code -> (1, T, Q, C)"""
+    """Reorder (1, C, T, Q) of the research code to (1, T, Q, C)."""
     return tensor.permute(0, 2, 3, 1)
 
 
@@ -162,10 +162,10 @@ def test_temporal_refiner():
 
 @torch.no_grad()
 def test_interaction_as_written():
-    """The published interaction runs only where frames, queries and channels are equally many, since it mixes them up.
+    """The published interaction mixes up axes, so it needs equal numbers of frames, queries and channels.
 
-    Its order of axes is followed here with our layers: queries meet frames across the batch, the frames' queries are
-    also the attention mask, the channels of the convolution are the frames, and the layers behind it read frames as
+    This follows its order of axes with the layers here: queries attend to frames across the batch, frame queries are
+    also the attention mask, the channels of the convolution are the frames, and the layers after it read frames as
     channels.
     """
     case = load_case("spvis_interaction_literal")

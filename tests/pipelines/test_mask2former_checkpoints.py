@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask2Former checkpoints of the Hub, as transformers saves them, segment videos without any conversion."""
+"""Mask2Former checkpoints in the format of transformers segment videos without conversion."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ BACKBONES = {
     "swin": SwinConfig(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4, out_features=STAGES),
     "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], out_features=STAGES),
 }
-# What the image processors of these checkpoints save; mean and std are changed here, to be told from the defaults.
+# The saved image processor of these checkpoints, with a mean and std that differ from the defaults.
 IMAGE_PROCESSOR = {
     "_max_size": 1333,
     "do_normalize": True,
@@ -59,7 +59,7 @@ IMAGE_PROCESSOR = {
     "size": {"longest_edge": 1333, "shortest_edge": 800},
     "size_divisor": 32,
 }
-# Keys which versions of transformers between then and now wrote.
+# Keys that older versions of transformers wrote.
 OLD_KEYS = {
     "backbone": None,
     "backbone_kwargs": None,
@@ -73,7 +73,7 @@ OLD_KEYS = {
 
 @pytest.fixture(scope="module", params=list(BACKBONES))
 def checkpoint(request, tmp_path_factory):
-    """Transformers' own model with random weights, and the folder where its files are."""
+    """Return the model of transformers with random weights, and the folder of its files."""
     torch.manual_seed(0)
     config = Mask2FormerConfig(
         backbone_config=BACKBONES[request.param],
@@ -100,7 +100,7 @@ def checkpoint(request, tmp_path_factory):
 
 @pytest.fixture
 def repository(checkpoint, loopback_hub):
-    """The same model, and the name of its repository."""
+    """Return the same model and the name of its repository."""
     api = HfApi()
     api.create_repo(REPO)
     api.upload_folder(repo_id=REPO, folder_path=checkpoint[1])
@@ -114,7 +114,7 @@ def frames():
 
 @torch.no_grad()
 def assert_same_network(model, theirs):
-    """In double precision: mask logits of random weights are so near zero that rounding would move attention masks."""
+    """Compare in double precision: random weights give mask logits so near zero that rounding moves attention masks."""
     model, theirs = (copy.deepcopy(network).double() for network in (model, theirs))
     pixel_values = torch.randn(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ours, expected = model(pixel_values), theirs(pixel_values[:, 0])
@@ -139,7 +139,7 @@ def test_repository_loads_through_every_class(repository):
         model = loader.from_pretrained(name)
         assert type(model) is MinVisForVideoInstanceSegmentation
         assert_same_network(model, theirs)
-    assert type(AutoModel.from_pretrained(name)).__name__ == "Mask2FormerModel"  # transformers' own stays what it is
+    assert type(AutoModel.from_pretrained(name)).__name__ == "Mask2FormerModel"  # transformers' mapping is untouched
 
 
 def test_revisions(checkpoint, repository):
@@ -207,7 +207,7 @@ def test_command_line(repository, frames, tmp_path, capsys):
 
 
 class TestStartOfSpvis:
-    """As the start of SPVIS they leave its tracker and refiner random, which no one can miss."""
+    """SPVIS started from them has a random tracker and refiner, and reports it."""
 
     @pytest.fixture
     def propagated(self, monkeypatch):

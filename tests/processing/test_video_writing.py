@@ -73,7 +73,7 @@ class TestVideoWriter:
         assert os.listdir(tmp_path) == []
 
     def test_full_disk(self, tmp_path, small_disk):
-        for num_frames in (1, 40):  # found when the file is closed, and on the way
+        for num_frames in (1, 40):  # found when the file is closed, and while writing
             with pytest.raises(OSError, match=r"Cannot write '.*a\.mp4': File too large"):
                 write(tmp_path / "a.mp4", noise(num_frames, 144, 256))
             assert os.listdir(tmp_path) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that every system whose queries read a whole clip passes beyond the common ones."""
+"""Common tests of the systems whose queries read a whole clip, in addition to those of every system."""
 
 import logging
 from itertools import pairwise
@@ -14,7 +14,7 @@ from transformers_cvis.processing import CvisVideoProcessor, segment_video
 
 
 def detector_settings(**changes) -> dict:
-    """Fields of a tiny clip detector."""
+    """Return the configuration fields of a tiny clip detector."""
     detector = tiny_detector_config(num_queries=5, freeze_batch_norm=False).to_dict()
     del detector["model_type"]
     return {**detector, "id2label": LABELS, **changes}
@@ -23,7 +23,7 @@ def detector_settings(**changes) -> dict:
 class ClipDetectorTests(CommonTests):
     @pytest.fixture(autouse=True)
     def nothing_was_warned_of(self):
-        """Windows are warned of once, not for every video of a data set."""
+        """Forget earlier warnings: a warning about windows appears only once."""
         logging.Logger.warning_once.cache_clear()
 
     def config(self, **changes):
@@ -34,7 +34,7 @@ class ClipDetectorTests(CommonTests):
 
     @pytest.fixture
     def memory(self, monkeypatch):
-        """Function that sets the memory which the model believes to have."""
+        """Return a function that sets the available memory which the model reads."""
 
         def set_available(size: int | None):
             monkeypatch.setattr(windows, "available_memory", lambda device: size)
@@ -105,7 +105,7 @@ class ClipDetectorTests(CommonTests):
         assert whole.masks_queries_logits.shape == (1, self.num_queries(model), 9, 16, 24)
         assert whole.mask_features.shape[1] == 9
 
-        # windows begin at frames 0, 2, 4, 6; the first answers for 4 frames, the others for 2, the last for 1
+        # windows start at frames 0, 2, 4, 6 and predict 4, 2, 2 and 1 frames
         answers = [model(video[:, start : start + 4]) for start in (0, 2, 4, 6)]
         torch.testing.assert_close(whole.masks_queries_logits[:, :, :4], answers[0].masks_queries_logits)
         order, logits = None, 4 * answers[0].class_queries_logits
@@ -152,7 +152,7 @@ class ClipDetectorTests(CommonTests):
 
     @torch.no_grad()
     def test_tracks_go_on_where_queries_change_places(self):
-        """The second window sees the frames of the first again, its learned queries in another order."""
+        """The second window gets the frames of the first again, with the learned queries in another order."""
         model = self.model(max_clip_frames=4, window_overlap=2)
         video = video_batch(2, batch_size=1).repeat(1, 3, 1, 1, 1)
         decode, calls = model.decode, []
@@ -214,7 +214,7 @@ class ClipDetectorTests(CommonTests):
     # Training
 
     def test_classes_of_objects_that_leave(self):
-        """Released training makes them no object; one that stays is the same either way."""
+        """Released training labels them no-object; objects that stay are labelled alike."""
         stays, leaves = video_labels(), video_labels()
         for label in leaves:
             label["ids"][1, -1] = -1
@@ -226,7 +226,7 @@ class ClipDetectorTests(CommonTests):
                 losses.append(self.model(class_targets=targets).train()(video_batch(), labels=labels).loss_dict)
             assert torch.equal(losses[0]["loss_ce"], losses[1]["loss_ce"]) is same
 
-    # Input that cannot be right
+    # Invalid input
 
     @pytest.mark.parametrize(
         ("changes", "message"),

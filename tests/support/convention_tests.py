@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the conventions of transformers that every video model keeps; part of `CommonTests`."""
+"""Tests of the conventions of transformers for every video model; part of `CommonTests`."""
 
 import copy
 import pickle
@@ -15,15 +15,15 @@ from transformers_cvis.modeling.layers import attention
 class ConventionTests:
     """Attention implementations, copies, tuples, hidden states and refused requests.
 
-    A heir has `model_class` and `model(**changes)`, see `CommonTests`.
+    Subclasses have `model_class` and `model(**changes)`, see `CommonTests`.
     """
 
     num_hidden_states = 3
-    """Layers whose queries are the hidden states, the learned queries included where they predict as well."""
+    """Number of hidden states: one per layer, plus the learned queries if they predict as well."""
 
     @pytest.fixture
     def attention_paths(self, monkeypatch):
-        """Counter of the attention functions that ran."""
+        """Count the calls of attention functions by name."""
         counter = Counter()
 
         def counted(name, function):

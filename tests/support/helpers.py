@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small things that tests of several rooms need."""
+"""Tiny models, kernels and tree tables shared by tests of several folders."""
 
 import inspect
 import json
@@ -24,7 +24,7 @@ from transformers_cvis.processing import CvisVideoProcessor
 
 
 def tiny_detector_config(**changes) -> FrameDetectorConfig:
-    """A frame detector of a few thousand parameters."""
+    """Return the configuration of a frame detector of a few thousand parameters."""
     return FrameDetectorConfig(
         **{
             "backbone_config": {
@@ -51,7 +51,7 @@ def tiny_detector_config(**changes) -> FrameDetectorConfig:
 
 
 def tiny_genvis(seed: int = 0, **changes) -> GenVisForVideoInstanceSegmentation:
-    """A GenVIS with random weights for the categories of moving shapes."""
+    """Return a GenVIS with random weights for the categories of moving shapes."""
     torch.manual_seed(seed)
     config = GenVisConfig(
         **{
@@ -71,7 +71,7 @@ def tiny_genvis(seed: int = 0, **changes) -> GenVisForVideoInstanceSegmentation:
 
 
 def tiny_hvpl(seed: int = 0, **changes) -> HvplForVideoInstanceSegmentation:
-    """An HVPL with random weights that has learnt its base."""
+    """Return an HVPL with random weights that has learnt its base."""
     torch.manual_seed(seed)
     config = HvplConfig(
         **{
@@ -91,7 +91,7 @@ def tiny_hvpl(seed: int = 0, **changes) -> HvplForVideoInstanceSegmentation:
 
 
 def tiny_crisp(seed: int = 0, **changes) -> CrispForVideoInstanceSegmentation:
-    """A CRISP with random weights that has learnt its base; its text encoder is random, too."""
+    """Return a CRISP with random weights, also in its text encoder, that has learnt its base."""
     torch.manual_seed(seed)
     config = CrispConfig.from_frame_detector(
         tiny_detector_config(num_queries=5),
@@ -117,14 +117,14 @@ def tiny_task_clip_detector(seed: int = 0, **changes) -> TaskClipDetectorForVide
 
 
 def save_tiny_genvis(folder: Path, seed: int = 0) -> str:
-    """Writes a tiny GenVIS and its video processor into a folder, and returns its name."""
+    """Save a tiny GenVIS and its video processor in a folder; return the name of the folder."""
     tiny_genvis(seed).save_pretrained(folder)
     CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
     return str(folder)
 
 
 def parent_table(trees: SpanningTrees, batch_size: int) -> torch.Tensor:
-    """Next node on the path to the top left one, by node of its grid, (B, N); -1 for the top left nodes."""
+    """Return the next node on the path to the top left one, by node, `(B, N)`; -1 for the top left nodes."""
     parents = torch.full_like(trees.nodes, -1)
     inner = trees.parents >= 0
     ends = trees.nodes[inner] + trees.parents[inner]
@@ -158,7 +158,7 @@ needs_kernel_repositories = pytest.mark.skipif(
 def build_files(
     attributes: str = "has_backward = True", variant: str = "torch-universal", name: str = "cvis-test-kernel"
 ) -> dict[str, str]:
-    """A kernel's repository, by path: a deformable attention that answers 42 everywhere. Each needs its own name."""
+    """Return the files of a kernel repository by path: a deformable attention that returns 42. Names must be unique."""
     metadata = {
         "name": name,
         "id": f"{name}_1",
@@ -175,7 +175,7 @@ def build_files(
 
 
 def local_mapping(folder: Path, files: dict[str, str]) -> dict:
-    """Writes the files; the kernel mapping that takes them for a CPU."""
+    """Write the files and return the kernel mapping that uses them on a CPU."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that every video model passes. A system joins by giving parameters; one with a video head, for example:
+"""Common tests of all video models. A system gives parameters; one with a video head, for example:
 
 class TestVita(VideoModelTests):
     model_class = VitaForVideoInstanceSegmentation
@@ -25,7 +25,7 @@ from transformers_cvis import AutoModelForVideoInstanceSegmentation
 
 
 class CommonTests(ConventionTests, TrackTests):
-    """Common tests of the models behind `AutoModelForVideoInstanceSegmentation`.
+    """Common tests of the models of `AutoModelForVideoInstanceSegmentation`.
 
     A model has 5 queries, the classes `LABELS`, and otherwise the sizes of `tiny_detector_config`.
     """
@@ -36,19 +36,19 @@ class CommonTests(ConventionTests, TrackTests):
     class_head = "class_predictor"
     """Last layer of the class head, by its path in the model or in its video head."""
     num_class_rows = 4
-    """Its rows: the classes, and no-object where it has no head of its own."""
+    """Number of its rows: the classes, and no-object unless a separate head predicts it."""
     class_parts: ClassVar[set] = {"class_predictor"}
-    """Modules in which a model starts afresh with other classes, by a part of their paths."""
+    """Modules that a model initialises again for other classes, by a part of their paths."""
     nothing_frozen: ClassVar[dict] = {}
     """Fields of the configuration with which every parameter trains."""
 
     def config(self, **changes):
-        """The configuration of a tiny model."""
+        """Return the configuration of a tiny model."""
         raise NotImplementedError
 
     @pytest.fixture
     def warnings_of_transformers(self, caplog, monkeypatch):
-        """Function that returns what was warned of through the loggers of transformers."""
+        """Return a function that returns the warnings of the loggers of transformers."""
         for name in ("transformers", "transformers_cvis"):
             monkeypatch.setattr(logging.getLogger(name), "propagate", True)
         return lambda: caplog.text
@@ -175,7 +175,7 @@ class CommonTests(ConventionTests, TrackTests):
         output = self.model().train()(video_batch(), labels=video_labels())
         torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
         assert all(loss.ndim == 0 for loss in output.loss_dict.values())
-        assert output.score_rule is None  # nothing but losses: there are no tracks to score
+        assert output.score_rule is None  # losses only, since tracks are not scored in training
 
     def test_optimiser_steps_reduce_the_loss(self):
         model = self.model(**self.nothing_frozen)
@@ -218,7 +218,7 @@ class CommonTests(ConventionTests, TrackTests):
         self.assert_queries(full)
 
     def assert_queries(self, output):
-        """Shapes of the queries that `output_embeddings` adds."""
+        """Check the shapes of the queries that `output_embeddings` adds."""
         assert output.frame_queries.shape[:3] == (1, 2, 4)
         assert output.frame_queries.shape[4] == 32
 
@@ -320,7 +320,7 @@ class CommonTests(ConventionTests, TrackTests):
             for first, second in zip(predictions(ours), predictions(theirs), strict=True):
                 torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
 
-    # Input that cannot be right
+    # Invalid input
 
     @pytest.mark.parametrize(
         ("pixel_values", "message"),
@@ -368,7 +368,7 @@ class CommonTests(ConventionTests, TrackTests):
 
 
 class FrameByFrameTests:
-    """Further tests of online models that see frames one by one, whatever the clips, and average their class logits."""
+    """Further tests of online models that process frames one by one and average their class logits."""
 
     @torch.no_grad()
     def test_clips_of_any_length_give_the_same_video(self):
@@ -400,7 +400,7 @@ class FrameByFrameTests:
 
 
 class VideoModelTests(CommonTests):
-    """The common tests, and those of the models made of a frame detector and a video head."""
+    """Common tests of models that consist of a frame detector and a video head."""
 
     nothing_frozen: ClassVar[dict] = {"freeze_detector": False}
     num_hidden_states = 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Swin as its article defines it (Liu et al., ICCV 2021), computed from released tensors without any module.
+"""Swin as defined in its article (Liu et al., ICCV 2021), computed from released tensors without modules.
 
 B images, H x W places of a map, C channels, N = window * window tokens of a window.
 """
@@ -13,7 +13,7 @@ FORBIDDEN = -100.0  # added to the logits between tokens that a shifted window b
 
 
 def swin_maps(pixels: torch.Tensor, released: dict[str, torch.Tensor], depths: tuple[int, ...]) -> list[torch.Tensor]:
-    """The four maps (B, C, H, W) for images (B, 3, 4 H, 4 W), each after a norm of its own."""
+    """Return the four maps (B, C, H, W) of images (B, 3, 4 H, 4 W), each after its own norm."""
 
     def norm(tokens: torch.Tensor, name: str) -> torch.Tensor:
         return nn.functional.layer_norm(tokens, tokens.shape[-1:], released[f"{name}.weight"], released[f"{name}.bias"])
@@ -22,7 +22,7 @@ def swin_maps(pixels: torch.Tensor, released: dict[str, torch.Tensor], depths: t
         return nn.functional.linear(tokens, released[f"{name}.weight"], released.get(f"{name}.bias"))
 
     def attention(tokens: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
-        """Windows (B * windows, N, C), each by itself; `mask` (windows, N, N)."""
+        """Attend within windows (B * windows, N, C); `mask` is (windows, N, N)."""
         table = released[f"{name}.relative_position_bias_table"]  # (offsets, heads)
         num_heads, side = table.shape[1], math.isqrt(tokens.shape[1])
         queries, keys, values = (
@@ -68,20 +68,20 @@ def swin_maps(pixels: torch.Tensor, released: dict[str, torch.Tensor], depths: t
 
 
 def to_windows(tokens: torch.Tensor, side: int) -> torch.Tensor:
-    """(B, H, W, C) -> (B * windows, N, C)"""
+    """Split (B, H, W, C) into windows (B * windows, N, C)."""
     rows = tokens.unflatten(2, (-1, side)).unflatten(1, (-1, side))
     return rows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def from_windows(windows: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(B * windows, N, C) -> (B, H, W, C)"""
+    """Join windows (B * windows, N, C) to (B, H, W, C)."""
     side = math.isqrt(windows.shape[1])
     grid = windows.unflatten(1, (side, side)).unflatten(0, (-1, height // side, width // side))
     return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def region_mask(height: int, width: int, side: int, shift: int) -> torch.Tensor:
-    """(windows, N, N): `FORBIDDEN` between places of a rolled map that were no neighbours before."""
+    """Return (windows, N, N): `FORBIDDEN` between places of a rolled map that were not neighbours before."""
 
     def region(length: int) -> torch.Tensor:
         return (torch.arange(length) >= length - side).int() + (torch.arange(length) >= length - shift).int()

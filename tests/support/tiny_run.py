@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes that train real models of a few thousand parameters on a few generated videos; also a program that runs them.
+"""Recipes that train real models of a few thousand parameters on generated videos; run as a program, it trains them.
 
 python tiny_run.py DATA_FOLDER SYSTEM OUTPUT_DIR [key=value ...]
 """
@@ -16,7 +16,7 @@ from transformers_cvis.training import Recipe, train
 
 
 class FixedPoints:
-    """The same points for every mask, so that losses do not depend on how samples are shared out over processes."""
+    """Same points for every mask, so that losses do not depend on the distribution of samples over processes."""
 
     def __init__(self, num_points: int = 48):
         generator = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ class FixedPoints:
 
 
 def with_fixed_points(build_model):
-    """A `build_model` whose models have `FixedPoints` in their losses."""
+    """Return a `build_model` whose models use `FixedPoints` in their losses."""
 
     def build(recipe, names):
         model = build_model(recipe, names)
@@ -47,7 +47,7 @@ def with_fixed_points(build_model):
 
 
 def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
-    """A recipe of any system; SPVIS is offline, from scratch, and trains refiner and tracker together."""
+    """Return a recipe of any system; SPVIS is offline, from scratch, and trains refiner and tracker together."""
     detector_config = {
         name: getattr(tiny_detector_config(), name)
         for name in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that every video model passes, part of the common ones: from pixels to tracks, by the calls of transformers."""
+"""Common tests of all video models: from pixels to tracks by the calls of transformers."""
 
 import pickle
 
@@ -15,7 +15,7 @@ SELECTIONS = ({"threshold": None, "top_k": 7}, {"threshold": 0.0, "top_k": None}
 
 
 def noise_video(num_frames: int = 3, height: int = 50, width: int = 66, seed: int = 0) -> np.ndarray:
-    """A video of random pixels, uint8 (T, H, W, 3)."""
+    """Return a video of random pixels, uint8 (T, H, W, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
 
 

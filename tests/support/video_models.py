@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference cases of whole video models: model, input, labels, comparison of what training and evaluation give."""
+"""Reference cases of whole video models: model, input, labels, comparison of training and evaluation."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ MODELS = {"vita": VitaForVideoInstanceSegmentation, "genvis": GenVisForVideoInst
 
 
 def build(name: str, system: str, **settings) -> tuple[Case, torch.nn.Module]:
-    """The case and the converted model, float64; what shapes do not tell comes from the case's configuration."""
+    """Return the case and the converted model, float64; settings that shapes do not tell are from the case."""
     case = load_case(name)
     config = case.config
     settings = {"encoder_window_size": config["encoder_window_size"], **settings}
@@ -31,7 +31,7 @@ def build(name: str, system: str, **settings) -> tuple[Case, torch.nn.Module]:
 
 
 def network_input(case: Case, frames: torch.Tensor) -> torch.Tensor:
-    """uint8 frames (T, 3, H, W) -> (1, T, 3, H, W) normalised and padded to a multiple of 32."""
+    """Normalise uint8 frames (T, 3, H, W) and pad them to a multiple of 32: (1, T, 3, H, W)."""
     mean, std = (
         torch.tensor(case.config[name], dtype=torch.float64)[:, None, None] for name in ("pixel_mean", "pixel_std")
     )
@@ -41,7 +41,7 @@ def network_input(case: Case, frames: torch.Tensor) -> torch.Tensor:
 
 
 def training_batch(case: Case) -> tuple[torch.Tensor, list[dict]]:
-    """Padded videos (B, T, 3, H, W) and labels of a training case."""
+    """Return padded videos (B, T, 3, H, W) and labels of a training case."""
     pixels, labels = [], []
     for index in range(case.config["videos"]):
         part = {name: case.inputs[f"video{index}_{name}"] for name in ("frames", "labels", "ids", "masks")}
@@ -58,14 +58,14 @@ def training_batch(case: Case) -> tuple[torch.Tensor, list[dict]]:
 
 
 def assert_sampled(actual: torch.Tensor, expected: torch.Tensor, axis: int, name: str, case: Case) -> None:
-    """`expected` holds every n-th entry of `actual` along `axis`."""
+    """Check `actual` against `expected`, which holds every n-th entry along `axis`."""
     step = -(-actual.shape[axis] // expected.shape[axis])
     index = torch.arange(0, actual.shape[axis], step)
     assert_matches(actual.index_select(axis, index), expected, name, case.tolerance)
 
 
 def assert_tracks(case: Case, clips: list) -> None:
-    """Final scores, labels and masks from the outputs of consecutive clips of one video."""
+    """Compare final scores, labels and masks, from the outputs of consecutive clips of one video."""
     accumulator = TrackAccumulator(
         original_size=tuple(case.config["output_size"]),
         input_size=tuple(case.inputs["video"].shape[-2:]),
@@ -88,7 +88,7 @@ def assert_tracks(case: Case, clips: list) -> None:
 
 
 def assert_training_step(case: Case, model: torch.nn.Module, system: str) -> None:
-    """Every weighted loss, the norm of every gradient and the recorded slices of some."""
+    """Compare every weighted loss, the norm of every gradient and the recorded slices of some."""
     points = FixedPoints(case.inputs["matcher_points"], case.inputs["loss_points"])
     model.criterion.point_sampler = model.detector.criterion.point_sampler = points
     pixel_values, labels = training_batch(case)

@@ -17,7 +17,7 @@ class WindowAttention(nn.Module):
 
 
 class Detector(nn.Module):
-    """The kinds of parameter that the published parameter groups tell apart, under the names of the frame detector."""
+    """The kinds of parameters of the published groups, under the names of the frame detector."""
 
     def __init__(self):
         super().__init__()

@@ -83,7 +83,7 @@ def test_mean_and_std_of_the_start_reach_training_evaluation_and_the_saved_proce
     pixels = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
     build_model(tiny_recipe(shapes, "minvis"), list(SHAPES)).save_pretrained(tmp_path / "start")
     CvisVideoProcessor(**pixels).save_pretrained(tmp_path / "start")
-    seen = {True: [], False: []}  # by whether the model trains: the smallest and largest value of each clip
+    seen = {True: [], False: []}  # key: the model trains; values: minimum and maximum of each clip
     forward = MinVisForVideoInstanceSegmentation.forward
 
     def noting(self, pixel_values_videos, **inputs):
@@ -136,7 +136,7 @@ def test_genvis_starts_from_vita(shapes, tmp_path, caplog):
 
 
 def test_stages_of_spvis_start_from_one_another(shapes, tmp_path, caplog):
-    """MinVIS, the tracker, the refiner: a stage takes all of the one before, and trains nothing but what is new."""
+    """MinVIS, tracker, refiner: each stage starts from the one before and trains only its new parts."""
     detector = tiny_recipe(shapes, "minvis").model.config
     sizes = {name: value for name, value in tiny_recipe(shapes, "spvis").model.config.items() if name not in detector}
     del sizes["refiner"], sizes["freeze_tracker"]
@@ -275,7 +275,7 @@ def test_several_sources_are_mixed_by_ratio(shapes, tmp_path):
 
 
 def coco_file(shapes: Path, folder: Path) -> dict:
-    """A source of images: the first frames of the videos, with polygons and categories of other names."""
+    """Write a source of images: the first frames of the videos, with polygons and renamed categories."""
     content = json.loads((shapes / "train.json").read_text())
     images = [
         {**{key: video[key] for key in ("id", "width", "height")}, "file_name": video["file_names"][0]}
@@ -300,7 +300,7 @@ def coco_file(shapes: Path, folder: Path) -> dict:
 
 
 def test_joint_training_on_videos_and_images(shapes, tmp_path):
-    """Images of other category names join the videos; a validation set may be of images, and of such names, too."""
+    """Images with other category names are mixed with the videos; a validation set may hold such images as well."""
     images = coco_file(shapes, tmp_path)
     data = tiny_recipe(shapes).to_dict()["data"]
     data |= {"train": [*data["train"], {**images, "ratio": 3.0}], "valid": images}
@@ -348,7 +348,7 @@ def test_pre_training_on_images_alone(shapes, tmp_path):
 
 @pytest.mark.parametrize("system", ["vita", "spvis"])
 def test_killed_training_continues_bit_for_bit(shapes, tmp_path, system):
-    """Random points in the losses, two loader workers, killed without warning after the first checkpoint; SPVIS with
+    """Random points in the losses, two loader workers, killed after the first checkpoint; SPVIS with
     dropout, clips that may run backwards, and a matching that changes at half of the steps."""
     overrides = ["data.num_workers=2", "max_steps=8", "data.augmentation.short_sides=[48, 64]"]
     if system == "spvis":
@@ -389,7 +389,7 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path, monkeypa
 
 
 def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
-    """A process has one precision, so each of these trainings gets its own; the one in float32 shows the difference."""
+    """Precision belongs to a process, so each training runs in its own; the one in float32 shows the difference."""
     half = "mixed_precision=bf16"
     finish(launch(TINY_RUN, shapes, "vita", tmp_path / "whole", half, "max_steps=2"))
     for steps in (1, 2):

@@ -57,7 +57,7 @@ def test_every_step_can_be_resumed(tmp_path, workers):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     train_standin(whole, [*overrides, "max_steps=4", "learning_rate_schedule.warmup_steps=0"])
     for steps in range(1, 5):
-        torch.manual_seed(steps)  # a session does not depend on what was drawn before it
+        torch.manual_seed(steps)  # a session does not depend on earlier random draws
         np.random.seed(steps)
         train_standin(pieces, [*overrides, f"max_steps={steps}", "learning_rate_schedule.warmup_steps=0"])
     assert_same_weights(weights(whole), weights(pieces))
@@ -104,7 +104,7 @@ def test_a_process_has_one_precision(tmp_path):
     with pytest.raises(ValueError, match=message):
         train_standin(tmp_path / "second", ["mixed_precision=bf16"])
     assert not (tmp_path / "second").exists()
-    with pytest.raises(ValueError, match=message):  # before the data are looked for, which are not there
+    with pytest.raises(ValueError, match=message):  # before the trainer looks for the missing data
         train(Recipe.from_dict({**RECIPE, "mixed_precision": "bf16"}), tmp_path / "second")
 
 
@@ -115,7 +115,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
 
 
 def test_gradients_are_clipped_together(tmp_path):
-    """A gradient norm above the limit moves the weights as the gradient scaled to the limit does."""
+    """A gradient norm above the limit moves the weights like the gradient scaled to the limit."""
     overrides = [
         "max_steps=1",
         "learning_rate_schedule.warmup_steps=0",
@@ -254,7 +254,7 @@ def test_the_log_has_times_and_losses(tmp_path):
 
 def test_trackers_of_accelerate_get_what_the_log_gets(tmp_path, monkeypatch):
     class RecordingTracker(GeneralTracker):
-        """Stands where Accelerate finds tensorboard, which need not be installed."""
+        """Replacement of tensorboard, which need not be installed."""
 
         name = "tensorboard"
         requires_logging_directory = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules for what only the evaluation reads; those of files are tested through `validate_annotations`."""
+"""Rules for content that only the evaluation reads; `validate_annotations` tests those of files."""
 
 import numpy as np
 import pytest

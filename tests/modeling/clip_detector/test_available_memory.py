@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory is left, with and without a container's limit."""
+"""Available memory, with and without the limit of a container."""
 
 import torch
 

@@ -8,7 +8,7 @@ from transformers_cvis.modeling.crisp.initialization import principal_rows
 
 
 def old_queries(count=12, channels=8):
-    """Queries that differ much in the first channels, less in each further one."""
+    """Return queries whose spread falls from channel to channel."""
     spread = torch.tensor([10.0, 5, 2, 1, 0.5, 0.2, 0.1, 0.05], dtype=torch.float64)[:channels]
     return torch.randn(count, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * spread + 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CRISP: learning task by task, and what its components change."""
+"""CRISP: learning task by task, and the effect of its components."""
 
 from typing import ClassVar
 
@@ -46,7 +46,7 @@ def moon_labels() -> list[dict]:
 
 
 def losses_of(model, labels=None) -> dict[str, torch.Tensor]:
-    """Losses of a training step with fixed points."""
+    """Return the losses of a training step with fixed points."""
     torch.manual_seed(0)
     return model.train()(video_batch(), labels=labels or video_labels()).loss_dict
 
@@ -236,7 +236,7 @@ class TestComponents:
         assert torch.equal(once["loss_ce"], twice["loss_ce"])
 
     def test_a_base_without_components(self):
-        """As the released scripts train it: the class tokens of the base stay what they are."""
+        """Like the released scripts: the class tokens of the base stay unchanged."""
         model = tiny_crisp(apply_at_base=False)
         eclipse = tiny_crisp(**WITHOUT_COMPONENTS)
         eclipse.load_state_dict(model.state_dict(), strict=False)

@@ -127,7 +127,7 @@ def test_loads_and_equals_mask2former(backbone, changes, tmp_path, caplog, monke
 
 
 def _add_keys_of_hub_files(path):
-    """What `config.json` of Mask2Former on the Hub holds beyond the fields of today."""
+    """Add the old fields of Mask2Former's `config.json` files on the Hub."""
     config = json.loads(path.read_text())
     config |= {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_kwargs": None}
     config |= {"num_hidden_layers": config["decoder_layers"], "torch_dtype": "float64"}
@@ -168,7 +168,7 @@ def test_another_number_of_classes_is_an_error(tmp_path):
     assert model.class_predictor.out_features == 8
 
 
-# What is computed
+# Outputs
 
 
 @torch.no_grad()
@@ -288,7 +288,7 @@ def _under_autocast(model, dtype):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_autocast_leaves_the_pixel_decoder_in_the_type_of_its_weights(weights, checkpointing):
-    """Forward, and where checkpointing repeats it in the backward pass; what follows takes half precision again."""
+    """This also holds where checkpointing repeats the forward pass; later layers run in half precision again."""
     model = tiny_model().to(weights).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -322,7 +322,7 @@ def test_compiles_without_graph_break():
 
 
 def test_trains_after_inference_mode():
-    """What is cached at inference must not be tensors that autograd refuses."""
+    """Tensors cached at inference must work with autograd."""
     model = tiny_model()
     with torch.inference_mode():
         model(frames())
@@ -427,7 +427,7 @@ def test_initialisation():
     torch.testing.assert_close(offsets[0, 1], torch.stack((steps, torch.zeros(4)), -1), atol=1e-6, rtol=0)
     torch.testing.assert_close(offsets[1, 2], torch.stack((-steps, torch.zeros(4)), -1), atol=1e-6, rtol=0)
 
-    def bound(tensor):  # uniform initialisations are told by their largest entry
+    def bound(tensor):  # the largest entry tells the range of a uniform initialisation
         return tensor.abs().max().item()
 
     layer = transformer.decoder.layers[0]
@@ -479,7 +479,7 @@ def test_kernels_follow_the_model_to_its_mode_and_device(tmp_path):
     assert not torch.equal(model(frames()).mask_features, tiny_model()(frames()).mask_features)
 
     model.set_use_kernels(strict=False)
-    model.to("meta")  # a device without a kernel
+    model.to("meta")  # a device that lacks a kernel
     assert all(path.startswith("PyTorch (") for path in model.kernel_report().values())
     model.to_empty(device="cpu")
     assert all(path.startswith("Hub kernel") for path in model.kernel_report().values())

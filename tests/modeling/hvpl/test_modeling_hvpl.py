@@ -44,7 +44,7 @@ def assert_new_tasks_change_nothing(model, num_frames, prompts):
         for name in ("video_queries", "mask_embeddings", "masks_queries_logits", "video_similarity_embeddings"):
             old = getattr(before, name)
             assert torch.equal(getattr(after, name)[:, : old.shape[1]], old), name
-        # classes known before too, those of other tasks being -10; delta 0 leaves no-object as it is
+        # logits of older classes stay, those of other tasks are -10; delta 0 keeps no-object
         old, new = before.class_queries_logits, after.class_queries_logits
         num_queries = old.shape[1]
         assert new.shape == (2, num_queries + num_prompts, num_classes + 2)
@@ -77,7 +77,7 @@ def test_a_new_task_trains_alone():
 
 @pytest.mark.parametrize("num_objects", [2, 8])  # the base has 5 video queries
 def test_more_objects_than_prompts_train(num_objects):
-    """Those beyond the prompts are left out of the losses of both levels, but counted in what these are divided by."""
+    """Objects beyond the prompts are left out of the losses of both levels, but count in their normalisers."""
     labels = [
         {name: part.repeat_interleave(num_objects // 2, dim=0) for name, part in label.items()}
         for label in video_labels()
@@ -96,7 +96,7 @@ def test_more_objects_than_prompts_train(num_objects):
 
 
 def test_more_objects_than_queries_of_the_base():
-    """The base has as many queries as a video has objects, as in VITA; more are an error."""
+    """As in VITA, more objects than queries are an error in the base."""
     labels = [{name: part.repeat_interleave(4, dim=0) for name, part in label.items()} for label in video_labels()]
     model = tiny_hvpl()
     model.add_task(["moon"], num_prompts=1)
@@ -141,7 +141,7 @@ def test_streamed_video_equals_whole_video():
 
 
 def test_focal_loss_is_that_of_both_levels():
-    """Also of later tasks; the masks, which the same queries are matched to, are scored alike."""
+    """This holds for later tasks as well; masks are scored alike."""
     labels = [{**label, "class_labels": torch.tensor([3, 3])} for label in video_labels()]
     found = []
     for kind in ("ce", "focal"):
@@ -156,7 +156,7 @@ def test_focal_loss_is_that_of_both_levels():
 
 @torch.no_grad()
 def test_the_attention_encoder_is_that_of_vita():
-    """And not the trees, which are the default; the frame queries that either reads are the same."""
+    """The default encoder, trees, differs; all read the same frame queries."""
     tree, attention = tiny_hvpl(), tiny_hvpl(encoder="attention")
     settings = {name: value for name, value in attention.config.to_dict().items() if name in VitaConfig().to_dict()}
     vita = VitaForVideoInstanceSegmentation(VitaConfig(**{**settings, "model_type": "vita"})).eval()
@@ -172,7 +172,7 @@ def test_the_attention_encoder_is_that_of_vita():
 
 
 def shared(source, model) -> dict[str, torch.Tensor]:
-    """The weights of `source` that `model` has, too."""
+    """Return the weights of `source` that `model` has as well."""
     return {name: tensor for name, tensor in source.state_dict().items() if name in model.state_dict()}
 
 

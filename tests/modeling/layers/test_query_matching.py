@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of frames are joined by masks and queries, group by group."""
+"""Matching of windows of frames by masks and queries, group by group."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of clip queries, against sums over objects and frames written out."""
+"""Losses of clip queries against explicit sums over objects and frames."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def make_loss(**settings):
 
 
 def written_out(layer, features, labels, points, last_frame=False):
-    """Weighted cross entropy, BCE and Dice of one layer, object by object and frame by frame."""
+    """Compute weighted cross entropy, BCE and Dice of one layer, object by object and frame by frame."""
 
     def at_points(maps):
         return sample_points(maps[:, None].double(), points.expand(len(maps), -1, -1))[:, 0]
@@ -117,7 +117,7 @@ def test_no_objects_reach_every_input():
 
 
 def test_normalisers_are_averaged_over_ranks(monkeypatch):
-    """Two ranks with one clip each: the mean of their losses is the loss of both clips in one process."""
+    """The mean loss of two ranks with one clip each equals the loss of both clips in one process."""
     layers, features, labels = make_clips((1, 3))
     expected = make_loss()(layers, features, VideoTargets.from_labels(labels, NUM_LABELS))
 

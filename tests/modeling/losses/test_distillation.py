@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that keep a model close to an older one, against sums that are written out."""
+"""Distillation losses against explicit sums."""
 
 import math
 
@@ -121,7 +121,7 @@ def test_mask_distillation():
 
 class TestPod:
     def test_distance_of_pooled_cells(self):
-        """One map whose cells come out even: rows and columns of every cell."""
+        """A map that divides evenly: rows and columns of every cell."""
         ours, theirs = random(2, 3, 4, 8), random(2, 3, 4, 8, seed=1)
         difference = ours - theirs
         expected = 0.0
@@ -150,7 +150,7 @@ class TestPod:
             assert pooled_distillation_loss([changed], [theirs]) != before
 
     def test_released_cells(self):
-        """Squares of the width: the same for square maps, cut off and finite for wide ones."""
+        """Cells of the width: the same for square maps, clipped and finite for wide ones."""
         square = random(1, 2, 8, 8), random(1, 2, 8, 8, seed=1)
         assert torch.equal(
             *(pooled_distillation_loss(*[[m] for m in square], c) for c in ("rows_and_columns", "released"))
@@ -215,7 +215,7 @@ class TestIncrementalClipLoss:
 
 
 class TestPseudoLabels:
-    """Masks of 2 frames of 8 x 8 pixels; logits at half of that, made of squares."""
+    """Return masks of 2 frames of 8 x 8 pixels and logits at half that size, made of squares."""
 
     def square(self, frames, rows, columns):
         logits = torch.full((2, 4, 4), -8.0)
@@ -267,7 +267,7 @@ class TestPseudoLabels:
         assert found["ids"].tolist() == [[0, 0]]
 
     def test_the_share_counts_over_the_whole_clip(self):
-        """In one frame another one takes nearly all pixels, in the other none."""
+        """Another mask takes nearly all pixels in one frame and none in the other."""
         mask = self.square(slice(None), slice(0, 2), slice(0, 4))
         other = self.square(0, slice(0, 4), slice(0, 3))
         logits = torch.cat([self.logits(1, strength=3.0), self.logits(0, strength=6.0)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask2Former-VIS: what is its own beyond the common tests."""
+"""Mask2Former-VIS: tests beyond the common ones."""
 
 import json
 
@@ -62,7 +62,7 @@ class TestMask2FormerVis(ClipDetectorTests):
 
     @torch.no_grad()
     def test_a_video_of_one_frame_is_an_image(self):
-        """A shift of all keys alike, which the only frame is, does not move attention."""
+        """With one frame the temporal position shifts all keys alike, which does not change attention."""
         model = self.model()
         frame = video_batch(1)
         detected = FrameDetector.forward(model, frame[:, 0], output_predictions=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MinVIS: what is its own beyond the common tests."""
+"""MinVIS: tests beyond the common ones."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
 
     @torch.no_grad()
     def test_shuffled_queries_change_nothing_but_the_order(self):
-        """Tracks follow the queries, not their places: the same network with its learned queries in another order."""
+        """Tracks follow the queries, not their places: the learned queries of the same network are reordered."""
         model, shuffled = self.model(), self.model()
         order = torch.tensor([3, 0, 4, 1, 2])
         for table in ("queries_embedder", "queries_features"):
@@ -48,7 +48,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
             torch.testing.assert_close(ours, theirs[:, order], rtol=1e-4, atol=1e-4)
 
     def test_every_frame_is_an_image_of_its_own(self):
-        """The loss of a clip is that of its frames as a batch of images."""
+        """The loss of a clip equals that of its frames as a batch of images."""
         model = self.model().train()
         torch.manual_seed(0)
         together = model(video_batch(), labels=video_labels())

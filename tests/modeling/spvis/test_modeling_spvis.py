@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPVIS and DVIS, online and offline: what is their own beyond the common tests."""
+"""SPVIS and DVIS, online and offline: tests beyond the common ones."""
 
 from typing import ClassVar
 
@@ -56,7 +56,7 @@ class TestSpvisOnline(FrameByFrameTests, SpvisTests):
         assert trainable == {"tracker"}
 
     def test_matching_follows_the_detector_first(self):
-        """The same weights and points, another matching."""
+        """Weights and points are the same, the matching differs."""
         model = self.model()
         assert model.training_progress == 0
         guided = loss_of(model)
@@ -141,7 +141,7 @@ class TestReleasedClassTargets:
         losses = {}
         for class_targets in ("visible", "released"):
             model = system().model(class_targets=class_targets, guided_share=0.0)
-            with torch.no_grad():  # every query is sure that it holds the class of the objects which go, video by video
+            with torch.no_grad():  # every query predicts the class of the objects that leave, video by video
                 for predictor in [module for name, module in model.named_modules() if name.endswith("class_predictor")]:
                     predictor.weight.zero_()
                     predictor.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0]))

@@ -65,9 +65,9 @@ def test_loading_onto_a_base_in_memory(folders):
     model = model_after(0)
     model.load_task_adapter(folders / "task-1")
     assert_same(model, model_after(1))
-    model.load_task_adapter(folders / "task-3")  # adds the two that are missing
+    model.load_task_adapter(folders / "task-3")  # adds the two missing tasks
     assert_same(model, model_after(3))
-    model.load_task_adapter(folders / "task-2")  # nothing new, and fewer active
+    model.load_task_adapter(folders / "task-2")  # adds nothing and deactivates tasks
     assert_same(model, model_after(2))
     assert model.loaded_task_adapters == ["task-1", "task-2", "task-3"]
 
@@ -205,7 +205,7 @@ DAMAGE = {
 
 
 def damage(pushed, revision: str, file: str, kind: str) -> None:
-    """What the Hub hands out for a file is no longer what was pushed."""
+    """The Hub returns other content for a file than was pushed."""
     _, oid, _ = pushed.repos["model", REPO].files(revision)[file]
     pushed.lfs[oid] = DAMAGE[kind](pushed.lfs[oid])
 
@@ -310,7 +310,7 @@ def test_an_interrupted_push_leaves_every_revision_as_it_was(pushed, method, pat
 
 @pytest.mark.parametrize("revision", ["task-1", "task-4"])
 def test_of_two_writers_at_once_the_second_is_told(pushed, monkeypatch, revision):
-    """The other pushes between our look at the repository and our commit."""
+    """Another process pushes between reading the repository and committing to it."""
     model = model_after(0)
     train_task(model, TASKS[0], seed=9)
     real = hub.HfApi.preupload_lfs_files
@@ -328,7 +328,7 @@ def test_of_two_writers_at_once_the_second_is_told(pushed, monkeypatch, revision
     expected = model_after(0)
     train_task(expected, TASKS[0], seed=8)
     assert_same(AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision), expected)
-    model.push_task_adapter(REPO, revision=revision)  # again, having looked
+    model.push_task_adapter(REPO, revision=revision)  # the next try reads the repository again
     assert_same(AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision), model)
 
 

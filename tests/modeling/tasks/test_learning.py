@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks in memory: added, switched and removed; what is frozen follows."""
+"""Tasks in memory: adding, switching and removing them, and the frozen parameters."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VITA: what is its own beyond the common tests."""
+"""VITA: tests beyond the common ones."""
 
 from typing import ClassVar
 
@@ -49,7 +49,7 @@ def encoder(window_size: int) -> ObjectEncoder:
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 9])
 @torch.no_grad()
 def test_shifted_windows_mix_only_neighbours(window_size, num_frames):
-    """A frame is changed only by frames of its window (layer 0), then of its shifted window (layer 1)."""
+    """Only frames of the same window (layer 0), then of the shifted window (layer 1), change a frame."""
     module = encoder(window_size)
     torch.manual_seed(1)
     frames = torch.randn(2, num_frames, 4, 8, dtype=torch.float64)

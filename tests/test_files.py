@@ -115,7 +115,7 @@ class TestReplaceFiles:
         texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
         assert texts == {"a.txt": "new", "b.txt": "new", "c.txt": "old"}
 
-    def test_the_last_file_tells_that_all_are_there(self, tmp_path, monkeypatch):
+    def test_last_file_is_replaced_last(self, tmp_path, monkeypatch):
         moved, replace = [], os.replace
         monkeypatch.setattr(os, "replace", lambda source, target: moved.append(target.name) or replace(source, target))
         with replace_files(tmp_path / "new" / "out", last="b.txt") as folder:
@@ -137,7 +137,7 @@ class TestReplaceFiles:
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "old"
 
-    def test_what_a_killed_process_left_is_not_taken(self, tmp_path):
+    def test_files_of_a_killed_process_are_discarded(self, tmp_path):
         left = tmp_path / f".files{TEMPORARY_SUFFIX}"
         left.mkdir()
         (left / "old.txt").touch()
@@ -170,7 +170,7 @@ class TestSetAside:
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "precious"
 
-    def test_what_is_aside_is_never_taken_for_unfinished(self, tmp_path):
+    def test_files_set_aside_are_not_removed_as_incomplete(self, tmp_path):
         (tmp_path / "a.txt").touch()
         with set_aside([tmp_path / "a.txt"], tmp_path):
             (aside,) = tmp_path.iterdir()
@@ -207,7 +207,7 @@ class TestFolderOfSeveralProcesses:
         discard_folder(path)
         assert os.listdir(tmp_path) == []
 
-    def test_what_was_left_is_removed(self, tmp_path):
+    def test_incomplete_files_are_removed(self, tmp_path):
         for name in ("step-1", "step-2"):
             (tmp_path / name).mkdir()
         incomplete_path(tmp_path / "step-3").mkdir()
@@ -230,7 +230,7 @@ class TestWriteJson:
         write_json(tmp_path / "a.json", {"values": [1]}, indent=2)
         assert (tmp_path / "a.json").read_text() == '{\n  "values": [\n    1\n  ]\n}\n'
 
-    def test_what_json_lacks_is_refused(self, tmp_path):
+    def test_values_outside_json_are_refused(self, tmp_path):
         (tmp_path / "a.json").write_text("{}")
         with pytest.raises(TypeError, match="not JSON serializable"):
             write_json(tmp_path / "a.json", {"a": 1, "b": {2}})

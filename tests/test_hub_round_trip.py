@@ -87,7 +87,7 @@ def test_missing_repository_and_revision_are_named(pushed):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_corrupt_weights_are_an_error_which_says_what_to_do(tmp_path, damage):
+def test_corrupt_weights_raise_an_error_with_a_remedy(tmp_path, damage):
     tiny_genvis().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     content = weights.read_bytes()

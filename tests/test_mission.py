@@ -130,7 +130,7 @@ def test_use_kernels_takes_a_kernel_from_a_repository(tmp_path, monkeypatch):
     assert all(path.startswith("Hub kernel ") for path in report.values())
 
 
-def test_the_layout_keeps_the_names_that_users_were_promised():
+def test_promised_folders_exist():
     package = Path(transformers_cvis.__file__).parent
     assert all((package / room / "__init__.py").is_file() for room in ("modeling", "processing", "kernels"))
     assert all((REPOSITORY / name).exists() for name in ("examples", "tests", "setup.py"))

@@ -104,7 +104,7 @@ def make(*arguments, **environment) -> str:
     return run.stdout
 
 
-def test_every_import_is_of_something_that_is_required(wheel):
+def test_every_imported_package_is_required(wheel):
     """Imports that come with another requirement must be required as well."""
     metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
     required = {

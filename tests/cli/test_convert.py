@@ -42,7 +42,7 @@ def test_convert_takes_class_names_from_a_data_set_and_reports(checkpoints, vide
     assert "exists and is not an empty folder" in error_line(capsys)
 
 
-def test_convert_lists_what_does_not_fit(checkpoints, tmp_path, capsys):
+def test_convert_lists_mismatches(checkpoints, tmp_path, capsys):
     out, report = tmp_path / "out", tmp_path / "report.json"
     arguments = ("convert", checkpoints / "genvis.pth", "--system", "vita", "--out", out, "--report", report)
     assert run(*arguments) == 1

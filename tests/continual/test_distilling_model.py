@@ -130,7 +130,7 @@ def test_the_teacher_stays_in_inference_mode():
 
 
 @torch.no_grad()
-def test_the_student_is_what_predicts_and_what_is_saved(tmp_path):
+def test_student_predicts_and_is_saved(tmp_path):
     model = distilling().eval()
     assert model.config is model.student.config
     logits = model(video_batch()).class_queries_logits

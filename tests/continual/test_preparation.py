@@ -26,7 +26,7 @@ def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
         train_continual(tiny_schedule(shapes), finished, resume="later")
 
 
-def test_a_restart_that_cannot_be_leaves_the_former_run(finished, shapes, tmp_path, monkeypatch):
+def test_refused_restart_leaves_the_former_run(finished, shapes, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     for number, wrong in enumerate(("test.json=nowhere.json", "base_model=nowhere", "recipe.precision=fp16")):
@@ -40,7 +40,7 @@ def test_a_restart_that_cannot_be_leaves_the_former_run(finished, shapes, tmp_pa
         assert not (tmp_path / f"new-{number}").exists()
 
 
-def test_more_prompts_than_the_ic_loss_can_compare_are_refused_before_the_base(shapes, tmp_path):
+def test_too_many_prompts_for_the_ic_loss_are_refused_before_the_base(shapes, tmp_path):
     schedule = tiny_schedule(shapes, "crisp", num_prompts=200)
     with pytest.raises(ValueError, match="200 prompts are too many. Set `config.lambda_ic` to 0"):
         train_continual(schedule, tmp_path / "run")
@@ -75,7 +75,7 @@ def test_a_split_is_made_again_when_it_is_another(finished, shapes, tmp_path, mo
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shapes, tmp_path, exists):
+def test_split_is_removed_after_another_error(finished, shapes, tmp_path, exists):
     run = tmp_path / "run"
     if exists:
         run.mkdir()
@@ -91,7 +91,7 @@ def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shap
         assert not (list(run.iterdir()) if exists else run.exists())
 
 
-def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_path):
+def test_images_excluded_by_the_mode_are_ignored(shapes, tmp_path):
     """Every image that shows the class of the base also shows one of a later task."""
     images = images_of(shapes, tmp_path / "coco.json", {"disc": "circle", "hoop": "ring"})
     content = json.loads(Path(images["json"]).read_text())

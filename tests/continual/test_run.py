@@ -27,7 +27,7 @@ TINY_DIRECTIONS = Path(__file__).parents[1] / "support" / "tiny_directions.py"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_continual.py"
 
 
-def test_what_a_schedule_leaves(finished):
+def test_files_of_a_finished_schedule(finished):
     assert {path.name for path in finished.iterdir()} == {"schedule.json", "task-0", "task-1", "task-2", "report"}
     assert (finished / "task-0" / "model.safetensors").is_file()
     for number, names in enumerate((["circle", "star"], ["circle", "star", "ring"], [*TASKS[0], "ring", "square"])):
@@ -88,7 +88,7 @@ def test_every_method_runs(shapes, tmp_path, method):
         assert model.config.task_prompt_counts == [4 if rules.has_prompts else 0] * number
 
 
-def test_each_task_learns_its_own_part_and_nothing_else(finished):
+def test_each_task_trains_its_own_part_only(finished):
     base = load_file(finished / "task-0" / "model.safetensors")
     former = load_file(finished / "task-1" / "task_adapter_model.safetensors")
     latter = load_file(finished / "task-2" / "task_adapter_model.safetensors")
@@ -102,7 +102,7 @@ def test_each_task_learns_its_own_part_and_nothing_else(finished):
         assert not torch.equal(parameter, dict(start.named_parameters())[name]), name
 
 
-def test_frame_prompts_keep_clear_of_protected_directions(finished, shapes, tmp_path):
+def test_frame_prompts_avoid_protected_directions(finished, shapes, tmp_path):
     """The change of the prompt has a component in the basis only without the correction."""
     train_continual(tiny_schedule(shapes, gradient_projection=None, base_model=str(finished / "task-0")), tmp_path)
     shares = {}
@@ -205,7 +205,7 @@ def test_how_evaluations_are_read_can_change(finished, shapes, tmp_path, monkeyp
         train_continual(tiny_schedule(shapes, report={"forgetting_videos": "all"}), tmp_path)
 
 
-def test_restart_deletes_what_is_there(shapes, tmp_path):
+def test_restart_deletes_the_former_run(shapes, tmp_path):
     quick = ["recipe.max_steps=1", "classes.tasks=[[circle], [ring]]"]
     train_continual(tiny_schedule(shapes), tmp_path, overrides=quick)
     before = load_file(tmp_path / "task-1" / "task_adapter_model.safetensors")
@@ -267,14 +267,14 @@ def test_a_finished_run_is_pushed_when_a_repository_is_given(finished, shapes, t
     assert_pushed(loopback_hub, tmp_path, 3)
 
 
-def test_a_run_that_has_begun_pushes_what_it_has_learnt_before_it_goes_on(finished, shapes, tmp_path, loopback_hub):
+def test_resumed_run_pushes_finished_tasks_first(finished, shapes, tmp_path, loopback_hub):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "task-2")
     train_continual(tiny_schedule(shapes, push={"repo": "tester/late"}), tmp_path)
     assert_pushed(loopback_hub, tmp_path, 3)
 
 
-def test_a_push_that_failed_is_made_up_for_without_training(shapes, tmp_path, monkeypatch, loopback_hub):
+def test_failed_push_is_repeated_without_training(shapes, tmp_path, monkeypatch, loopback_hub):
     """This holds for methods whose tasks are whole models as well."""
     schedule = tiny_schedule(
         shapes, "finetune", classes={"tasks": [["circle"], ["ring"]]}, push={"repo": "tester/late"}
@@ -383,7 +383,7 @@ def test_protected_directions_are_those_of_all_processes(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(shapes, tmp_path):
+def test_two_processes_learn_the_same_as_one(shapes, tmp_path):
     overrides = ["recipe.optimizer.epsilon=1e-3"]
     finish(launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "one", *overrides, FIXED_POINTS="1"))
     finish(launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "two", *overrides, processes=2, FIXED_POINTS="1"))

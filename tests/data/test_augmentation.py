@@ -181,7 +181,7 @@ def rasterised(points, height, width):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_clipping_a_polygon_keeps_what_the_window_shows(seed):
+def test_clipped_polygon_keeps_its_part_in_the_window(seed):
     rng = np.random.default_rng(seed)
     points = star(rng, 80, 120)
     whole = rasterised(points + 100, 300, 300)  # far from any edge

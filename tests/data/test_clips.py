@@ -170,7 +170,7 @@ def test_ids(tiny):
     assert {sample["video_id"] for sample in samples} == {1, 2}
 
 
-def test_instance_lost_by_the_crop_is_absent_there(tiny_file, tiny):
+def test_instance_outside_the_crop_is_absent(tiny_file, tiny):
     """The crop path moves over the 20x30 frame; wherever the window misses the object, its id is -1."""
     crop = RandomCropPath(probability=1.0, short_sides=(20,), window=(8, 8))
     dataset = ClipDataset(tiny(), 3, 3, ClipAugmentation(short_sides=(8,), crop=crop), seed=0)
@@ -358,7 +358,7 @@ def test_collate_normalises_then_pads():
     assert narrow["pixel_values_videos"].shape[-2:] == (40, 64)
 
 
-def test_collate_refuses_what_does_not_fit():
+def test_collate_refuses_mismatched_samples():
     with pytest.raises(ValueError, match=r"have \[2, 3\] frames; they must have the same number"):
         collate_clips([sample_of_size(8, 8, 2), sample_of_size(8, 8, 3)], CvisVideoProcessor())
     with pytest.raises(ValueError, match=r"give it for pixels in 0..1, divided by 255"):

@@ -103,7 +103,7 @@ def test_ids_can_be_left_out(folders):
         folders.read({"park": {"1": None, "2": None}, "cat_02": {"1": None}})
 
 
-def test_the_folder_says_the_class(folders):
+def test_folder_name_is_the_class(folders):
     assert names(read_mask_folders(folders.frames, folders.masks)) == ["cat", "park", "park"]
     ids = np.full((1, 8, 8), 255, dtype=np.uint8)  # foreground is white, as in DAVIS 2016
     for name in ("horse/0001", "horse/0002", "black swan-7"):

@@ -77,7 +77,7 @@ def test_the_seed_and_the_content_decide(tmp_path):
     assert first != other
 
 
-def test_a_part_is_the_source_without_the_other_videos_and_says_where_it_comes_from(tmp_path):
+def test_parts_hold_their_videos_and_record_their_source(tmp_path):
     source = write_json(tmp_path / "all.json", {1: {1}, 2: {1}, 3: {2}, 4: {2}, 5: {3}}, 3)
     whole = json.loads(source.read_text())
     for name, path in zip(("train", "test"), split_ytvis(source, tmp_path / "split", 0.5), strict=True):

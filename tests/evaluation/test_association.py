@@ -64,7 +64,7 @@ def test_a_track_that_breaks_and_one_that_is_lost():
     assert result.switches == 1
 
 
-def test_an_object_that_comes_back_is_to_keep_its_track():
+def test_returning_object_should_keep_its_track():
     objects = [[0, 0, None, None, 0, 0]]
     kept = compare(objects, [[0, 0, None, None, 0, 0]])
     anew = compare(objects, [[0, 0, None, None, None, None], [None, None, None, None, 0, 0]])

@@ -89,7 +89,7 @@ def test_frames_of_another_size_than_the_json_says_are_refused(data_set, process
         predict_dataset(BrightnessModel(["fish", "owl"]), processor, ground_truth, folder)
 
 
-def test_file_names_that_do_not_make_up_the_length_are_refused(data_set, processor):
+def test_file_names_must_match_the_length(data_set, processor):
     folder, ground_truth = data_set
     ground_truth["videos"][0]["file_names"].pop()
     with pytest.raises(ValueError, match="video 4: 'length' is 3 but there are 2 file_names"):

@@ -62,7 +62,7 @@ def test_no_results(ground_truth):
     assert result.summary["AR100"] == 0
 
 
-def test_numbers_of_some_categories_come_from_the_same_run(ground_truth, results):
+def test_numbers_of_some_categories_equal_the_full_evaluation(ground_truth, results):
     result = evaluate_ytvis(ground_truth, results[:2])
     assert result.summary["AP"] == pytest.approx(0.5)
     assert result.summarize([1])["AP"] == pytest.approx(1)
@@ -84,7 +84,7 @@ def test_a_file_gives_the_same_as_its_content(ground_truth, results, tmp_path):
     assert evaluate_ytvis(tmp_path / "gt.json", str(tmp_path / "results.json")).summary["AP"] == pytest.approx(1)
 
 
-def test_results_may_bring_the_categories_that_they_mean(ground_truth, results):
+def test_results_with_their_own_categories_match_by_name(ground_truth, results):
     with_categories = {"categories": ground_truth["categories"], "annotations": results}
     assert evaluate_ytvis(ground_truth, with_categories).summary["AP"] == pytest.approx(1)
 

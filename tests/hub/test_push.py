@@ -60,7 +60,7 @@ def test_pushing_the_same_again_makes_no_commit(loopback_hub):
     assert first.oid == second.oid
 
 
-def test_files_of_an_earlier_push_do_not_stay_behind(loopback_hub):
+def test_files_of_an_earlier_push_are_removed(loopback_hub):
     push_to_hub(tiny_model(), None, "tester/tiny", max_shard_size=100, training_summary=SUMMARY)
     assert "model.safetensors.index.json" in hub_repo(loopback_hub).files("main")
     push_to_hub(tiny_model(), None, "tester/tiny")
@@ -81,7 +81,7 @@ def test_an_interrupted_push_leaves_every_revision_as_it_was(loopback_hub, metho
     assert_same_weights(TinyModel.from_pretrained("tester/tiny", revision=revision), tiny_model(2))
 
 
-def test_a_push_killed_before_its_commit_leaves_a_branch_without_a_model(loopback_hub, monkeypatch):
+def test_killed_push_leaves_a_branch_without_a_model(loopback_hub, monkeypatch):
     """The branch must not present the model of `main` as its own."""
     push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny")
 
@@ -145,7 +145,7 @@ def test_a_renamed_plot_of_a_report_does_not_stay(loopback_hub):
     assert "mine.png" in files  # not written by the package
 
 
-def test_the_files_of_a_report_go_without_the_room_that_wrote_them(loopback_hub):
+def test_report_files_are_removed_without_importing_evaluation(loopback_hub):
     """The pushing process has not loaded `evaluation`: the revision itself names the files of its report."""
     push_report(Report("plot.png"))
     code = (

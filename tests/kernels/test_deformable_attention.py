@@ -79,7 +79,7 @@ def test_locations_on_pixel_centres_have_the_gradient_of_grid_sample():
 
 
 @pytest.mark.parametrize("frozen", range(3))
-def test_only_what_needs_a_gradient_gets_one(frozen):
+def test_only_inputs_that_require_gradients_get_them(frozen):
     tensors = [tensor.requires_grad_(number != frozen) for number, tensor in enumerate(inputs())]
     ours(*tensors).sum().backward()
     assert [tensor.grad is None for tensor in tensors] == [number == frozen for number in range(3)]

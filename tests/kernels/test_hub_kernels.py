@@ -107,7 +107,7 @@ def test_a_device_type_without_a_kernel(warnings):
     assert_falls_back(Model(), None, warnings, "No layer mapping for `MultiScaleDeformableAttention` with device type")
 
 
-def test_layers_that_the_mapping_does_not_name_are_left_alone(warnings):
+def test_layers_outside_the_mapping_are_unchanged(warnings):
     model = Model()
     use_kernels(model, mapping={}, strict=True)
     assert (model() == 2).all()

@@ -27,7 +27,7 @@ def test_it_is_the_last_item(output):
     assert copy.deepcopy(output).score_rule == RULE
 
 
-def test_it_stays_where_an_output_is_cast_or_gathered(output):
+def test_score_rule_survives_casting_and_gathering(output):
     cast = convert_to_fp32(output)  # accelerate does this to outputs in mixed precision
     assert cast.class_queries_logits.dtype == torch.float32
     assert cast.score_rule == RULE

@@ -188,7 +188,7 @@ def test_saved_again_it_is_a_minvis(checkpoint, tmp_path, frames):
     assert again.video_processor.to_dict() == segment.video_processor.to_dict()
 
 
-def test_frame_detector_of_this_package_loads_too(checkpoint, tmp_path):
+def test_frame_detector_of_this_package_loads(checkpoint, tmp_path):
     theirs, folder = checkpoint
     FrameDetector.from_pretrained(folder).save_pretrained(tmp_path)
     assert_same_network(MinVisForVideoInstanceSegmentation.from_pretrained(tmp_path), theirs)
@@ -227,7 +227,7 @@ class TestStartOfSpvis:
         assert pipeline(TASK, model=str(tmp_path)).model.is_online == (refiner is None)
         assert "has no weights" not in caplog.text
 
-    def test_a_folder_whose_configuration_promises_more_than_its_weights(self, checkpoint, tmp_path, frames, capsys):
+    def test_missing_weights_of_a_configured_part_are_refused(self, checkpoint, tmp_path, frames, capsys):
         model = SpvisForVideoInstanceSegmentation.from_pretrained(checkpoint[1], refiner="spvis")
         for name in ("model.safetensors", "preprocessor_config.json"):
             shutil.copy(checkpoint[1] / name, tmp_path)

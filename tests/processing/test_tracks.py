@@ -76,7 +76,7 @@ def test_whole_video_selection_is_the_definition():
             assert box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
 
 
-def test_the_class_score_is_the_maximum_over_clips_and_quality_the_mean_over_frames():
+def test_score_is_the_maximum_over_clips_times_the_mean_quality():
     accumulator = TrackAccumulator(SIZE, SIZE, {0: "cat", 1: "dog"}, top_k=1)
     accumulator.update(class_logits([0.1, 0.2, 0.7]), mask_logits(1, 2, value=1.0))
     accumulator.update(class_logits([0.6, 0.1, 0.3]), mask_logits(1, 2, value=5.0))

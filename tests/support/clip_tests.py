@@ -45,7 +45,7 @@ class ClipDetectorTests(CommonTests):
 
     @torch.no_grad()
     @pytest.mark.parametrize("clip_length", [1, 2, 5])
-    def test_parts_of_a_video_give_what_the_whole_gives(self, clip_length):
+    def test_parts_of_a_video_equal_the_whole(self, clip_length):
         model = self.model(detector_chunk_size=2)
         assert not model.is_online
         video = video_batch(5, batch_size=1)
@@ -124,7 +124,7 @@ class ClipDetectorTests(CommonTests):
 
     @torch.no_grad()
     @pytest.mark.parametrize("clip_length", [1, 3, 10])
-    def test_windows_do_not_depend_on_the_parts_of_a_stream(self, clip_length):
+    def test_windows_do_not_depend_on_stream_chunks(self, clip_length):
         model = self.model(max_clip_frames=4, window_overlap=1, detector_chunk_size=3)
         video = video_batch(10, batch_size=1)
         logits, masks = predictions(model(video))

@@ -39,7 +39,7 @@ class ConventionTests:
         return counter
 
     @torch.no_grad()
-    def test_attention_runs_by_the_implementation_that_was_asked_for(self, attention_paths, tmp_path):
+    def test_requested_attention_implementation_runs(self, attention_paths, tmp_path):
         self.model().save_pretrained(tmp_path)
         default = self.model_class.from_pretrained(tmp_path)
         expected = predictions(default(video_batch()))
@@ -84,7 +84,7 @@ class ConventionTests:
                 assert torch.equal(ours, theirs)
 
     @torch.no_grad()
-    def test_copies_of_outputs_and_states_are_worth_as_much(self):
+    def test_copies_of_outputs_and_states_equal_the_originals(self):
         model = self.model()
         first, second = video_batch().split(2, dim=1)
         output = model(first, output_embeddings=True, output_hidden_states=True)

@@ -101,7 +101,7 @@ def feed_forward(name: str, width: int, hidden: int) -> Shapes:
 
 
 def perceptron(name: str, width: int, outputs: int | None = None) -> Shapes:
-    """Three layers."""
+    """Return the shapes of a perceptron of three layers."""
     names = with_bias(f"{name}.layers.0", width, width) | with_bias(f"{name}.layers.1", width, width)
     return names | with_bias(f"{name}.layers.2", outputs or width, width)
 

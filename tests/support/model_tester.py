@@ -239,7 +239,7 @@ class CommonTests(ConventionTests, TrackTests):
                 torch.testing.assert_close(ours[video : video + 1], theirs, rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
-    def test_videos_of_different_sizes_give_what_they_give_alone(self):
+    def test_videos_of_different_sizes_equal_each_alone(self):
         model = self.model()
         sizes = [(50, 70), (64, 96), (32, 90)]
         pixel_values, pixel_mask = torch.zeros(3, 2, 3, 64, 96), torch.zeros(3, 64, 96, dtype=torch.long)

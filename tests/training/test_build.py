@@ -118,7 +118,7 @@ def test_a_start_whose_training_has_not_ended(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_data_that_is_not_there(name, overrides, message, tmp_path, monkeypatch):
+def test_missing_data_is_an_error(name, overrides, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=message):
         build_dataset(Recipe.load(name, overrides))

@@ -79,7 +79,7 @@ def test_the_command_of_a_training_can_be_typed_again(monkeypatch, program, show
     assert command_line() == f"{shown} train mine.yaml --set 'output_dir=my runs'"
 
 
-def test_mean_and_std_of_the_start_reach_training_evaluation_and_the_saved_processor(shapes, tmp_path, monkeypatch):
+def test_mean_and_std_of_the_start_are_used_and_saved(shapes, tmp_path, monkeypatch):
     pixels = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
     build_model(tiny_recipe(shapes, "minvis"), list(SHAPES)).save_pretrained(tmp_path / "start")
     CvisVideoProcessor(**pixels).save_pretrained(tmp_path / "start")
@@ -162,7 +162,7 @@ def test_stages_of_spvis_start_from_one_another(shapes, tmp_path, caplog):
     assert not model.untrained_parts
 
 
-def test_frozen_class_heads_that_start_fresh_are_named(shapes, tmp_path, caplog):
+def test_frozen_class_heads_with_new_weights_are_named(shapes, tmp_path, caplog):
     recipe = tiny_recipe(shapes, "spvis")
     build_model(recipe, ["cat"]).save_pretrained(tmp_path)
     caplog.clear()
@@ -327,7 +327,7 @@ def test_joint_training_on_videos_and_images(shapes, tmp_path):
         ({"json": "absent.json"}, "absent.json does not exist"),
     ],
 )
-def test_a_wrong_validation_set_is_found_out_before_the_training(shapes, tmp_path, changes, message):
+def test_wrong_validation_set_is_refused_before_training(shapes, tmp_path, changes, message):
     data = {**tiny_recipe(shapes).to_dict()["data"], "valid": {**coco_file(shapes, tmp_path), **changes}}
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace("?", r"\?")):
         train(tiny_recipe(shapes, data=data), tmp_path / "vita")

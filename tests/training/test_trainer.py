@@ -188,7 +188,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert checkpoint_files.list_checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000006"
 
 
-def test_what_a_kill_left_behind_is_removed(tmp_path):
+def test_files_left_by_a_kill_are_removed(tmp_path):
     stale = tmp_path / "checkpoints" / "step-00000003.incomplete"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"half of it")
@@ -212,7 +212,7 @@ def test_finding_checkpoints(tmp_path):
         checkpoint_files.find_checkpoint(directory, tmp_path)
 
 
-def test_an_older_checkpoint_replaces_what_came_after_it(tmp_path):
+def test_older_checkpoint_replaces_later_ones(tmp_path):
     train_standin(tmp_path / "run", ["checkpoint_every=2", "keep_checkpoints=9", "max_steps=6"])
     first = load_file(tmp_path / "run/model.safetensors")
     directory = tmp_path / "run" / "checkpoints"
@@ -252,7 +252,7 @@ def test_the_log_has_times_and_losses(tmp_path):
         assert {"seconds_per_step", "data_seconds_per_step", "eta_seconds", "gradient_norm"} <= row.keys()
 
 
-def test_trackers_of_accelerate_get_what_the_log_gets(tmp_path, monkeypatch):
+def test_accelerate_trackers_get_the_log_values(tmp_path, monkeypatch):
     class RecordingTracker(GeneralTracker):
         """Replacement of tensorboard, which need not be installed."""
 

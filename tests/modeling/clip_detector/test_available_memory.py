@@ -37,7 +37,7 @@ def test_a_container_without_limit(monkeypatch, tmp_path):
     assert available_memory(CPU) == 1_024_000
 
 
-def test_the_limit_of_a_container_counts_without_files_that_would_be_dropped(monkeypatch, tmp_path):
+def test_container_limit_ignores_reclaimable_file_pages(monkeypatch, tmp_path):
     host(monkeypatch, tmp_path, 1000, limit="500000", used=300000, files=100000)
     assert available_memory(CPU) == 300_000
     (tmp_path / "cgroup" / "memory.current").write_text("900000\n")

@@ -78,7 +78,7 @@ class TestTasks:
         assert queries == before.video_queries.shape[1]
 
     @torch.no_grad()
-    def test_tasks_speak_of_their_own_classes(self):
+    def test_tasks_predict_their_own_classes(self):
         model = learn_moon(tiny_crisp())
         logits = model(video_batch()).class_queries_logits
         assert logits.shape == (2, 8, 5)

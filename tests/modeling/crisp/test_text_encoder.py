@@ -19,7 +19,7 @@ def class_tokens(count=3):
     return torch.randn(count, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
-def test_prompts_are_those_of_the_text_model_with_the_class_token_at_position_one(encoder):
+def test_prompts_equal_the_text_model_with_the_token_at_position_one(encoder):
     tokens = class_tokens()
     prompts = encoder.encode(NAMES, tokens, width=16)
     for name, token, prompt in zip(NAMES, tokens, prompts, strict=True):

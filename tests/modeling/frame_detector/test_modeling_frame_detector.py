@@ -239,7 +239,7 @@ def test_the_backbone_keeps_its_own_attention(tmp_path):
 
 
 @torch.no_grad()
-def test_shrunk_features_give_the_masks_that_shrunk_logits_give():
+def test_shrunk_features_and_shrunk_logits_give_equal_masks():
     projection = torch.nn.Conv2d(8, 8, 1).double()
     features, embeddings = torch.randn(1, 8, 32, 48).double(), torch.randn(1, 5, 8).double()
     logits = torch.einsum("nqc,nchw->nqhw", embeddings, projection(features))
@@ -287,7 +287,7 @@ def _under_autocast(model, dtype):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_autocast_leaves_the_pixel_decoder_in_the_type_of_its_weights(weights, checkpointing):
+def test_pixel_decoder_keeps_the_dtype_of_its_weights_under_autocast(weights, checkpointing):
     """This also holds where checkpointing repeats the forward pass; later layers run in half precision again."""
     model = tiny_model().to(weights).train()
     if checkpointing:

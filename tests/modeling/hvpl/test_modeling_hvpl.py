@@ -18,12 +18,12 @@ class TestHvpl(VideoModelTests):
 @pytest.mark.usefixtures("cpu_threads")
 @pytest.mark.parametrize("prompts", [(3, 3, 3), (4, 2, 2)], ids=str)
 @pytest.mark.parametrize("num_frames", [1, 3, 8])
-def test_new_tasks_leave_what_older_ones_predict_bit_identical(num_frames, prompts):
+def test_new_tasks_keep_older_predictions_bit_identical(num_frames, prompts):
     assert_new_tasks_change_nothing(tiny_hvpl(), num_frames, prompts)
 
 
 @pytest.mark.usefixtures("cpu_threads")
-def test_new_tasks_leave_what_older_ones_predict_bit_identical_with_eager_attention():
+def test_new_tasks_keep_older_predictions_with_eager_attention():
     model = tiny_hvpl()
     model.set_attn_implementation("eager")
     assert_new_tasks_change_nothing(model, num_frames=3, prompts=(4, 2, 2))

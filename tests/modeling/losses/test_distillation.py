@@ -83,7 +83,7 @@ class TestClassDistillation:
         assert logits.grad.isfinite().all()
         assert logits.grad.any()
 
-    def test_a_model_that_says_the_same_is_no_distance_away(self):
+    def test_equal_models_have_zero_distance(self):
         old_logits = random(2, 5, OLD + 1)
         never = torch.full((2, 5, NEW), -1e3, dtype=torch.float64)
         logits = torch.cat([old_logits[..., :OLD], never, old_logits[..., OLD:]], dim=-1)

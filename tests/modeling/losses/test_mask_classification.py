@@ -77,7 +77,7 @@ def test_cost_is_that_of_dense_mask_logits(monkeypatch, group_elements):
     assert costs[1].shape == (3, 1, 7, 0)
 
 
-def test_losses_are_named_per_layer_and_finite_with_an_image_without_objects():
+def test_losses_are_named_per_layer_and_finite_without_objects():
     predictions, features, labels = make_images()
     losses, matched = make_loss()(predictions, features, labels)
     kinds = ("loss_ce", "loss_mask", "loss_dice")

@@ -27,7 +27,7 @@ def test_held_queries_are_not_given_away():
         assert history[1, 0].tolist() == [1, 0]
 
 
-def test_the_rules_differ_for_the_query_of_a_vanished_object():
+def test_rules_differ_for_the_query_of_a_vanished_object():
     visible = np.array([[True, False, True], [False, True, True]])
     costs = [preferences(3, 1), preferences(3, 1), np.zeros((1, 3, 0))]
     paper = unified_video_label_assignment(costs, visible, "paper")

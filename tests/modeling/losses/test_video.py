@@ -101,7 +101,7 @@ def test_an_absent_object_is_no_object_in_its_clip():
     assert losses["loss_genvis_mask_clip2"] > 0
 
 
-def test_the_rules_differ_once_a_newcomer_wants_the_query_of_a_vanished_object():
+def test_rules_differ_when_a_newcomer_fits_the_query_of_a_vanished_object():
     inputs = make_inputs(make_labels([[0, -1, 0], [-1, 1, 1]]), num_clips=3)
     with torch.no_grad():
         for clip in inputs["predictions"]:

@@ -79,7 +79,7 @@ class TestMask2FormerVis(ClipDetectorTests):
         last = self.model(use_auxiliary_loss=False).train()(video_batch(), labels=video_labels()).loss_dict
         assert set(last) == set(kinds)
 
-    def test_all_parameters_train_beside_frozen_batch_norms(self):
+    def test_all_parameters_train_with_frozen_batch_norms(self):
         model = self.model(freeze_batch_norm=True)
         loss_of(model).backward()
         assert all(parameter.grad is not None for parameter in model.parameters())

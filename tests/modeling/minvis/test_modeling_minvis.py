@@ -27,7 +27,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
         return MinVisConfig(**{**detector, "id2label": LABELS, **self.settings, **changes})
 
     @torch.no_grad()
-    def test_first_frame_is_what_the_detector_says(self):
+    def test_first_frame_equals_the_detector(self):
         model = self.model()
         frame = video_batch(1)
         output = model(frame)
@@ -63,7 +63,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
         for name, loss in together.loss_dict.items():
             torch.testing.assert_close(loss, apart.loss_dict[name], msg=name)
 
-    def test_all_parameters_train_beside_frozen_batch_norms(self):
+    def test_all_parameters_train_with_frozen_batch_norms(self):
         model = self.model(freeze_batch_norm=True)
         loss_of(model).backward()
         assert all(parameter.grad is not None for parameter in model.parameters())

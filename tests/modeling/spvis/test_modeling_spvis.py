@@ -92,7 +92,7 @@ class TestSpvisOffline(SpvisTests):
     settings: ClassVar[dict] = {"refiner": "spvis", "refiner_dropout": 0.0}
 
     @torch.no_grad()
-    def test_parts_of_a_video_give_what_the_whole_gives(self):
+    def test_parts_of_a_video_equal_the_whole(self):
         model = self.model()
         assert not model.is_online
         video = video_batch(5, batch_size=1)
@@ -134,7 +134,7 @@ class TestReleasedClassTargets:
     """The released code takes the class of an object from the last frame of a clip."""
 
     @pytest.mark.parametrize("system", [TestSpvisOnline, TestSpvisOffline])
-    def test_objects_that_are_gone_in_the_end_are_no_objects(self, system):
+    def test_objects_absent_at_the_end_are_no_object(self, system):
         labels = video_labels()
         for label in labels:
             label["ids"][0, 2:], label["masks"][0, 2:] = -1, False  # gone before the second one appears

@@ -72,7 +72,7 @@ def test_loading_onto_a_base_in_memory(folders):
     assert model.loaded_task_adapters == ["task-1", "task-2", "task-3"]
 
 
-def test_a_whole_model_remembers_what_switching_needs(tmp_path):
+def test_whole_model_keeps_the_state_for_switching(tmp_path):
     model_after(3).save_pretrained(tmp_path)
     model = HvplForVideoInstanceSegmentation.from_pretrained(tmp_path)
     assert_same(model, model_after(3))
@@ -164,7 +164,7 @@ def test_a_base_moves_on_and_adapters_keep_theirs(pushed):
         new.load_task_adapter(REPO, revision="task-2")
 
 
-def test_a_base_that_was_copied_on_the_hub_is_where_later_tasks_find_it(pushed):
+def test_tasks_find_a_base_copied_on_the_hub(pushed):
     model_after(0).push_to_hub("tester/copy")
     model = HvplForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-1", base="tester/copy")
     train_task(model, TASKS[1], seed=1)
@@ -223,7 +223,7 @@ def test_an_adapter_that_arrives_corrupt(pushed, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", list(DAMAGE))
-def test_a_corrupt_base_behind_a_sound_adapter(pushed, tmp_path, kind):
+def test_corrupt_base_of_a_sound_adapter_is_refused(pushed, tmp_path, kind):
     damage(pushed, "main", "model.safetensors", kind)
     error, message = {
         "truncated": (OSError, f"The base of the task adapter {REPO}, {REPO}, cannot be loaded: "),
@@ -250,7 +250,7 @@ def test_a_revision_with_a_gap(pushed, tmp_path):
         AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-3")
 
 
-def test_a_whole_model_replaces_an_adapter_and_an_adapter_a_whole_model(pushed):
+def test_whole_models_and_adapters_replace_each_other(pushed):
     repo = pushed.repos["model", REPO]
     tiny_genvis().push_to_hub(REPO, revision="task-1")
     assert "model.safetensors" in repo.files("task-1")
@@ -260,7 +260,7 @@ def test_a_whole_model_replaces_an_adapter_and_an_adapter_a_whole_model(pushed):
     assert set(repo.files("task-1")) == {*ADAPTER_FILES, "video_preprocessor_config.json"}
 
 
-def test_a_push_killed_before_its_commit_does_not_pass_off_the_base(pushed, monkeypatch):
+def test_killed_push_does_not_present_the_base_as_the_task(pushed, monkeypatch):
     model = model_after(0)
     train_task(model, TASKS[0], seed=9)
     with monkeypatch.context() as patch:

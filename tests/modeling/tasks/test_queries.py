@@ -74,13 +74,13 @@ def test_new_tasks_leave_older_groups_bit_identical_at_frame_level(dtype, prompt
 @pytest.mark.usefixtures("cpu_threads")
 @pytest.mark.parametrize("prompts", [(10, 10, 10), (10, 15, 15)], ids=str)
 @torch.no_grad()
-def test_new_tasks_leave_older_groups_bit_identical_at_frame_level_with_realistic_sizes(prompts):
+def test_new_tasks_leave_older_groups_of_realistic_sizes_bit_identical(prompts):
     model = detector(num_queries=100, **REALISTIC_SIZES)
     assert_new_tasks_change_nothing(model, (5, 20, 5), prompts, lambda: frame_level_outputs(model, scale=3))
 
 
 @torch.no_grad()
-def test_a_group_computes_what_it_computes_alone():
+def test_group_equals_the_group_alone():
     model = detector(dtype=torch.float64)
     for _ in range(2):
         add_random_task(model, 2, 5)

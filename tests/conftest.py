@@ -106,33 +106,23 @@ def clips_folder() -> Path:
 
 @pytest.fixture
 def mask2former_on_the_hub(loopback_hub) -> str:
-    """Name of a small Mask2Former with random weights on the loopback Hub: that of a real checkpoint."""
+    """Push a small Mask2Former with random weights to the loopback Hub; return its name, that of a real checkpoint."""
     import torch
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+    from transformers import Mask2FormerImageProcessor
+
+    from tests.support.tiny_mask2former import tiny_mask2former
 
     name = "facebook/mask2former-swin-tiny-coco-instance"
     torch.manual_seed(0)
-    config = Mask2FormerConfig(
-        backbone_config={
-            "model_type": "swin",
-            "embed_dim": 16,
-            "depths": [1, 1, 1, 1],
-            "num_heads": [1, 1, 2, 2],
-            "window_size": 4,
-            "out_features": ["stage1", "stage2", "stage3", "stage4"],
-        },
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        dim_feedforward=32,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=6,
-        id2label={0: "person", 1: "dog"},
-    )
-    Mask2FormerForUniversalSegmentation(config).push_to_hub(name)
+    backbone = {
+        "model_type": "swin",
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+    tiny_mask2former(backbone, id2label={0: "person", 1: "dog"}).push_to_hub(name)
     Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).push_to_hub(name)
     return name
 

@@ -180,7 +180,7 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
-def test_what_does_not_fit():
+def test_bad_teachers_and_settings_are_refused():
     model = tiny_task_clip_detector()
     with pytest.raises(
         ValueError, match=r"teacher's \(disk, star, ring\) and more after them; they are disk, star, ring"

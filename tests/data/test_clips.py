@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import hashlib
 import pickle
 import time
 
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.support.sample_digests import SampleDigests, sample_digest
 from transformers_cvis.data import (
     ClipAugmentation,
     ClipDataset,
@@ -39,24 +39,6 @@ def tiny(tiny_file, cache_dir):
         return load_ytvis(tiny_file.write(spoil), tiny_file.images, cache_dir=cache_dir)
 
     return load
-
-
-def fingerprint(sample):
-    digest = hashlib.sha256()
-    for tensor in (sample["pixel_values_videos"], *sample["labels"].values()):
-        digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
-    return f"{sample['video_id']} {sample['frame_indices']} {digest.hexdigest()}"
-
-
-class Fingerprints(torch.utils.data.Dataset):
-    def __init__(self, dataset, count):
-        self.dataset, self.count = dataset, count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, number):
-        return fingerprint(self.dataset[number])
 
 
 # Frame sampling
@@ -224,15 +206,15 @@ def test_repeated_frames_are_decoded_once(shapes, monkeypatch):
 
 def test_sample_is_a_function_of_seed_and_number(shapes):
     dataset = ClipDataset(shapes, 3, 6, SMALL, seed=5)
-    first = [fingerprint(dataset[number]) for number in range(15)]
+    first = [sample_digest(dataset[number]) for number in range(15)]
     other_order = ClipDataset(shapes, 3, 6, SMALL, seed=5)
-    assert [fingerprint(other_order[number]) for number in reversed(range(15))] == first[::-1]
-    in_workers = DataLoader(Fingerprints(pickle.loads(pickle.dumps(dataset)), 15), batch_size=None, num_workers=2)
+    assert [sample_digest(other_order[number]) for number in reversed(range(15))] == first[::-1]
+    in_workers = DataLoader(SampleDigests(pickle.loads(pickle.dumps(dataset)), 15), batch_size=None, num_workers=2)
     assert list(in_workers) == first
-    assert fingerprint(ClipDataset(shapes, 3, 6, SMALL, seed=6)[0]) != first[0]
+    assert sample_digest(ClipDataset(shapes, 3, 6, SMALL, seed=6)[0]) != first[0]
     np.random.seed(0)
     torch.manual_seed(0)
-    assert fingerprint(dataset[0]) == first[0]  # global generators have no effect
+    assert sample_digest(dataset[0]) == first[0]  # global generators have no effect
 
 
 def test_every_epoch_visits_every_video_once_in_another_order(shapes):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in COCO format: the table and the clips made of it."""
 
-import hashlib
 import pickle
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from torch.utils.data import DataLoader
 
+from tests.support.sample_digests import SampleDigests, sample_digest
 from transformers_cvis.data import (
     ClipAugmentation,
     ClipDataset,
@@ -41,24 +41,6 @@ def load(tiny_coco, cache_dir):
         return load_coco(tiny_coco.write(spoil), tiny_coco.images, cache_dir=cache_dir, **arguments)
 
     return load
-
-
-def fingerprint(sample):
-    digest = hashlib.sha256()
-    for tensor in (sample["pixel_values_videos"], *sample["labels"].values()):
-        digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-class Fingerprints(torch.utils.data.Dataset):
-    def __init__(self, dataset, count):
-        self.dataset, self.count = dataset, count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, number):
-        return fingerprint(self.dataset[number])
 
 
 # The table
@@ -209,11 +191,11 @@ def test_frames_of_a_clip_differ_and_show_their_masks(load, tiny_coco):
 
 def test_sample_is_a_function_of_seed_and_number(load):
     dataset = ClipDataset(load(), 3, 0, SMALL, seed=5)
-    first = [fingerprint(dataset[number]) for number in range(12)]
-    assert [fingerprint(dataset[number]) for number in reversed(range(12))] == first[::-1]
-    in_workers = DataLoader(Fingerprints(pickle.loads(pickle.dumps(dataset)), 12), batch_size=None, num_workers=2)
+    first = [sample_digest(dataset[number]) for number in range(12)]
+    assert [sample_digest(dataset[number]) for number in reversed(range(12))] == first[::-1]
+    in_workers = DataLoader(SampleDigests(pickle.loads(pickle.dumps(dataset)), 12), batch_size=None, num_workers=2)
     assert list(in_workers) == first
-    assert fingerprint(ClipDataset(load(), 3, 0, SMALL, seed=6)[0]) != first[0]
+    assert sample_digest(ClipDataset(load(), 3, 0, SMALL, seed=6)[0]) != first[0]
     assert len(set(first)) == 12  # drawn again in every epoch
 
 

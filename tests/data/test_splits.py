@@ -114,7 +114,7 @@ def test_a_split_is_known_by_its_record(tmp_path):
     assert not is_split_of(tmp_path / "split", source, 0.5, 3)
 
 
-def test_what_cannot_be_split(tmp_path):
+def test_bad_sources_of_a_split_are_refused(tmp_path):
     source = write_json(tmp_path / "all.json", {1: {1}, 2: {1}}, 1)
     for share in (0, 1, -0.1, 20):
         with pytest.raises(ValueError, match=f"test_share is {share}; give a share of the videos between 0 and 1"):

@@ -67,10 +67,10 @@ def test_a_track_that_breaks_and_one_that_is_lost():
 def test_returning_object_should_keep_its_track():
     objects = [[0, 0, None, None, 0, 0]]
     kept = compare(objects, [[0, 0, None, None, 0, 0]])
-    anew = compare(objects, [[0, 0, None, None, None, None], [None, None, None, None, 0, 0]])
+    split = compare(objects, [[0, 0, None, None, None, None], [None, None, None, None, 0, 0]])
     assert (kept.association_accuracy, kept.switches) == (1, 0)
-    assert (anew.association_accuracy, anew.switches) == (0.5, 1)
-    assert kept.detection_accuracy == anew.detection_accuracy == 1
+    assert (split.association_accuracy, split.switches) == (0.5, 1)
+    assert kept.detection_accuracy == split.detection_accuracy == 1
 
 
 def test_false_masks_and_the_iou_threshold():

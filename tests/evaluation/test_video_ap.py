@@ -84,7 +84,7 @@ def test_a_file_gives_the_same_as_its_content(ground_truth, results, tmp_path):
     assert evaluate_ytvis(tmp_path / "gt.json", str(tmp_path / "results.json")).summary["AP"] == pytest.approx(1)
 
 
-def test_results_with_their_own_categories_match_by_name(ground_truth, results):
+def test_results_may_be_a_json_with_categories(ground_truth, results):
     with_categories = {"categories": ground_truth["categories"], "annotations": results}
     assert evaluate_ytvis(ground_truth, with_categories).summary["AP"] == pytest.approx(1)
 

@@ -40,7 +40,7 @@ def test_each_revision_gets_model_processor_and_card_in_one_commit(loopback_hub)
         assert loaded.config.id2label == {0: "disk", 1: "star"}
 
 
-def test_the_models_own_method_pushes_the_processor_too(loopback_hub):
+def test_the_models_own_method_pushes_the_processor(loopback_hub):
     commit = tiny_model().push_to_hub("tiny", video_processor=TinyProcessor(), revision="task-1")
     assert commit.oid == hub_repo(loopback_hub).branches["task-1"]
     assert "video_preprocessor_config.json" in hub_repo(loopback_hub).files("task-1")

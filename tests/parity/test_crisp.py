@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
-from tests.support.helpers import tiny_detector_config
+from tests.support.video_models import decoder_config
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.modeling.clip_detector import ClipFeatures
 from transformers_cvis.modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
@@ -29,18 +29,9 @@ class DecoderCase:
     def __init__(self, name: str, monkeypatch):
         self.case = load_case(name)
         config = self.case.config
-        detector = tiny_detector_config(
-            hidden_dim=config["hidden_dim"],
-            feature_size=config["hidden_dim"],
-            mask_feature_size=config["mask_dim"],
-            num_queries=config["num_queries"],
-            decoder_layers=config["decoder_layers"] + 1,
-            num_attention_heads=config["heads"],
-            dim_feedforward=config["feedforward"],
-        )
         self.model = CrispForVideoInstanceSegmentation(
             CrispConfig.from_frame_detector(
-                detector,
+                decoder_config(config),
                 id2label={index: f"class {index}" for index in range(sum(config["classes"]))},
                 task_class_counts=config["classes"],
                 task_prompt_counts=[config["num_prompts"]] * (len(config["classes"]) - 1),

@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
 from tests.support.helpers import tiny_detector_config
+from tests.support.video_models import decoder_config
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.conversion.released.hvpl import RELEASED_HVPL, infer_hvpl_config
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
@@ -42,15 +43,7 @@ class FrameCase:
         config = self.case.config
         self.class_counts = config["classes"]
         self.detector = HvplFrameDetector(
-            tiny_detector_config(
-                hidden_dim=config["hidden_dim"],
-                feature_size=config["hidden_dim"],
-                mask_feature_size=config["mask_dim"],
-                num_queries=config["num_queries"],
-                decoder_layers=config["decoder_layers"] + 1,
-                num_attention_heads=config["heads"],
-                dim_feedforward=config["feedforward"],
-            ),
+            decoder_config(config),
             config["classes"],
             [config["num_prompts"]] * (len(config["classes"]) - 1),
             config["deep_class_head"],

@@ -13,7 +13,6 @@ from huggingface_hub import HfApi
 from transformers import (
     AutoModel,
     AutoVideoProcessor,
-    Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     MaskFormerConfig,
     MaskFormerForInstanceSegmentation,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 import transformers_cvis_cli as cli
+from tests.support.tiny_mask2former import tiny_mask2former
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
     CvisVideoProcessor,
@@ -75,21 +75,8 @@ OLD_KEYS = {
 def checkpoint(request, tmp_path_factory):
     """Return the model of transformers with random weights, and the folder of its files."""
     torch.manual_seed(0)
-    config = Mask2FormerConfig(
-        backbone_config=BACKBONES[request.param],
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        dim_feedforward=32,
-        decoder_layers=4,
-        num_attention_heads=2,
-        num_queries=8,
-        id2label=LABELS,
-        label2id={label: index for index, label in LABELS.items()},
-    )
-    model = Mask2FormerForUniversalSegmentation(config).eval()
+    names = {"id2label": LABELS, "label2id": {label: index for index, label in LABELS.items()}}
+    model = tiny_mask2former(BACKBONES[request.param], decoder_layers=4, num_queries=8, **names).eval()
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())

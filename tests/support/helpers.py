@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, kernels and tree tables shared by tests of several folders."""
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -22,19 +23,39 @@ from transformers_cvis.modeling.task_clip_detector import (
 )
 from transformers_cvis.processing import CvisVideoProcessor
 
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+BACKBONES = {
+    "basic": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": STAGES,
+    },
+    "bottleneck": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [16, 32, 32, 64],
+        "depths": [1, 2, 1, 1],
+        "out_features": STAGES,
+    },
+    "swin": {
+        "model_type": "swin",
+        "embed_dim": 8,
+        "depths": [1, 2, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 5,
+        "out_features": STAGES,
+    },
+}
+
 
 def tiny_detector_config(**changes) -> FrameDetectorConfig:
     """Return the configuration of a frame detector of a few thousand parameters."""
     return FrameDetectorConfig(
         **{
-            "backbone_config": {
-                "model_type": "resnet",
-                "embedding_size": 8,
-                "hidden_sizes": [8, 8, 16, 16],
-                "depths": [1, 1, 1, 1],
-                "layer_type": "basic",
-                "out_features": ["stage1", "stage2", "stage3", "stage4"],
-            },
+            "backbone_config": copy.deepcopy(BACKBONES["basic"]),
             "feature_size": 32,
             "mask_feature_size": 32,
             "hidden_dim": 32,
@@ -50,19 +71,25 @@ def tiny_detector_config(**changes) -> FrameDetectorConfig:
     )
 
 
+VIDEO_HEAD_SIZES = {
+    "num_queries": 5,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_frame_query_layers": 2,
+    "dim_feedforward": 32,
+    "num_attention_heads": 2,
+    "train_num_points": 32,
+}
+
+
 def tiny_genvis(seed: int = 0, **changes) -> GenVisForVideoInstanceSegmentation:
     """Return a GenVIS with random weights for the categories of moving shapes."""
     torch.manual_seed(seed)
     config = GenVisConfig(
         **{
             "detector_config": tiny_detector_config().to_dict(),
-            "num_queries": 5,
+            **VIDEO_HEAD_SIZES,
             "encoder_layers": 1,
-            "decoder_layers": 2,
-            "num_frame_query_layers": 2,
-            "dim_feedforward": 32,
-            "num_attention_heads": 2,
-            "train_num_points": 32,
             "id2label": dict(enumerate(SHAPES)),
             **changes,
         }
@@ -76,13 +103,7 @@ def tiny_hvpl(seed: int = 0, **changes) -> HvplForVideoInstanceSegmentation:
     config = HvplConfig(
         **{
             "detector_config": tiny_detector_config(),
-            "num_queries": 5,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "dim_feedforward": 32,
-            "num_attention_heads": 2,
-            "num_frame_query_layers": 2,
-            "train_num_points": 32,
+            **VIDEO_HEAD_SIZES,
             "id2label": {0: "disk", 1: "star", 2: "ring"},
             **changes,
         }

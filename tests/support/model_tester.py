@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.support.convention_tests import ConventionTests
-from tests.support.helpers import tiny_detector_config
+from tests.support.helpers import VIDEO_HEAD_SIZES, tiny_detector_config
 from tests.support.track_tests import TrackTests
 from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
@@ -409,13 +409,7 @@ class VideoModelTests(CommonTests):
         return self.model_class.config_class(
             **{
                 "detector_config": tiny_detector_config(freeze_batch_norm=False),
-                "num_queries": 5,
-                "encoder_layers": 2,
-                "decoder_layers": 2,
-                "dim_feedforward": 32,
-                "num_attention_heads": 2,
-                "num_frame_query_layers": 2,
-                "train_num_points": 32,
+                **VIDEO_HEAD_SIZES,
                 "id2label": LABELS,
                 **self.settings,
                 **changes,

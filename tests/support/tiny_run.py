@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from tests.support.helpers import tiny_detector_config
+from tests.support.helpers import VIDEO_HEAD_SIZES, tiny_detector_config
 from transformers_cvis.modeling.losses import MaskClassificationLoss, select_uncertain_points
 from transformers_cvis.training import Recipe, train
 
@@ -60,16 +60,7 @@ def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
         **{"tracker_layers": 2, "tracker_dim_feedforward": 32, "filter_dim_feedforward": 32},
         **{"refiner": "spvis", "refiner_layers": 2, "freeze_tracker": False},
     }
-    head_config = {
-        "detector_config": detector_config,
-        "num_queries": 6,
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "num_frame_query_layers": 2,
-        "dim_feedforward": 32,
-        "num_attention_heads": 2,
-        "train_num_points": 32,
-    }
+    head_config = {**VIDEO_HEAD_SIZES, "detector_config": detector_config, "num_queries": 6, "encoder_layers": 1}
     crisp_config = {"text_encoder": "random", "text_hidden_size": 32}
     configs = {
         **{"minvis": detector_config, "mask2former_vis": detector_config, "task_clip_detector": detector_config},

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from tests.support.goldens import Case, FixedPoints, assert_matches, load_case
+from tests.support.helpers import tiny_detector_config
 from transformers_cvis.conversion import CONVERSIONS, convert_state_dict
+from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
 from transformers_cvis.modeling.genvis import GenVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.vita import VitaForVideoInstanceSegmentation
 from transformers_cvis.processing import TrackAccumulator
@@ -38,6 +40,19 @@ def network_input(case: Case, frames: torch.Tensor) -> torch.Tensor:
     pixels = (frames.double() - mean) / std
     height, width = pixels.shape[-2:]
     return nn.functional.pad(pixels, (0, -width % 32, 0, -height % 32))[None]
+
+
+def decoder_config(sizes: dict) -> FrameDetectorConfig:
+    """Return a frame detector with the sizes of a case that holds the decoder alone."""
+    return tiny_detector_config(
+        hidden_dim=sizes["hidden_dim"],
+        feature_size=sizes["hidden_dim"],
+        mask_feature_size=sizes["mask_dim"],
+        num_queries=sizes["num_queries"],
+        decoder_layers=sizes["decoder_layers"] + 1,
+        num_attention_heads=sizes["heads"],
+        dim_feedforward=sizes["feedforward"],
+    )
 
 
 def training_batch(case: Case) -> tuple[torch.Tensor, list[dict]]:
@@ -85,6 +100,40 @@ def assert_tracks(case: Case, clips: list) -> None:
                 assert not mask.any()
             else:
                 assert (torch.from_numpy(decode(segmentation)) == mask).all()
+
+
+def assert_online_inference(case: Case, model: torch.nn.Module, tolerance: float) -> None:
+    """Compare mean class logits, masks and tracks of a model that averages class logits over frames."""
+    expected = case.outputs
+    pixels = network_input(case, case.inputs["frames"])
+    outputs = list(model.stream(pixels.split(case.config["window"], dim=1)))
+    num_frames = [output.masks_queries_logits.shape[2] for output in outputs]
+    logits = sum(count * output.class_queries_logits[0] for count, output in zip(num_frames, outputs, strict=True))
+    assert_matches(logits / sum(num_frames), expected["class_logits"], "class logits", tolerance)
+    masks = torch.cat([output.masks_queries_logits[0] for output in outputs], dim=1)
+    assert_matches(masks.mean((2, 3)), expected["mask_logits_mean"], "mask logits", tolerance)
+
+    accumulator = TrackAccumulator(
+        tuple(case.config["output_size"]),
+        tuple(case.inputs["frames"].shape[-2:]),
+        top_k=case.config["top_k"],
+        score_rule=model.config.score_rule,
+    )
+    for output in outputs:
+        accumulator.update(output.class_queries_logits[0], output.masks_queries_logits[0])
+    tracks = accumulator.tracks()
+    assert tracks == sorted(tracks, key=lambda track: -track.score)
+    tracks.sort(key=lambda track: (-track.score, track.label_id))
+    order = sorted(range(len(tracks)), key=lambda i: (-expected["scores"][i].item(), expected["labels"][i].item()))
+    scores = torch.tensor([track.score for track in tracks], dtype=torch.float64)
+    assert_matches(scores, expected["scores"][order], "scores", tolerance)
+    assert [track.label_id for track in tracks] == expected["labels"][order].tolist()
+    for track, masks in zip(tracks, expected["masks"][order], strict=True):
+        found = [
+            masks.new_zeros(masks.shape[1:]) if segmentation is None else torch.from_numpy(decode(segmentation))
+            for segmentation in track.segmentations
+        ]
+        assert (torch.stack(found).to(masks.dtype) == masks).double().mean() > 0.999
 
 
 def assert_training_step(case: Case, model: torch.nn.Module, system: str) -> None:

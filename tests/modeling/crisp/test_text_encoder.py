@@ -87,7 +87,7 @@ def test_bfloat16_class_tokens(encoder):
     assert prompts.isfinite().all()
 
 
-def test_what_does_not_fit(encoder):
+def test_wrong_widths_and_long_names_are_refused(encoder):
     with pytest.raises(ValueError, match="embeddings of 48 channels, which cannot be averaged to prompts of 32"):
         encoder.encode(NAMES, class_tokens(), width=32)
     with pytest.raises(ValueError, match="class name 'a{90}' takes 94 tokens, but the text encoder reads 77"):

@@ -14,7 +14,8 @@ from tests.support.model_tester import (
     video_batch,
     video_labels,
 )
-from transformers_cvis import CvisVideoProcessor, MinVisForVideoInstanceSegmentation, segment_video
+from tests.support.track_tests import UNNORMALIZED, assert_scores_are_class_probabilities, noise_video
+from transformers_cvis import MinVisForVideoInstanceSegmentation, segment_video
 from transformers_cvis.modeling.minvis import MinVisConfig, match_frame_queries
 
 
@@ -71,16 +72,10 @@ class TestMinVis(FrameByFrameTests, CommonTests):
     @torch.no_grad()
     def test_scores_are_class_probabilities_of_the_mean_logits(self):
         model = self.model()
-        processor = CvisVideoProcessor(size={"shortest_edge": 64, "longest_edge": 96}, do_normalize=False)
-        frames = torch.randint(0, 256, (5, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        expected = model(frames.permute(0, 3, 1, 2)[None] / 255).class_queries_logits[0].softmax(-1)[:, :-1]
-        for clip_length in (1, 2, 5):
-            found = segment_video(model, processor, frames, clip_length=clip_length, threshold=None, top_k=15)
-            for track in found.tracks:
-                assert track.score == pytest.approx(expected[track.query_id, track.label_id].item(), abs=1e-4)
+        tracks = assert_scores_are_class_probabilities(model)
         model.config.score_rule = "max_times_quality"
-        rescored = segment_video(model, processor, frames, threshold=None, top_k=15)
-        assert [track.score for track in rescored.tracks] != [track.score for track in found.tracks]
+        rescored = segment_video(model, UNNORMALIZED, noise_video(5, 64, 96), threshold=None, top_k=15)
+        assert [track.score for track in rescored.tracks] != [track.score for track in tracks]
 
     @pytest.mark.parametrize(
         ("changes", "message"),

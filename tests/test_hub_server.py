@@ -64,6 +64,6 @@ def test_an_injected_failure_leaves_the_revision_as_it_was(repo, loopback_hub):
     assert set(repo.files("main")) == {"a.txt", "weights.safetensors"}
 
 
-def test_the_internet_is_out_of_reach():
+def test_internet_is_unreachable():
     with pytest.raises(OSError, match="without a network"):
         socket.create_connection(("huggingface.co", 443))

@@ -107,7 +107,7 @@ def test_convert_fails_in_one_line(arguments, message, checkpoints, tmp_path, ca
         (["a.pth", "--system", "masktrack", "--out", "out"], "invalid choice: 'masktrack' .*genvis"),
     ],
 )
-def test_convert_wants_to_be_told_system_and_folder(arguments, message, capsys):
+def test_convert_needs_system_and_folder(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run("convert", *arguments)
     assert exit_info.value.code == 2

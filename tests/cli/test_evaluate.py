@@ -51,7 +51,7 @@ def test_a_test_split_gives_a_submission_and_no_numbers(shapes, tmp_path, capsys
     assert (tmp_path / "results.zip").exists()
 
 
-def test_evaluate_says_how_many_tracks_ovis_takes(capsys):
+def test_evaluate_states_the_track_limit_of_ovis(capsys):
     with pytest.raises(SystemExit):
         run("evaluate", "--help")
     assert "default: 10, as published for YouTube-VIS; OVIS is published with 20" in " ".join(

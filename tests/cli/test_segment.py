@@ -49,7 +49,7 @@ def test_json_can_be_printed_for_another_program(video, model, tmp_path, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_videos_get_names_of_their_own(video, model, shapes, tmp_path):
+def test_several_videos_get_separate_names(video, model, shapes, tmp_path):
     folder = shapes / "JPEGImages" / "valid_00000"
     assert run("segment", video, folder, "--model", model, "--out", tmp_path, "--max-frames", 2) == 0
     videos = json.loads((tmp_path / "results.json").read_text())["videos"]

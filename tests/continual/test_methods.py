@@ -52,7 +52,7 @@ def test_a_method_from_outside_runs_by_its_name(shapes, tmp_path, monkeypatch):
     assert recorders[1].calls == [("after", 0, False)]
 
 
-def test_a_name_is_given_once(monkeypatch):
+def test_method_names_are_unique(monkeypatch):
     monkeypatch.setitem(METHODS, "hvpl", METHODS["hvpl"])
     with pytest.raises(ValueError, match="There is a method 'hvpl' already: .* `exist_ok=True`. Known are hvpl, crisp"):
         register_method("hvpl", Method("hvpl"))

@@ -18,7 +18,7 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
+def test_another_schedule_is_refused(finished, shapes, monkeypatch):
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     with pytest.raises(ValueError, match="holds the run of another schedule: it differs in num_prompts, seed"):
         train_continual(tiny_schedule(shapes, num_prompts=3, seed=1), finished)
@@ -156,7 +156,7 @@ def test_images_excluded_by_the_mode_are_ignored(shapes, tmp_path):
         ({"sed": 1}, "unknown key 'sed' at the top level. Did you mean 'seed'"),
     ],
 )
-def test_schedules_that_cannot_be(shapes, tmp_path, monkeypatch, changes, message):
+def test_impossible_schedules_are_refused(shapes, tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     with pytest.raises(ValueError, match=message):
         train_continual(tiny_schedule(shapes, **changes), tmp_path)

@@ -173,7 +173,7 @@ def test_nothing_of_another_task_reaches_training(shapes, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("task", [0, 1])
-def test_a_killed_schedule_goes_on_bit_for_bit(finished, shapes, tmp_path, task):
+def test_killed_schedule_resumes_bit_for_bit(finished, shapes, tmp_path, task):
     (process,) = launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "killed")
     kill_after_first_checkpoint(process, tmp_path / "killed" / f"task-{task}" / "checkpoints")
     assert not (tmp_path / "killed" / f"task-{task}" / "evaluation.json").exists()
@@ -191,7 +191,7 @@ def test_a_finished_schedule_is_not_run_again(finished, shapes, monkeypatch):
     assert report.to_dict() == json.loads((finished / "report" / "report.json").read_text())
 
 
-def test_how_evaluations_are_read_can_change(finished, shapes, tmp_path, monkeypatch):
+def test_evaluation_settings_can_change(finished, shapes, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(continual, "Trainer", None)
     options = {"evaluate_classes": "seen", "undefined": "released", "num_classes": "all"}

@@ -347,7 +347,7 @@ def test_collate_refuses_mismatched_samples():
         collate_clips([sample_of_size(8, 8)], CvisVideoProcessor(image_mean=[123.675, 116.28, 103.53]))
 
 
-def test_loading_is_no_bottleneck(tmp_path_factory):
+def test_loading_is_fast(tmp_path_factory):
     folder = make_moving_shapes(tmp_path_factory.mktemp("speed") / "data", 4, 0, 12, (96, 160))
     dataset = ClipDataset(load_ytvis(folder / "train.json", cache_dir=folder), 4, 6, ClipAugmentation((80, 96, 112)))
     dataset[0]

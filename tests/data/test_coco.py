@@ -255,7 +255,7 @@ def test_many_rows_are_looked_through_in_blocks(load, tiny_coco):
     assert dataset.rows.tolist() == [number for number in range(2500) if number % 3]
 
 
-def test_images_as_a_photographer_turned_them(tiny_coco, load):
+def test_exif_orientation_of_images_is_applied(tiny_coco, load):
     """The json describes the picture as viewers show it; the file may be rotated, with its orientation in EXIF."""
     pixels = np.zeros((60, 80, 3), dtype=np.uint8)
     pixels[:30] = 255

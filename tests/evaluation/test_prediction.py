@@ -82,7 +82,7 @@ def test_a_missing_frame_is_named(data_set, processor):
         predict_dataset(BrightnessModel(["fish", "owl"]), processor, ground_truth, folder)
 
 
-def test_frames_of_another_size_than_the_json_says_are_refused(data_set, processor):
+def test_frames_of_a_size_other_than_in_the_json_are_refused(data_set, processor):
     folder, ground_truth = data_set
     ground_truth["videos"][0]["width"] = 60
     with pytest.raises(ValueError, match=r"frames of video 4 are \(32, 64\).* but its json says \(32, 60\)"):

@@ -315,7 +315,7 @@ def named(ground_truth, results, names):
         ("first.mp4#{}", "second.mp4#{}"),
     ],
 )
-def test_results_may_bring_the_videos_that_they_mean(ground_truth, results, names):
+def test_results_may_include_their_videos(ground_truth, results, names):
     assert evaluate_ytvis(ground_truth, named(ground_truth, results, names)).summary["AP"] == pytest.approx(1)
     without_names = {**named(ground_truth, results, names), "videos": [{"id": 1, "height": HEIGHT}, {"id": 9}]}
     assert evaluate_ytvis(ground_truth, without_names).summary["AP"] == pytest.approx(1)
@@ -366,7 +366,7 @@ def test_videos_that_are_not_the_same_are_refused(ground_truth, results, videos,
         evaluate_ytvis(ground_truth, content)
 
 
-def test_results_that_are_no_list_are_refused(ground_truth):
+def test_results_that_are_not_a_list_are_refused(ground_truth):
     with pytest.raises(ValueError, match="neither a list of tracks nor an object"):
         evaluate_ytvis(ground_truth, {"tracks": []})
 

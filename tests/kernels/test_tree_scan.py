@@ -177,7 +177,7 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous(scan):
     assert torch.equal(gradients[0][1], gradients[1][1])
 
 
-def test_channels_know_nothing_of_each_other(scan):
+def test_channels_are_independent(scan):
     trees = random_trees(3, 40, 50)
     features, edge_weights = random_inputs((3, 2000, 100), torch.float32)
 

@@ -21,7 +21,7 @@ def output() -> VideoInstanceSegmentationOutput:
     )
 
 
-def test_it_is_the_last_item(output):
+def test_score_rule_is_the_last_item(output):
     assert list(output) == ["class_queries_logits", "masks_queries_logits", "score_rule"]
     assert output["score_rule"] == output[-1] == output.to_tuple()[-1] == RULE
     assert copy.deepcopy(output).score_rule == RULE
@@ -34,7 +34,7 @@ def test_score_rule_survives_casting_and_gathering(output):
     assert [gathered.score_rule for gathered in gather_object([output])] == [RULE]
 
 
-def test_a_compiled_forward_returns_it():
+def test_compiled_forward_returns_the_score_rule():
     def forward(logits):
         return VideoInstanceSegmentationOutput(class_queries_logits=2 * logits, score_rule=RULE)
 

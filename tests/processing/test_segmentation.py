@@ -48,7 +48,7 @@ class TestWholeVideo:
         (track,) = segment_video(offline, PROCESSOR, video).tracks
         assert track.num_frames_visible == 3
 
-    def test_the_training_mode_comes_back(self, model, video):
+    def test_training_mode_is_restored(self, model, video):
         segment_video(model, PROCESSOR, video)
         assert model.training
         assert torch.is_grad_enabled()

@@ -87,7 +87,7 @@ def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
         ("/absent/folder", "the Hub gives no such model. Give the folder of a saved model"),
     ],
 )
-def test_a_start_that_is_nowhere(start, message, offline, loopback_hub, tmp_path, monkeypatch):
+def test_missing_start_is_an_error(start, message, offline, loopback_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     recipe = Recipe.load("genvis_moving_shapes", [f"model.init_from={start}"])
@@ -95,7 +95,7 @@ def test_a_start_that_is_nowhere(start, message, offline, loopback_hub, tmp_path
         build_model(recipe, NAMES)
 
 
-def test_a_start_whose_training_has_not_ended(tmp_path, monkeypatch):
+def test_unfinished_start_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vita_moving_shapes" / "checkpoints").mkdir(parents=True)
     with pytest.raises(OSError, match="this folder holds no saved model, .* train that one first, to its end"):

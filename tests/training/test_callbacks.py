@@ -64,7 +64,7 @@ def test_callbacks_run_in_their_order_and_reach_the_weights(tmp_path):
     assert torch.equal(model.layers[0].weight, first.weights[0])
 
 
-def test_the_model_is_told_how_far_the_training_is(tmp_path, monkeypatch):
+def test_model_gets_the_progress_of_training(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(
         StandInModel, "set_training_progress", lambda self, progress: told.append(progress), raising=False

@@ -195,7 +195,7 @@ def test_small_recipes_that_ship_train(shapes, tmp_path):
         assert start in (None, *stages)
 
 
-def test_class_heads_of_other_classes_start_fresh(shapes, tmp_path, caplog):
+def test_class_heads_of_other_classes_are_new(shapes, tmp_path, caplog):
     train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
     source = weights(tmp_path / "vita")
     recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path / "vita")})
@@ -409,7 +409,7 @@ def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_runs_as_it_stands(tmp_path, monkeypatch):
+def test_example_runs_unchanged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     finish(launch(EXAMPLE))
     losses = [row["loss"] for row in rows(tmp_path / "build/train_vis/vita") if "loss" in row]

@@ -44,7 +44,7 @@ def test_container_limit_ignores_reclaimable_file_pages(monkeypatch, tmp_path):
     assert available_memory(CPU) == 0
 
 
-def test_where_it_cannot_be_told(monkeypatch, tmp_path):
+def test_unknown_memory_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "MEMORY_INFORMATION", tmp_path / "none")
     assert available_memory(CPU) is None
     assert available_memory(torch.device("meta")) is None

@@ -146,7 +146,7 @@ class TestTasks:
         loaded.set_task_adapters(1)
         assert torch.equal(loaded(video_batch()).class_queries_logits, model(video_batch()).class_queries_logits)
 
-    def test_tasks_that_cannot_be(self):
+    def test_impossible_tasks_are_refused(self):
         model = tiny_crisp()
         with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already"):
             model.add_task(["disk", "moon"], 3)
@@ -325,7 +325,7 @@ class TestTextEncoder:
         losses_of(model)
         losses_of(tiny_crisp(text_encoder=None, residual_prompts=False, lambda_isc=0.0))
 
-    def test_is_no_part_of_the_model(self):
+    def test_text_encoder_is_not_part_of_the_model(self):
         model = tiny_crisp()
         names = set(model.state_dict())
         losses_of(model)

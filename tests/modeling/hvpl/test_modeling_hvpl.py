@@ -184,7 +184,7 @@ def test_stochastic_depth_of_a_frozen_encoder(frozen):
     assert model.train().video_head.encoder.training is not frozen
 
 
-def test_tasks_that_cannot_be():
+def test_impossible_tasks_are_refused():
     model = tiny_hvpl()
     with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already"):
         model.add_task(["disk", "moon"], num_prompts=3)

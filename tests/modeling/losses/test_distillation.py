@@ -259,7 +259,7 @@ class TestPseudoLabels:
         left[..., :6] = True
         assert pseudo_labels(self.logits(1), mask[None], self.label(left))["class_labels"].tolist() == [OLD]
 
-    def test_of_two_queries_on_one_object_the_surer_one(self):
+    def test_surer_of_two_queries_on_one_object_is_kept(self):
         mask = self.square(slice(None), slice(0, 2), slice(0, 2))
         logits = torch.cat([self.logits(1, strength=3.0), self.logits(0, strength=6.0)])
         found = pseudo_labels(logits, torch.stack([mask, mask]), self.label())

@@ -49,7 +49,7 @@ def test_more_objects_than_queries():
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])
-def test_an_object_that_was_left_out_stays_so(rule):
+def test_object_left_out_stays_out(rule):
     """The second of two objects fits the only query better; in the second clip it is absent and a third one appears."""
     visible = np.array([[True, True, True], [True, False, True], [False, True, True]])
     costs = [np.array([[[2.0, 1.0]]]), np.array([[[0.0]]]), np.zeros((1, 1, 0))]

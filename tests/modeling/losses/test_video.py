@@ -126,7 +126,7 @@ def test_no_objects_at_all():
         assert leaf.grad.isfinite().all()
 
 
-def test_frames_that_are_no_whole_number_of_clips():
+def test_frames_must_be_a_whole_number_of_clips():
     with pytest.raises(ValueError, match="3 frames cannot be split into 2 clips"):
         run_clipwise(make_inputs(make_labels([[0, 0, 0]]), num_clips=2))
 

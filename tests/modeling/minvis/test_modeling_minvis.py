@@ -48,7 +48,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
         for ours, theirs in zip(predictions(shuffled(video)), predictions(model(video)), strict=True):
             torch.testing.assert_close(ours, theirs[:, order], rtol=1e-4, atol=1e-4)
 
-    def test_every_frame_is_an_image_of_its_own(self):
+    def test_every_frame_is_a_separate_image(self):
         """The loss of a clip equals that of its frames as a batch of images."""
         model = self.model().train()
         torch.manual_seed(0)
@@ -100,7 +100,7 @@ class TestMatching:
         assert torch.equal(followed, followed[:, :1].expand(-1, 6, -1))
         assert torch.equal(order[:, 0], torch.arange(8).expand(2, -1))
 
-    def test_length_of_queries_does_not_count(self):
+    def test_length_of_queries_has_no_effect(self):
         queries = torch.randn(1, 3, 4, 8, generator=torch.Generator().manual_seed(0))
         lengths = torch.tensor([1.0, 100.0, 0.01]).view(1, 3, 1, 1)
         assert torch.equal(match_frame_queries(queries * lengths), match_frame_queries(queries))

@@ -309,7 +309,7 @@ def test_an_interrupted_push_leaves_every_revision_as_it_was(pushed, method, pat
 
 
 @pytest.mark.parametrize("revision", ["task-1", "task-4"])
-def test_of_two_writers_at_once_the_second_is_told(pushed, monkeypatch, revision):
+def test_second_of_two_writers_gets_an_error(pushed, monkeypatch, revision):
     """Another process pushes between reading the repository and committing to it."""
     model = model_after(0)
     train_task(model, TASKS[0], seed=9)

@@ -179,6 +179,7 @@ class TestSetAside:
     def test_nothing_to_move(self, tmp_path):
         with set_aside([], tmp_path / "absent"):
             pass
+        assert os.listdir(tmp_path) == []
 
 
 class TestFolderOfSeveralProcesses:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_task_clip_detector
-from tests.support.model_tester import video_batch, video_labels
 from tests.support.tiny_run import tiny_recipe
+from tests.support.video_data import video_batch, video_labels
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, TaskClipDetectorForVideoInstanceSegmentation
 from transformers_cvis.continual.distilling_model import PRESETS, DistillationSettings, DistillingModel
 from transformers_cvis.data import make_moving_shapes

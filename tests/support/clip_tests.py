@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import LABELS, CommonTests, predictions, video_batch, video_labels
+from tests.support.model_tester import CommonTests
 from tests.support.track_tests import assert_scores_are_class_probabilities
+from tests.support.video_data import LABELS, predictions, video_batch, video_labels
 from transformers_cvis.modeling.clip_detector import windows
 
 

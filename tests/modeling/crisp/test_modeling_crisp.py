@@ -8,7 +8,7 @@ import torch
 
 from tests.support.clip_tests import ClipDetectorTests
 from tests.support.helpers import tiny_crisp
-from tests.support.model_tester import LABELS, loss_of, predictions, video_batch, video_labels
+from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import CrispForVideoInstanceSegmentation, Mask2FormerVisForVideoInstanceSegmentation
 from transformers_cvis.hub.card import CardInfo, model_card
 from transformers_cvis.modeling.crisp import ClassTextEncoder, CrispConfig

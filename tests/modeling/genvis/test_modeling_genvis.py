@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.support.model_tester import VideoModelTests, loss_of, predictions, video_batch, video_labels
+from tests.support.model_tester import VideoModelTests
+from tests.support.video_data import loss_of, predictions, video_batch, video_labels
 from transformers_cvis import GenVisForVideoInstanceSegmentation, VitaForVideoInstanceSegmentation
 from transformers_cvis.modeling.genvis.modeling_genvis import MemoryAttention, QueryMemory
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_hvpl
-from tests.support.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
+from tests.support.model_tester import VideoModelTests
+from tests.support.video_data import LABELS, loss_of, video_batch, video_labels
 from transformers_cvis import HvplForVideoInstanceSegmentation, VitaConfig, VitaForVideoInstanceSegmentation
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.clip_tests import ClipDetectorTests, detector_settings
 from tests.support.helpers import tiny_genvis
-from tests.support.model_tester import loss_of, predictions, video_batch, video_labels
+from tests.support.video_data import loss_of, predictions, video_batch, video_labels
 from transformers_cvis import (
     FrameDetector,
     Mask2FormerVisForVideoInstanceSegmentation,

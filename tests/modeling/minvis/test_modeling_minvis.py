@@ -5,16 +5,9 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import (
-    LABELS,
-    CommonTests,
-    FrameByFrameTests,
-    loss_of,
-    predictions,
-    video_batch,
-    video_labels,
-)
+from tests.support.model_tester import CommonTests, FrameByFrameTests
 from tests.support.track_tests import UNNORMALIZED, assert_scores_are_class_probabilities, noise_video
+from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import MinVisForVideoInstanceSegmentation, segment_video
 from transformers_cvis.modeling.minvis import MinVisConfig, match_frame_queries
 

@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import (
-    LABELS,
-    CommonTests,
-    FrameByFrameTests,
-    loss_of,
-    predictions,
-    video_batch,
-    video_labels,
-)
+from tests.support.model_tester import CommonTests, FrameByFrameTests
+from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from transformers_cvis.modeling.spvis.modeling_spvis import join_class_logits

@@ -9,7 +9,7 @@ import torch
 
 from tests.support.clip_tests import ClipDetectorTests
 from tests.support.helpers import tiny_crisp, tiny_task_clip_detector
-from tests.support.model_tester import video_batch, video_labels
+from tests.support.video_data import video_batch, video_labels
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
     CrispForVideoInstanceSegmentation,

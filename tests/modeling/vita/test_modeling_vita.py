@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import VideoModelTests, predictions, video_batch
+from tests.support.model_tester import VideoModelTests
+from tests.support.video_data import predictions, video_batch
 from transformers_cvis import VitaConfig, VitaForVideoInstanceSegmentation
 from transformers_cvis.modeling.video_head.object_decoder import ObjectEncoder
 

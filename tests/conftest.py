@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No test reaches for the internet: the Hub is a loopback server, every other address is refused.
+"""Shared fixtures; tests run offline: the Hub is a loopback server, every other address is refused.
 
 The Hub client reads its environment when it is imported, so the server starts here, before any test module.
 """
@@ -30,7 +30,7 @@ os.environ.update(
     NO_PROXY="127.0.0.1,localhost",
     no_proxy="127.0.0.1,localhost",
 )
-# Tests run side by side, a process for every core: more threads than that would only wait for each other.
+# Tests run in parallel, one process per core: more threads would only wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 # The telemetry switches break the user agent of the kernels client, the offline ones the loopback server.
@@ -75,21 +75,21 @@ def pytest_unconfigure(config):
 
 @pytest.fixture
 def loopback_hub() -> LoopbackHub:
-    """The loopback Hub, empty. The real `huggingface_hub` client talks to it as user `tester`."""
+    """Return the loopback Hub, empty. The real `huggingface_hub` client uses it as user `tester`."""
     HUB.reset()
     return HUB
 
 
 @pytest.fixture
 def caplog(caplog, monkeypatch):
-    """As pytest's, with the messages of transformers and of this package, which do not reach the root logger."""
+    """Extend pytest's `caplog` by the messages of transformers and of this package, which skip the root logger."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     return caplog
 
 
 @pytest.fixture
 def terminal(capsys, monkeypatch):
-    """`capsys` with a standard error that is a terminal, so that progress bars are drawn."""
+    """Return `capsys` with a terminal as standard error, so that progress bars are drawn."""
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda stream: True)
     monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     return capsys
@@ -97,7 +97,7 @@ def terminal(capsys, monkeypatch):
 
 @pytest.fixture
 def clips_folder() -> Path:
-    """Real footage: sets of YouTube-VIS json with `JPEGImages/`, and mp4 files under `videos/`."""
+    """Return the folder of real footage: YouTube-VIS data sets with `JPEGImages/`, and mp4 files in `videos/`."""
     folder = os.environ.get("CVIS_CLIPS")
     if not folder:
         pytest.skip("CVIS_CLIPS is not set: no folder of real footage")
@@ -106,40 +106,30 @@ def clips_folder() -> Path:
 
 @pytest.fixture
 def mask2former_on_the_hub(loopback_hub) -> str:
-    """Name of a small Mask2Former with random weights on the loopback Hub: that of a real checkpoint."""
+    """Push a small Mask2Former with random weights to the loopback Hub; return its name, that of a real checkpoint."""
     import torch
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+    from transformers import Mask2FormerImageProcessor
+
+    from tests.support.tiny_mask2former import tiny_mask2former
 
     name = "facebook/mask2former-swin-tiny-coco-instance"
     torch.manual_seed(0)
-    config = Mask2FormerConfig(
-        backbone_config={
-            "model_type": "swin",
-            "embed_dim": 16,
-            "depths": [1, 1, 1, 1],
-            "num_heads": [1, 1, 2, 2],
-            "window_size": 4,
-            "out_features": ["stage1", "stage2", "stage3", "stage4"],
-        },
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        dim_feedforward=32,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=6,
-        id2label={0: "person", 1: "dog"},
-    )
-    Mask2FormerForUniversalSegmentation(config).push_to_hub(name)
+    backbone = {
+        "model_type": "swin",
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+    tiny_mask2former(backbone, id2label={0: "person", 1: "dog"}).push_to_hub(name)
     Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).push_to_hub(name)
     return name
 
 
 @pytest.fixture(params=[1, 2], ids="{} threads".format)
 def cpu_threads(request) -> int:
-    """Runs the test once with each number of threads: kernels divide their work by it."""
+    """Run the test once with each number of threads, by which kernels divide their work."""
     import torch
 
     num_threads = torch.get_num_threads()
@@ -150,7 +140,7 @@ def cpu_threads(request) -> int:
 
 @pytest.fixture
 def small_disk():
-    """No file may pass 20 kB: the nearest thing to a full disk that needs no disk."""
+    """Limit files to 20 kB, which acts like a full disk."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))

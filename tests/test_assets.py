@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that ship with the package find what `make demo` shows."""
+"""The models that ship with the package find the objects of `make demo`."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def test_a_task_that_does_not_ship_is_named():
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_the_card_of_each_task_says_what_was_measured(number):
+def test_card_of_each_task_lists_its_measurements(number):
     folder = task_adapter_path(number)
     card = ModelCard.load(folder / "README.md")
     measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
@@ -76,7 +76,7 @@ def test_base_and_adapters_are_small():
     assert sum(path.stat().st_size for path in files) <= 6 * 2**20
 
 
-def test_switching_tasks_adds_categories_and_keeps_what_was_found(tmp_path):
+def test_switching_tasks_adds_categories_and_keeps_old_tracks(tmp_path):
     command = [sys.executable, str(EXAMPLE), "--out", str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     header, *rows = (re.split(r"  +", line) for line in printed if "Written" not in line)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guide to one's own data runs as it stands, in order, on small data sets; only the training is cut short."""
+"""The guide to your own data runs unchanged, in order, on small data sets; only the training is shortened."""
 
 import json
 import re
@@ -29,7 +29,7 @@ SMALL_TRAINING = [
 
 
 def write_data(folder: Path, source: Path, frames: Path, num_frames: int, names: dict[str, str]) -> None:
-    """What the guide starts from, made of a YouTube-VIS json: frames, masks, classes, photographs and a video."""
+    """Make the input of the guide from a YouTube-VIS json: frames, masks, classes, photographs and a video."""
     content = json.loads(source.read_text())
     category = {entry["id"]: names.get(entry["name"], entry["name"]) for entry in content["categories"]}
     classes, images, annotations, photo_annotations = {}, [], content["annotations"], []
@@ -103,7 +103,7 @@ def check_outcome(folder: Path, hub, class_names: set[str], capsys) -> None:
     for name in ("vita", "photos", "genvis"):
         summary = json.loads((folder / "runs" / name / "training_summary.json").read_text())
         assert "AP" in summary["metrics"]
-        # The guide's own values are what the changes of this test are made to.
+        # Other values of the guide must remain under the changes of this test.
         assert summary["recipe"]["optimizer"]["learning_rate"] == 5e-5
     assert set(hub.repos["model", "tester/my-model"].branches) == {"main", "genvis"}
     config = json.loads((folder / "runs" / "genvis" / "config.json").read_text())
@@ -134,7 +134,7 @@ def test_the_guide_runs_on_real_footage(
     check_outcome(tmp_path / "mine", loopback_hub, {entry["name"] for entry in content["categories"]}, capsys)
 
 
-def test_the_guide_links_to_what_is_there():
+def test_links_of_the_guide_exist():
     assert {language for language, _ in BLOCKS} == {"bash", "yaml", "python"}
     docs = Path(__file__).parent.parent / "docs"
     targets = re.findall(r"\]\(([^)#]+)\)", GUIDE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples in docstrings run as they stand."""
+"""Examples in docstrings run unchanged."""
 
 import doctest
 import importlib
@@ -30,5 +30,5 @@ def test_examples_of_a_module_run(module_name):
     assert runner.failures == 0, "".join(report)
 
 
-def test_there_are_examples():
+def test_examples_exist():
     assert sum(bool(examples(name)) for name in MODULES) >= 5

@@ -21,6 +21,11 @@ from transformers_cvis.files import (
 )
 
 
+def write_file(path, content=b""):
+    with complete_file(path) as file:
+        file.write(content)
+
+
 class TestCompleteFile:
     def test_appears_when_complete(self, tmp_path):
         path = tmp_path / "a.txt"
@@ -33,26 +38,27 @@ class TestCompleteFile:
         assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
     def test_vanishes_on_an_error(self, tmp_path):
-        with pytest.raises(RuntimeError, match="stop"), complete_file(tmp_path / "a.txt") as file:
-            file.write(b"half")
-            raise RuntimeError("stop")
+        def write_and_fail():
+            with complete_file(tmp_path / "a.txt") as file:
+                file.write(b"half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == []
 
     def test_unwritable(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="Cannot write '.*nowhere/a.txt': No such file or directory"):
-            with complete_file(tmp_path / "nowhere" / "a.txt"):
-                pass
+            write_file(tmp_path / "nowhere" / "a.txt")
         (tmp_path / "file").touch()
         with pytest.raises(NotADirectoryError, match="Cannot write '.*file/a.txt'"):
-            with complete_file(tmp_path / "file" / "a.txt"):
-                pass
-        with pytest.raises(IsADirectoryError, match="Cannot write '.*': it is a folder"), complete_file(tmp_path):
-            pass
+            write_file(tmp_path / "file" / "a.txt")
+        with pytest.raises(IsADirectoryError, match="Cannot write '.*': it is a folder"):
+            write_file(tmp_path)
 
     def test_full_disk(self, tmp_path, small_disk):
         with pytest.raises(OSError, match="Cannot write '.*a.txt': File too large"):
-            with complete_file(tmp_path / "a.txt") as file:
-                file.write(bytes(50_000))
+            write_file(tmp_path / "a.txt", bytes(50_000))
         assert os.listdir(tmp_path) == []
 
 
@@ -73,9 +79,13 @@ class TestCompleteFolder:
         assert os.listdir(tmp_path / "out") == ["a.txt"]
 
     def test_vanishes_on_an_error(self, tmp_path):
-        with pytest.raises(RuntimeError, match="stop"), complete_folder(tmp_path / "new" / "out") as folder:
-            (folder / "a.txt").write_text("half")
-            raise RuntimeError("stop")
+        def write_and_fail():
+            with complete_folder(tmp_path / "new" / "out") as folder:
+                (folder / "a.txt").write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == []
 
     def test_refusals(self, tmp_path):
@@ -84,9 +94,11 @@ class TestCompleteFolder:
             pass
         with pytest.raises(FileExistsError, match="a.txt exists"), complete_folder(tmp_path / "a.txt"):
             pass
-        with pytest.raises(OSError, match="Cannot write into the folder .*a.txt: Not a directory"):
-            with complete_folder(tmp_path / "a.txt" / "out"):
-                pass
+        with (
+            pytest.raises(OSError, match="Cannot write into the folder .*a.txt: Not a directory"),
+            complete_folder(tmp_path / "a.txt" / "out"),
+        ):
+            pass
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "precious"
 
@@ -103,7 +115,7 @@ class TestReplaceFiles:
         texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
         assert texts == {"a.txt": "new", "b.txt": "new", "c.txt": "old"}
 
-    def test_the_last_file_tells_that_all_are_there(self, tmp_path, monkeypatch):
+    def test_last_file_is_replaced_last(self, tmp_path, monkeypatch):
         moved, replace = [], os.replace
         monkeypatch.setattr(os, "replace", lambda source, target: moved.append(target.name) or replace(source, target))
         with replace_files(tmp_path / "new" / "out", last="b.txt") as folder:
@@ -114,13 +126,18 @@ class TestReplaceFiles:
 
     def test_an_error_changes_nothing(self, tmp_path):
         (tmp_path / "a.txt").write_text("old")
-        with pytest.raises(RuntimeError, match="stop"), replace_files(tmp_path, last="a.txt") as folder:
-            (folder / "a.txt").write_text("half")
-            raise RuntimeError("stop")
+
+        def write_and_fail():
+            with replace_files(tmp_path, last="a.txt") as folder:
+                (folder / "a.txt").write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "old"
 
-    def test_what_a_killed_process_left_is_not_taken(self, tmp_path):
+    def test_files_of_a_killed_process_are_discarded(self, tmp_path):
         left = tmp_path / f".files{TEMPORARY_SUFFIX}"
         left.mkdir()
         (left / "old.txt").touch()
@@ -142,13 +159,18 @@ class TestSetAside:
 
     def test_back_after_an_error(self, tmp_path):
         (tmp_path / "a.txt").write_text("precious")
-        with pytest.raises(RuntimeError, match="stop"), set_aside([tmp_path / "a.txt"], tmp_path):
-            (tmp_path / "a.txt").write_text("half")
-            raise RuntimeError("stop")
+
+        def write_and_fail():
+            with set_aside([tmp_path / "a.txt"], tmp_path):
+                (tmp_path / "a.txt").write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            write_and_fail()
         assert os.listdir(tmp_path) == ["a.txt"]
         assert (tmp_path / "a.txt").read_text() == "precious"
 
-    def test_what_is_aside_is_never_taken_for_unfinished(self, tmp_path):
+    def test_files_set_aside_are_not_removed_as_incomplete(self, tmp_path):
         (tmp_path / "a.txt").touch()
         with set_aside([tmp_path / "a.txt"], tmp_path):
             (aside,) = tmp_path.iterdir()
@@ -157,6 +179,7 @@ class TestSetAside:
     def test_nothing_to_move(self, tmp_path):
         with set_aside([], tmp_path / "absent"):
             pass
+        assert os.listdir(tmp_path) == []
 
 
 class TestFolderOfSeveralProcesses:
@@ -185,7 +208,7 @@ class TestFolderOfSeveralProcesses:
         discard_folder(path)
         assert os.listdir(tmp_path) == []
 
-    def test_what_was_left_is_removed(self, tmp_path):
+    def test_incomplete_files_are_removed(self, tmp_path):
         for name in ("step-1", "step-2"):
             (tmp_path / name).mkdir()
         incomplete_path(tmp_path / "step-3").mkdir()
@@ -208,7 +231,7 @@ class TestWriteJson:
         write_json(tmp_path / "a.json", {"values": [1]}, indent=2)
         assert (tmp_path / "a.json").read_text() == '{\n  "values": [\n    1\n  ]\n}\n'
 
-    def test_what_json_lacks_is_refused(self, tmp_path):
+    def test_values_outside_json_are_refused(self, tmp_path):
         (tmp_path / "a.json").write_text("{}")
         with pytest.raises(TypeError, match="not JSON serializable"):
             write_json(tmp_path / "a.json", {"a": 1, "b": {2}})
@@ -221,7 +244,7 @@ class TestWriteJson:
 
 
 def test_sha256(tmp_path):
-    content = b"0123456789" * 200_000  # more than is read at once
+    content = b"0123456789" * 200_000  # more than one read
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 

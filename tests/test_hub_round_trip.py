@@ -30,7 +30,7 @@ def video() -> np.ndarray:
 
 @pytest.fixture
 def pushed(loopback_hub):
-    """Revision -> (model, processor), pushed; each revision has weights and a processor of its own."""
+    """Push a model and a processor for each revision, all different; map revision to (model, processor)."""
     pushed = {}
     for seed, (revision, edge) in enumerate(EDGES.items()):
         processor = CvisVideoProcessor(size={"shortest_edge": edge, "longest_edge": 96})
@@ -42,14 +42,14 @@ def pushed(loopback_hub):
 def assert_same_tracks(tracks, expected):
     assert len(tracks) == len(expected) > 0
     for track, other in zip(tracks, expected, strict=True):
-        # Where the weights lie in memory decides which vector instructions read them, hence the last bits of a score.
+        # The alignment of weights in memory decides the vector instructions, hence the last bits of a score.
         assert vars(track) == {**vars(other), "score": pytest.approx(other.score, abs=1e-6)}
 
 
 @pytest.mark.parametrize("revision", list(EDGES))
 def test_a_revision_gives_back_its_model_processor_and_pipeline(pushed, revision, video, loopback_hub):
     model, processor = pushed[revision]
-    assert [c["title"] for c in loopback_hub.repos["model", REPO].history(revision)][0].startswith("Upload GenVis")
+    assert loopback_hub.repos["model", REPO].history(revision)[0]["title"].startswith("Upload GenVis")
 
     loaded = AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision)
     weights, others = model.state_dict(), loaded.state_dict()
@@ -87,7 +87,7 @@ def test_missing_repository_and_revision_are_named(pushed):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_corrupt_weights_are_an_error_which_says_what_to_do(tmp_path, damage):
+def test_corrupt_weights_raise_an_error_with_a_remedy(tmp_path, damage):
     tiny_genvis().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     content = weights.read_bytes()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loopback Hub answers the real client as the Hub does."""
+"""The loopback Hub answers the real client like the Hub."""
 
 import socket
+from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
@@ -41,7 +42,7 @@ def test_branches_tags_and_pull_requests_are_read_by_revision(repo):
     assert pull_request.pr_num == 1
     assert [c["title"] for c in repo.history("task-1")] == ["files", "files", "initial commit"]
     folder = snapshot_download(REPO, revision="task-1")
-    assert open(f"{folder}/a.txt", encoding="utf-8").read() == "two"
+    assert Path(folder, "a.txt").read_text(encoding="utf-8") == "two"
 
 
 def test_failures_reach_the_clients_error_classes(repo):
@@ -63,6 +64,6 @@ def test_an_injected_failure_leaves_the_revision_as_it_was(repo, loopback_hub):
     assert set(repo.files("main")) == {"a.txt", "weights.safetensors"}
 
 
-def test_the_internet_is_out_of_reach():
+def test_internet_is_unreachable():
     with pytest.raises(OSError, match="without a network"):
         socket.create_connection(("huggingface.co", 443))

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def video() -> np.ndarray:
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
-    return make_moving_shapes(folder, 4, 2, num_frames=4, size=(64, 96), seed=0, categories=sum(TASKS, []))
+    return make_moving_shapes(folder, 4, 2, num_frames=4, size=(64, 96), seed=0, categories=[*chain(*TASKS)])
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -110,7 +111,7 @@ def test_two_tasks_are_learnt_pushed_and_downloaded_by_a_fresh_process(method, s
     assert set(loopback_hub.repos["model", f"tester/{method}"].branches) == {"main", "task-1", "task-2"}
     run = subprocess.run(
         [sys.executable, "-c", FRESH_PROCESS, f"tester/{method}", str(tmp_path)],
-        env=os.environ | {"HF_HOME": str(tmp_path / "hf")},  # an empty cache: everything is downloaded
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf")},  # an empty cache, so everything is downloaded
         capture_output=True,
         text=True,
     )
@@ -129,7 +130,7 @@ def test_use_kernels_takes_a_kernel_from_a_repository(tmp_path, monkeypatch):
     assert all(path.startswith("Hub kernel ") for path in report.values())
 
 
-def test_the_layout_keeps_the_names_that_users_were_promised():
+def test_promised_folders_exist():
     package = Path(transformers_cvis.__file__).parent
     assert all((package / room / "__init__.py").is_file() for room in ("modeling", "processing", "kernels"))
     assert all((REPOSITORY / name).exists() for name in ("examples", "tests", "setup.py"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pip installs: the wheel holds everything that the package reads, and the metadata says what it needs."""
+"""Content of the wheel, and the requirements in its metadata."""
 
 import ast
 import os
@@ -54,7 +54,7 @@ def test_the_wheel_is_pure_and_holds_every_file_of_the_package(wheel):
 )
 def test_the_program_in_the_wheel_answers_without_any_other_package(wheel, tmp_path, arguments, code, answer):
     wheel.extractall(tmp_path)
-    # Neither installed packages (-S) nor environment and current folder (-I): torch could not be imported here.
+    # Without installed packages (-S), environment and current folder (-I), torch cannot be imported.
     call = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from transformers_cvis_cli import main; sys.exit(main())"
     )
@@ -104,8 +104,8 @@ def make(*arguments, **environment) -> str:
     return run.stdout
 
 
-def test_every_import_is_of_something_that_is_required(wheel):
-    """Also what another requirement would bring along."""
+def test_every_imported_package_is_required(wheel):
+    """Imports that come with another requirement must be required as well."""
     metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
     required = {
         re.split(r"[^A-Za-z0-9_.-]", line)[0].lower().replace("-", "_")
@@ -121,7 +121,7 @@ def test_every_import_is_of_something_that_is_required(wheel):
     imported.remove("transformers_cvis_cli")  # of the same wheel
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     missing = {names.get(name, name) for name in imported - sys.stdlib_module_names} - required
-    assert missing <= {"torchcodec", "numba"}  # which read videos and compile where they are installed
+    assert missing <= {"torchcodec", "numba"}  # optional: they read videos and compile if installed
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -148,7 +148,7 @@ def test_make_uses_the_active_environment_or_prepares_one(tmp_path):
         text=True,
         env=os.environ | {"PATH": "/usr/bin:/bin"},
     ).stdout
-    if "pip install" in fresh:  # else the system's own Python has all that is needed
+    if "pip install" in fresh:  # otherwise the system's Python has all requirements
         assert fresh.index("-m venv .venv") < fresh.index("pip install") < fresh.index("segment")
     assert '"my clip.mp4"' in fresh
     assert "evaluate" not in fresh

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's python blocks run as they stand, in order; its command lines are ones that the program takes."""
+"""The README's python blocks run unchanged, in order, and the program accepts its command lines."""
 
 import re
 import shlex

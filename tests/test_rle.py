@@ -25,7 +25,7 @@ def test_encode_and_decode(dtype):
     assert np.array_equal(decoded, masks)
 
 
-def test_what_is_not_zero_is_on():
+def test_nonzero_pixels_are_on():
     mask = np.array([[0, 255, 2], [0, 1, 0]], dtype=np.uint8)
     assert np.array_equal(rle.decode(rle.encode(mask)), mask > 0)
 
@@ -43,7 +43,7 @@ def test_no_mask_at_all():
         rle.decode_all([])
 
 
-def test_what_cannot_be_decoded():
+def test_undecodable_masks_are_refused():
     too_many = {"size": [3, 4], "counts": rle.encode(np.ones((5, 4), dtype=bool))["counts"]}
     with pytest.raises(ValueError, match="Invalid RLE"):
         rle.decode(too_many)
@@ -93,7 +93,7 @@ def test_run_lengths_that_cannot_be_read(counts):
     assert rle.run_lengths(counts) is None
 
 
-def test_run_lengths_read_what_pycocotools_wrote():
+def test_run_lengths_of_pycocotools_are_read():
     rng = np.random.default_rng(0)
     for density in (0.0, 0.001, 0.05, 0.5, 1.0):
         mask = np.asfortranarray(rng.random((370, 410)) < density, dtype=np.uint8)
@@ -107,7 +107,7 @@ def test_run_lengths_read_what_pycocotools_wrote():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_run_lengths_of_a_window(seed):
-    """Windows at every border: runs that touch the bottom go on in the next column."""
+    """Windows at every border: runs that touch the bottom continue in the next column."""
     random = np.random.default_rng(seed)
     height, width = random.integers(1, 7, 2)
     mask = np.zeros((height, width), np.uint8)

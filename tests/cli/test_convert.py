@@ -42,7 +42,7 @@ def test_convert_takes_class_names_from_a_data_set_and_reports(checkpoints, vide
     assert "exists and is not an empty folder" in error_line(capsys)
 
 
-def test_convert_lists_what_does_not_fit(checkpoints, tmp_path, capsys):
+def test_convert_lists_mismatches(checkpoints, tmp_path, capsys):
     out, report = tmp_path / "out", tmp_path / "report.json"
     arguments = ("convert", checkpoints / "genvis.pth", "--system", "vita", "--out", out, "--report", report)
     assert run(*arguments) == 1
@@ -107,7 +107,7 @@ def test_convert_fails_in_one_line(arguments, message, checkpoints, tmp_path, ca
         (["a.pth", "--system", "masktrack", "--out", "out"], "invalid choice: 'masktrack' .*genvis"),
     ],
 )
-def test_convert_wants_to_be_told_system_and_folder(arguments, message, capsys):
+def test_convert_needs_system_and_folder(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run("convert", *arguments)
     assert exit_info.value.code == 2

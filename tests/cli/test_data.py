@@ -24,7 +24,7 @@ def test_validate_lists_problems_with_their_ids(shapes, tmp_path, capsys):
 
 
 def write_masks(shapes, folder):
-    """The masks of two videos as PNGs of ids, all ids of a class of their own, and what they are."""
+    """Write the masks of two videos as PNGs of ids, one class per id, and return them."""
     content = json.loads((shapes / "valid.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     classes = {}
@@ -53,7 +53,7 @@ def test_import_of_masks(shapes, tmp_path, capsys):
     assert validate_annotations(train, shapes / "JPEGImages") == []
     assert run("import-data", "masks", masks, *frames, "--out", train) == 1
     assert "train.json exists already" in error_line(capsys)
-    arguments = ("--out", train, "--valid", valid, "--overwrite")  # without --classes the folders say them
+    arguments = ("--out", train, "--valid", valid, "--overwrite")  # without --classes the folder names are the classes
     assert run("import-data", "masks", masks, *frames, *arguments) == 0
     assert "train.json: 1 videos" in (out := capsys.readouterr().out)
     assert "valid.json: 1 videos" in out
@@ -77,7 +77,7 @@ def test_import_of_coco(shapes, tmp_path, capsys):
     coco.write_text(json.dumps(content))
     assert run("import-data", "coco", coco, "--out", out, "--overwrite") == 1
     assert "image 2, annotation 5: image_id 2 is not in" in error_line(capsys)
-    assert json.loads(out.read_text())["videos"]  # the file of before
+    assert json.loads(out.read_text())["videos"]  # the file from before the failed command
 
 
 @pytest.mark.parametrize(

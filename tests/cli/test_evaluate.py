@@ -28,7 +28,7 @@ def test_evaluate_refuses_results_of_other_categories(shapes, tmp_path, capsys):
     assert "Category 1 is 'dinosaur' in the results" in error_line(capsys)
 
 
-def test_evaluate_takes_what_segment_wrote_for_the_same_videos(shapes, model, tmp_path, capsys):
+def test_evaluate_reads_results_of_segment(shapes, model, tmp_path, capsys):
     videos = [shapes / "videos" / f"valid_0000{number}.mp4" for number in range(2)]
     results = tmp_path / "results.json"
     for order, exit_code in ((videos, 0), (videos[::-1], 1)):
@@ -51,7 +51,7 @@ def test_a_test_split_gives_a_submission_and_no_numbers(shapes, tmp_path, capsys
     assert (tmp_path / "results.zip").exists()
 
 
-def test_evaluate_says_how_many_tracks_ovis_takes(capsys):
+def test_evaluate_states_the_track_limit_of_ovis(capsys):
     with pytest.raises(SystemExit):
         run("evaluate", "--help")
     assert "default: 10, as published for YouTube-VIS; OVIS is published with 20" in " ".join(

@@ -16,7 +16,7 @@ library = logging.get_logger("transformers.modeling_utils")
 
 @pytest.fixture
 def talkative(monkeypatch, tmp_path):
-    """Path of a file with which `validate` logs at every level, as the package and as transformers."""
+    """Write a file with which `validate` logs at every level, through the package and transformers; return its path."""
 
     def validate_annotations(*arguments, **settings):
         for name, source in (("package", logger), ("library", library)):
@@ -48,7 +48,7 @@ def test_flags_choose_the_messages(talkative, capsys, flags, shown):
     assert (logging.get_verbosity(), logging.get_logger("transformers_cvis").level) == levels
 
 
-def test_another_level_of_the_user_counts_for_the_package_as_well(talkative, capsys):
+def test_verbosity_set_by_the_user_holds_for_the_package(talkative, capsys):
     logging.set_verbosity_error()
     try:
         assert run("validate", talkative) == 0

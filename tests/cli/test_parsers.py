@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parsers of `transformers-cvis`: what they explain, what they refuse, and that they do so without torch."""
+"""The parsers of `transformers-cvis`: help, errors, and answers without importing torch."""
 
 import argparse
 import inspect
@@ -78,7 +78,7 @@ def test_the_program_lists_its_commands(capsys):
     ],
 )
 def test_help_and_mistakes_answer_without_torch(arguments, code, answer, tmp_path):
-    """Also in a checkout that is not installed, of which only the folder of the sources is known."""
+    """A checkout that is not installed works as well: only its source folder is on the path."""
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     environment = {"PYTHONPATH": str(Path(transformers_cvis_cli.__file__).parent)}
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
@@ -144,7 +144,7 @@ def test_an_input_that_may_exist_passes(arguments, tmp_path):
 
 
 def test_choices_and_defaults_are_those_of_the_package():
-    """The parsers spell them out, since they do not import the package."""
+    """The parsers repeat them because they do not import the package."""
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in transformers_cvis_cli.DTYPES)
     assert tuple(CONVERSIONS) == transformers_cvis_cli.CONVERTED_SYSTEMS
     assert (transformers_cvis_cli.RECIPES, transformers_cvis_cli.SCHEDULES) == (RECIPES_DIRECTORY, SCHEDULES_DIRECTORY)
@@ -179,4 +179,5 @@ def test_the_package_runs_as_the_program(module, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"images": [], "categories": [], "annotations": []}))
     command = [sys.executable, "-m", module, "validate", "a.json"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert finished.returncode == 1 and finished.stdout.startswith("'images'"), finished.stderr
+    assert finished.returncode == 1, finished.stderr
+    assert finished.stdout.startswith("'images'"), finished.stderr

@@ -15,6 +15,6 @@ def test_push_and_segment_from_the_hub(loopback_hub, model, video, tmp_path, cap
     assert "task-9" in error_line(capsys)
 
 
-def test_push_wants_a_model(tmp_path, capsys):
+def test_push_needs_a_model(tmp_path, capsys):
     assert run("push", tmp_path, "tester/shapes") == 1
     assert "holds no saved model" in error_line(capsys)

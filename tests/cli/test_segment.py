@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis segment`, as a user meets it: what it prints, what it writes, how it fails."""
+"""`transformers-cvis segment` from a user's view: output, files and failures."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def test_segment_writes_video_sheet_and_json(video, model, tmp_path, capsys):
     assert validate_ytvis(out / "results.json") == []
 
 
-def test_results_which_are_there_are_replaced_only_on_request(video, model, tmp_path, capsys):
+def test_existing_results_are_replaced_only_on_request(video, model, tmp_path, capsys):
     (tmp_path / "results.json").write_text("precious")
     arguments = ("segment", video, "--model", model, "--out", tmp_path, "--no-video")
     assert run(*arguments) == 1
@@ -49,7 +49,7 @@ def test_json_can_be_printed_for_another_program(video, model, tmp_path, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_videos_get_names_of_their_own(video, model, shapes, tmp_path):
+def test_several_videos_get_separate_names(video, model, shapes, tmp_path):
     folder = shapes / "JPEGImages" / "valid_00000"
     assert run("segment", video, folder, "--model", model, "--out", tmp_path, "--max-frames", 2) == 0
     videos = json.loads((tmp_path / "results.json").read_text())["videos"]
@@ -65,7 +65,7 @@ def test_a_video_never_replaces_itself(video, model, tmp_path, capsys):
     assert copy.read_bytes() == Path(video).read_bytes()
 
 
-def test_a_video_which_breaks_does_not_stop_the_others(video, model, tmp_path, capsys):
+def test_broken_video_does_not_stop_the_others(video, model, tmp_path, capsys):
     frames = tmp_path / "frames"
     frames.mkdir()
     Image.new("RGB", (64, 48)).save(frames / "0.png")
@@ -128,7 +128,7 @@ def test_wrong_usage_has_exit_code_2(option, value, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_model_of_another_kind_is_told_from_a_video_model(video, tmp_path, capsys):
+def test_models_of_other_kinds_are_refused(video, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     assert run("segment", video, "--model", tmp_path, "--out", tmp_path / "out") == 1
     assert "a 'resnet' model, which is no video instance segmentation model" in error_line(capsys)

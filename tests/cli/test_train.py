@@ -14,10 +14,10 @@ from transformers_cvis.training.recipe import RECIPES_DIRECTORY
 
 
 def test_a_schedule_from_the_command_line(tmp_path, capsys, loopback_hub):
-    """Task after task; segmenting with a task's folder; pushing base and task."""
+    """Train task after task, segment with the folder of a task, push base and task."""
     data = make_moving_shapes(tmp_path / "data", 4, 1, num_frames=3, size=(48, 64), seed=1, categories=["ring", "star"])
     schedule = tiny_schedule(data, classes={"split": "1-1"}).to_dict()
-    (tmp_path / "mine.json").write_text(json.dumps(schedule))  # which YAML is, too
+    (tmp_path / "mine.json").write_text(json.dumps(schedule))  # JSON is YAML as well
     runs = tmp_path / "runs"
     overrides = ("--set", "recipe.max_steps=1")
     assert run("train-continual", tmp_path / "mine.json", "--out", runs, *overrides) == 0
@@ -40,7 +40,7 @@ def test_a_schedule_from_the_command_line(tmp_path, capsys, loopback_hub):
 
 
 def listed(capsys, folder: Path) -> dict[str, str]:
-    """What `--list` printed: a line for each file of the folder, which is named apart from them."""
+    """Return the lines of `--list`, one for each file; the folder is printed on a line of its own."""
     out, error = capsys.readouterr()
     descriptions = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert list(descriptions) == sorted(path.stem for path in folder.glob("*.yaml"))
@@ -85,4 +85,4 @@ def test_the_first_example_of_train_works_in_an_empty_folder(tmp_path, capsys, m
     for _, command, *arguments in examples[:2]:
         assert run(command, *arguments, *smaller[command]) == 0
     assert (tmp_path / "vita_moving_shapes" / "model.safetensors").is_file()
-    assert "\ntrain vita: 1 of 1 steps, " in capsys.readouterr().err  # a line, where no progress bar can be drawn
+    assert "\ntrain vita: 1 of 1 steps, " in capsys.readouterr().err  # one line, since a progress bar cannot be drawn

@@ -20,7 +20,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(shapes, tmp_path_factory) -> Path:
-    """The output folder of a whole run of HVPL."""
+    """Return the output folder of a whole run of HVPL."""
     folder = tmp_path_factory.mktemp("run") / "hvpl"
     train_continual(tiny_schedule(shapes), folder)
     return folder

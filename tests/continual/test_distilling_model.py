@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods without prompts: their losses on a real model, what trains, what is saved."""
+"""Methods without prompts: losses on a real model, trainable parameters, saved files."""
 
 import copy
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_task_clip_detector
-from tests.support.model_tester import video_batch, video_labels
 from tests.support.tiny_run import tiny_recipe
+from tests.support.video_data import video_batch, video_labels
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, TaskClipDetectorForVideoInstanceSegmentation
 from transformers_cvis.continual.distilling_model import PRESETS, DistillationSettings, DistillingModel
 from transformers_cvis.data import make_moving_shapes
@@ -80,7 +80,7 @@ def test_weights_of_the_losses():
 
 
 def test_a_student_that_is_its_teacher():
-    """Its masks and maps are the teacher's; the fresh head alone makes a difference."""
+    """Masks and maps equal the teacher's; only the new head makes a difference."""
     model = distilling("mib", mask_weight=1.0, pod_weight=1.0)
     losses = losses_of(model)
     assert losses["loss_pod"].item() == pytest.approx(0, abs=1e-5)
@@ -130,7 +130,7 @@ def test_the_teacher_stays_in_inference_mode():
 
 
 @torch.no_grad()
-def test_the_student_is_what_predicts_and_what_is_saved(tmp_path):
+def test_student_predicts_and_is_saved(tmp_path):
     model = distilling().eval()
     assert model.config is model.student.config
     logits = model(video_batch()).class_queries_logits
@@ -180,7 +180,7 @@ def test_the_trainer_takes_it_as_any_model(tmp_path):
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
-def test_what_does_not_fit():
+def test_bad_teachers_and_settings_are_refused():
     model = tiny_task_clip_detector()
     with pytest.raises(
         ValueError, match=r"those of the teacher \(disk, star, ring\) followed by new ones, got disk, star, ring"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orthogonal gradient correction: what is protected, and that nothing moves there."""
+"""Orthogonal gradient correction: the protected subspace, in which nothing moves."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ CHANNELS = 16
 
 
 def features(rank: int, seed: int = 0, num_rows: int = 200) -> torch.Tensor:
-    """Rows in a random subspace with falling energy."""
+    """Return rows in a random subspace with falling energy."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(CHANNELS, CHANNELS, generator=generator))[0][:, :rank]
     scale = torch.linspace(2, 1, rank)
@@ -95,7 +95,7 @@ def test_released_representation_is_made_of_the_first_frames():
 
 
 class TinyLearner(torch.nn.Module):
-    """Frames of 32 x 32 pixels to 3 queries of 256 channels; its earlier tasks have left directions behind."""
+    """Map frames of 32 x 32 pixels to 3 queries of 256 channels; earlier tasks left directions."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
@@ -114,7 +114,7 @@ class TinyLearner(torch.nn.Module):
 
 
 class Clips(torch.utils.data.Dataset):
-    """Clip n is 5 frames of random numbers that depend on n alone."""
+    """Clip n has 5 frames of random numbers that depend on n alone."""
 
     def __init__(self):
         self.looked_at = []
@@ -151,7 +151,7 @@ def test_released_directions_are_those_of_the_first_256_frames(num_earlier):
 
 
 def trained_change(projection: bool, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    """Change of a prompt over some steps of AdamW on a loss that pulls everywhere, and the basis."""
+    """Return the change of a prompt over some steps of AdamW on a loss with gradients everywhere, and the basis."""
     basis = grow_basis(energy(features(6)), 0.8)
     torch.manual_seed(0)
     prompt = torch.nn.Parameter(torch.randn(5, CHANNELS))

@@ -10,7 +10,7 @@ from transformers_cvis.training import TrainingCallback
 
 
 class TaskRecorder(TrainingCallback):
-    """Record what a run tells of its tasks, and the steps of their trainings."""
+    """Record the task events of a run, and the steps of each training."""
 
     def __init__(self):
         self.calls = []
@@ -52,7 +52,7 @@ def test_a_method_from_outside_runs_by_its_name(shapes, tmp_path, monkeypatch):
     assert recorders[1].calls == [("after", 0, False)]
 
 
-def test_a_name_is_given_once(monkeypatch):
+def test_method_names_are_unique(monkeypatch):
     monkeypatch.setitem(METHODS, "hvpl", METHODS["hvpl"])
     with pytest.raises(
         ValueError, match="The method 'hvpl' is already registered: .* `exist_ok=True`. Registered are hvpl, crisp"

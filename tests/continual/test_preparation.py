@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before any training: a schedule, data or a base that do not fit, and what is left in the folder of the run."""
+"""Checks before training: schedules, data and bases that do not fit, and the files left in the folder of the run."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
+def test_another_schedule_is_refused(finished, shapes, monkeypatch):
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     with pytest.raises(ValueError, match="holds the run of another schedule: it differs in num_prompts, seed"):
         train_continual(tiny_schedule(shapes, num_prompts=3, seed=1), finished)
@@ -26,7 +26,7 @@ def test_another_schedule_does_not_go_on(finished, shapes, monkeypatch):
         train_continual(tiny_schedule(shapes), finished, resume="later")
 
 
-def test_a_restart_that_cannot_be_leaves_the_former_run(finished, shapes, tmp_path, monkeypatch):
+def test_refused_restart_leaves_the_former_run(finished, shapes, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     for number, wrong in enumerate(("test.json=nowhere.json", "base_model=nowhere", "recipe.precision=fp16")):
@@ -40,7 +40,7 @@ def test_a_restart_that_cannot_be_leaves_the_former_run(finished, shapes, tmp_pa
         assert not (tmp_path / f"new-{number}").exists()
 
 
-def test_more_prompts_than_the_ic_loss_can_compare_are_refused_before_the_base(shapes, tmp_path):
+def test_too_many_prompts_for_the_ic_loss_are_refused_before_the_base(shapes, tmp_path):
     schedule = tiny_schedule(shapes, "crisp", num_prompts=200)
     with pytest.raises(ValueError, match="200 prompts are too many for .* or set `config.lambda_ic` to 0"):
         train_continual(schedule, tmp_path / "run")
@@ -48,7 +48,7 @@ def test_more_prompts_than_the_ic_loss_can_compare_are_refused_before_the_base(s
 
 
 def test_a_split_is_made_again_when_it_is_another(finished, shapes, tmp_path, monkeypatch):
-    """What a run that never began has left is not taken for that of another share, seed or data."""
+    """Files of a run that never began are not reused for another share, seed or data."""
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     source = {"json": str(tmp_path / "train.json"), "images": str(shapes / "JPEGImages")}
     shutil.copy(shapes / "train.json", source["json"])
@@ -75,7 +75,7 @@ def test_a_split_is_made_again_when_it_is_another(finished, shapes, tmp_path, mo
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shapes, tmp_path, exists):
+def test_split_is_removed_after_another_error(finished, shapes, tmp_path, exists):
     run = tmp_path / "run"
     if exists:
         run.mkdir()
@@ -94,8 +94,8 @@ def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shap
         assert not (list(run.iterdir()) if exists else run.exists())
 
 
-def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_path):
-    """All images that show the class of the base show one of a later task, too."""
+def test_images_excluded_by_the_mode_are_ignored(shapes, tmp_path):
+    """Every image that shows the class of the base also shows one of a later task."""
     images = images_of(shapes, tmp_path / "coco.json", {"disc": "circle", "hoop": "ring"})
     content = json.loads(Path(images["json"]).read_text())
     both = {row["image_id"] for row in content["annotations"] if row["category_id"] == 1}
@@ -159,7 +159,7 @@ def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_pat
         ({"sed": 1}, "unknown key 'sed' at the top level. Did you mean 'seed'"),
     ],
 )
-def test_schedules_that_cannot_be(shapes, tmp_path, monkeypatch, changes, message):
+def test_impossible_schedules_are_refused(shapes, tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr("transformers_cvis.continual.run.Trainer", None)
     with pytest.raises(ValueError, match=message):
         train_continual(tiny_schedule(shapes, **changes), tmp_path)

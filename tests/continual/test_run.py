@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole schedules of tiny real models: what each task sees, learns, leaves behind and how it goes on after a kill."""
+"""Whole schedules of tiny real models: data, training and files of each task, and resuming after a kill."""
 
 import json
 import runpy
@@ -27,7 +27,7 @@ TINY_DIRECTIONS = Path(__file__).parents[1] / "support" / "tiny_directions.py"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_continual.py"
 
 
-def test_what_a_schedule_leaves(finished):
+def test_files_of_a_finished_schedule(finished):
     assert {path.name for path in finished.iterdir()} == {"schedule.json", "task-0", "task-1", "task-2", "report"}
     assert (finished / "task-0" / "model.safetensors").is_file()
     for number, names in enumerate((["circle", "star"], ["circle", "star", "ring"], [*TASKS[0], "ring", "square"])):
@@ -49,7 +49,7 @@ def test_what_a_schedule_leaves(finished):
 
 
 def assert_card_reports(folder: Path, number: int) -> None:
-    """The card of a task has its measurements as metadata and as a table, and the report of all tasks so far."""
+    """The card of a task holds its measurements as metadata and as a table, and the report of all tasks so far."""
     report = json.loads((folder / "report.json").read_text())
     card = ModelCard.load(folder / "README.md")
     evaluation, learnt = report["evaluations"][number], sum(map(len, report["tasks"]))
@@ -88,7 +88,7 @@ def test_every_method_runs(shapes, tmp_path, method):
         assert model.config.task_prompt_counts == [4 if rules.has_prompts else 0] * number
 
 
-def test_each_task_learns_its_own_part_and_nothing_else(finished):
+def test_each_task_trains_its_own_part_only(finished):
     base = load_file(finished / "task-0" / "model.safetensors")
     former = load_file(finished / "task-1" / "task_adapter_model.safetensors")
     latter = load_file(finished / "task-2" / "task_adapter_model.safetensors")
@@ -102,8 +102,8 @@ def test_each_task_learns_its_own_part_and_nothing_else(finished):
         assert not torch.equal(parameter, dict(start.named_parameters())[name]), name
 
 
-def test_frame_prompts_keep_clear_of_protected_directions(finished, shapes, tmp_path):
-    """With the correction the change of the prompt has no component in the basis, without it, it has."""
+def test_frame_prompts_avoid_protected_directions(finished, shapes, tmp_path):
+    """The change of the prompt has a component in the basis only without the correction."""
     train_continual(tiny_schedule(shapes, gradient_projection=None, base_model=str(finished / "task-0")), tmp_path)
     shares = {}
     for name, folder in (("with", finished), ("without", tmp_path)):
@@ -125,7 +125,7 @@ def test_frame_prompts_keep_clear_of_protected_directions(finished, shapes, tmp_
 
 
 def labels_seen(schedule, folder, monkeypatch) -> list[dict[int, set[str]]]:
-    """Per task, what the trainer is given to learn from: the class names of each video, by video id."""
+    """Return the training data per task: the class names of each video, by video id."""
     seen = []
 
     class LookingTrainer(continual.Trainer):
@@ -173,7 +173,7 @@ def test_nothing_of_another_task_reaches_training(shapes, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("task", [0, 1])
-def test_a_killed_schedule_goes_on_bit_for_bit(finished, shapes, tmp_path, task):
+def test_killed_schedule_resumes_bit_for_bit(finished, shapes, tmp_path, task):
     (process,) = launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "killed")
     kill_after_first_checkpoint(process, tmp_path / "killed" / f"task-{task}" / "checkpoints")
     assert not (tmp_path / "killed" / f"task-{task}" / "evaluation.json").exists()
@@ -191,7 +191,7 @@ def test_a_finished_schedule_is_not_run_again(finished, shapes, monkeypatch):
     assert report.to_dict() == json.loads((finished / "report" / "report.json").read_text())
 
 
-def test_how_evaluations_are_read_can_change(finished, shapes, tmp_path, monkeypatch):
+def test_evaluation_settings_can_change(finished, shapes, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(continual, "Trainer", None)
     options = {"evaluate_classes": "seen", "undefined": "released", "num_classes": "all"}
@@ -205,7 +205,7 @@ def test_how_evaluations_are_read_can_change(finished, shapes, tmp_path, monkeyp
         train_continual(tiny_schedule(shapes, report={"forgetting_videos": "all"}), tmp_path)
 
 
-def test_restart_deletes_what_is_there(shapes, tmp_path):
+def test_restart_deletes_the_former_run(shapes, tmp_path):
     quick = ["recipe.max_steps=1", "classes.tasks=[[circle], [ring]]"]
     train_continual(tiny_schedule(shapes), tmp_path, overrides=quick)
     before = load_file(tmp_path / "task-1" / "task_adapter_model.safetensors")
@@ -238,7 +238,7 @@ def commits(hub) -> int:
 
 
 def assert_pushed(hub, run: Path, number: int) -> None:
-    """Base and every task are the revisions of the repository, as they are in the folders of the run."""
+    """The revisions of the repository equal the folders of base and tasks."""
     assert set(hub.repos["model", "tester/late"].branches) == {"main", *(f"task-{task}" for task in range(1, number))}
     for task in range(number):
         revision = f"task-{task}" if task else "main"
@@ -267,15 +267,15 @@ def test_a_finished_run_is_pushed_when_a_repository_is_given(finished, shapes, t
     assert_pushed(loopback_hub, tmp_path, 3)
 
 
-def test_a_run_that_has_begun_pushes_what_it_has_learnt_before_it_goes_on(finished, shapes, tmp_path, loopback_hub):
+def test_resumed_run_pushes_finished_tasks_first(finished, shapes, tmp_path, loopback_hub):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "task-2")
     train_continual(tiny_schedule(shapes, push={"repo": "tester/late"}), tmp_path)
     assert_pushed(loopback_hub, tmp_path, 3)
 
 
-def test_a_push_that_failed_is_made_up_for_without_training(shapes, tmp_path, monkeypatch, loopback_hub):
-    """Also for a method whose tasks are whole models."""
+def test_failed_push_is_repeated_without_training(shapes, tmp_path, monkeypatch, loopback_hub):
+    """This holds for methods whose tasks are whole models as well."""
     schedule = tiny_schedule(
         shapes, "finetune", classes={"tasks": [["circle"], ["ring"]]}, push={"repo": "tester/late"}
     )
@@ -288,7 +288,7 @@ def test_a_push_that_failed_is_made_up_for_without_training(shapes, tmp_path, mo
 
 def test_the_example_runs_a_schedule_and_pushes_it_later(shapes, tmp_path, monkeypatch, capsys, loopback_hub):
     schedule = tiny_schedule(shapes, classes={"tasks": [["circle"], ["ring"]]}).to_dict()
-    (tmp_path / "mine.yaml").write_text(json.dumps(schedule))  # which is YAML, too
+    (tmp_path / "mine.yaml").write_text(json.dumps(schedule))  # JSON is YAML as well
     arguments = ["--schedule", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run")]
     arguments += ["--set", "recipe.max_steps=1", "--set", "gradient_projection.num_clips=1"]
     for further in ([], ["--push", "tester/late"]):
@@ -349,7 +349,7 @@ def test_a_held_out_share_of_the_videos(shapes, tmp_path):
 
 
 def test_images_take_part_where_they_show_a_class_of_the_task(shapes, tmp_path, monkeypatch):
-    """A task whose images are none uses the videos alone."""
+    """A task without images uses the videos alone."""
     seen = []
 
     class LookingTrainer(continual.Trainer):
@@ -371,7 +371,7 @@ def test_images_take_part_where_they_show_a_class_of_the_task(shapes, tmp_path, 
 
 
 def test_protected_directions_are_those_of_all_processes(shapes, tmp_path):
-    """Two processes share out the clips; both get the same directions, and those that one process alone finds."""
+    """Two processes share the clips; both get the directions that one process finds alone."""
     processes = launch(TINY_DIRECTIONS, shapes, tmp_path, processes=2)
     alone = tiny_directions(shapes)
     finish(processes)
@@ -383,7 +383,7 @@ def test_protected_directions_are_those_of_all_processes(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(shapes, tmp_path):
+def test_two_processes_learn_the_same_as_one(shapes, tmp_path):
     overrides = ["recipe.optimizer.epsilon=1e-3"]
     finish(launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "one", *overrides, FIXED_POINTS="1"))
     finish(launch(TINY_SCHEDULE, shapes, "hvpl", tmp_path / "two", *overrides, processes=2, FIXED_POINTS="1"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules: what they read, how classes become tasks, what ships with the package."""
+"""Schedules: reading them, assigning classes to tasks, and those that ship with the package."""
 
 import pytest
 
@@ -147,7 +147,7 @@ def test_a_schedule_that_does_not_exist():
         Schedule.load("hvlp")
 
 
-def test_a_schedule_of_crisp_runs_other_methods_without_its_text_encoder():
+def test_crisp_schedule_runs_other_methods_without_text_encoder():
     tasks = [["dog"], ["cat"]]
     overrides = [f"classes={{tasks: {tasks}}}", "test={json: valid.json, images: frames}", "test_share=null"]
     configs = {}

@@ -13,7 +13,7 @@ from transformers_cvis.data import make_moving_shapes
 
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
-    """A small generated data set; read-only."""
+    """Return a small generated data set; read-only."""
     folder = tmp_path_factory.mktemp("shapes") / "data"
     return make_moving_shapes(folder, num_train_videos=6, num_valid_videos=2, num_frames=(9, 12), size=(48, 64), seed=3)
 
@@ -24,7 +24,7 @@ def cache_dir(tmp_path):
 
 
 def rectangle(height, width, top, left, bottom, right):
-    """(RLE, box) of a filled rectangle."""
+    """Return (RLE, box) of a filled rectangle."""
     mask = np.zeros((height, width), dtype=np.uint8, order="F")
     mask[top:bottom, left:right] = 1
     rle = mask_utils.encode(mask)
@@ -35,7 +35,7 @@ def rectangle(height, width, top, left, bottom, right):
 
 
 class AnnotationFile:
-    """A correct annotation file in `folder`, to be spoilt by tests; its pictures are in `images`."""
+    """Correct annotation file in `folder` for tests to damage; its pictures are in `images`."""
 
     folder: Path
     content: dict
@@ -54,7 +54,7 @@ class AnnotationFile:
 
 
 class TinyFile(AnnotationFile):
-    """Of YouTube-VIS format: two 20x30 videos with 4 and 3 frames."""
+    """Write YouTube-VIS data: two 20x30 videos with 4 and 3 frames."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -89,7 +89,7 @@ class TinyFile(AnnotationFile):
 
 
 class TinyCoco(AnnotationFile):
-    """Of COCO format: three 60x80 images.
+    """Write COCO data: three 60x80 images.
 
     Image 7 shows a person (polygons), a tennis racket (an RLE) and a crowd of people; image 8 a car of two polygons;
     image 9 nothing.

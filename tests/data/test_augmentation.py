@@ -66,7 +66,7 @@ def test_images_are_resized_by_antialiased_bilinear():
 
 @pytest.mark.parametrize("seed", range(40))
 def test_image_mask_and_box_go_the_same_way(seed):
-    """Draw a rectangle, transform image, mask and box: all three still show one and the same rectangle."""
+    """Draw a rectangle and transform image, mask and box: all three still show the same rectangle."""
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(60, 140, 2))
     top, left = int(rng.integers(0, height - 40)), int(rng.integers(0, width - 40))
@@ -110,7 +110,7 @@ def test_vita_defaults_are_the_published_ones():
     assert 160 < len(cropped) < 240
     assert 160 < len(flipped) < 240
     for clip in clips:
-        assert len({(transform.height, transform.width) for transform in clip}) == 1  # one size a clip
+        assert len({(transform.height, transform.width) for transform in clip}) == 1  # one size per clip
         assert len({bool(steps_of(transform, HorizontalFlip)) for transform in clip}) == 1
         assert max(clip[0].height, clip[0].width) <= 768
         assert min(clip[0].height, clip[0].width) <= 512
@@ -166,11 +166,11 @@ def test_other_presets():
     assert {transform.steps for clip in clips for transform in clip} == {(Resize(720, 1280, 448, 796),)}
 
 
-# ---------------------------------------------------------------- polygons
+# Polygons
 
 
 def star(rng, height, width, reach=1.3):
-    """A polygon of 11 points around the middle of the frame, concave, with parts outside of it."""
+    """Return a concave polygon of 11 points around the middle of the frame, partly outside of it."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, 11))
     radii = rng.uniform(0.2, reach, 11)[:, None] * (width / 2, height / 2)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii + (width / 2, height / 2)
@@ -181,7 +181,7 @@ def rasterised(points, height, width):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_clipping_a_polygon_keeps_what_the_window_shows(seed):
+def test_clipped_polygon_keeps_its_part_in_the_window(seed):
     rng = np.random.default_rng(seed)
     points = star(rng, 80, 120)
     whole = rasterised(points + 100, 300, 300)  # far from any edge
@@ -191,14 +191,14 @@ def test_clipping_a_polygon_keeps_what_the_window_shows(seed):
     assert (clipped <= np.array([60, 40]) + 1e-9).all()
     expected = whole[100 + crop.top :, 100 + crop.left :][:40, :60]
     mask = FrameTransform((crop,), 40, 60).polygon_mask([points.ravel()])
-    assert (mask != expected).sum() <= 8  # rasterised from other corners, the outline moves by a pixel here and there
+    assert (mask != expected).sum() <= 8  # other corners move the rasterised outline by a pixel in places
     corners = np.array([[1.0, 1], [119, 1], [119, 79], [1, 79]])
     np.testing.assert_array_equal(Crop(0, 0, 80, 120).polygon(corners), corners)
     assert not len(Crop(0, 0, 80, 120).polygon(corners + 200))
 
 
 def test_a_polygon_that_the_window_cuts_in_two():
-    """A U whose legs alone are in the window: two parts, and nothing between them."""
+    """Only the legs of a U are in the window: two parts with a gap between them."""
     legs = np.array([[10.0, 10], [20, 10], [20, 40], [60, 40], [60, 10], [70, 10], [70, 50], [10, 50]])
     mask = FrameTransform((Crop(0, 0, 30, 100),), 30, 100).polygon_mask([legs.ravel()])
     expected = np.zeros((30, 100), dtype=bool)
@@ -208,7 +208,7 @@ def test_a_polygon_that_the_window_cuts_in_two():
 
 @pytest.mark.parametrize("seed", range(30))
 def test_polygon_and_mask_go_the_same_way(seed):
-    """A polygon that is transformed and then rasterised covers what its mask covers when that is transformed."""
+    """A polygon transformed and then rasterised covers the same pixels as its transformed mask."""
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(150, 300, 2))
     points = star(rng, height, width, reach=0.9)
@@ -224,7 +224,7 @@ def test_polygon_and_mask_go_the_same_way(seed):
         assert (from_polygon != from_mask).sum() <= outline + 4
         (box,) = transform.boxes(np.concatenate([points.min(0), points.max(0)])[None])
         rows, columns = np.nonzero(from_polygon)
-        if rows.size:  # a rotated box holds the box of what is rotated
+        if rows.size:  # a rotated box contains the box of the rotated mask
             assert (box[:2] <= [columns.min() + 1, rows.min() + 1]).all()
             assert (box[2:] >= [columns.max(), rows.max()]).all()
 
@@ -237,7 +237,7 @@ def test_an_object_of_several_polygons():
     np.testing.assert_array_equal(mask, expected)
 
 
-# ---------------------------------------------------------------- images as clips
+# Images as clips
 
 
 def test_rotation_is_counter_clockwise_and_around_its_centre():
@@ -251,7 +251,7 @@ def test_rotation_is_counter_clockwise_and_around_its_centre():
     np.testing.assert_allclose(box, [38, 5, 43, 11], atol=1e-9)
     np.testing.assert_allclose(rotation.polygon(np.array([[40.5, 30.5]])), [[40.5, 30.5]])
     corner = np.asarray(Rotation(10.0, (40.5, 30.5)).image(Image.new("RGB", (81, 61), "white")))[0, 0]
-    assert (corner == 0).all()  # what comes from outside is black
+    assert (corner == 0).all()  # pixels from outside are black
 
 
 def test_rotations_of_a_clip_turn_one_way_around_one_centre():
@@ -292,7 +292,7 @@ def test_large_scale_jitter():
         assert abs(resize.height / 480 - resize.width / 640) < 0.02  # the aspect is kept
         assert (crop.height, crop.width) == (min(1024, resize.height), min(1024, resize.width))
         free = resize.height - crop.height, resize.width - crop.width
-        if free[0] > 50:  # one share of the free range for both sides
+        if free[0] > 50:  # both sides get the same share of the free range
             offsets.append((crop.top / free[0], crop.left / free[1]))
         assert (pad.height, pad.width) == (1024, 1024)
     assert 0.1 <= min(scales) < 0.15

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task may see of the classes of others."""
+"""Classes of other tasks that a task may see."""
 
 import pytest
 
@@ -9,7 +9,7 @@ CATEGORIES = ["dog", "car", "bird"]
 
 
 def content(**classes_of_video) -> dict:
-    """`video_1="dog car"`: video 1 with a dog and a car."""
+    """Build a data set: `video_1="dog car"` is video 1 with a dog and a car."""
     videos, annotations = [], []
     for key, names in classes_of_video.items():
         number = int(key.removeprefix("video_"))

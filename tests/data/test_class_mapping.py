@@ -6,7 +6,7 @@ import pytest
 from transformers_cvis.data import CLASS_MAPPINGS
 from transformers_cvis.data.class_mapping import map_categories
 
-# The tables as they were published: ids of COCO's categories to ids of the classes, whose names follow.
+# The published tables: ids of COCO's categories to ids of the classes, whose names follow.
 COCO = {
     **{
         1: "person",

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import hashlib
 import pickle
 import time
 
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.support.sample_digests import SampleDigests, sample_digest
 from transformers_cvis.data import (
     ClipAugmentation,
     ClipDataset,
@@ -41,25 +41,7 @@ def tiny(tiny_file, cache_dir):
     return load
 
 
-def fingerprint(sample):
-    digest = hashlib.sha256()
-    for tensor in (sample["pixel_values_videos"], *sample["labels"].values()):
-        digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
-    return f"{sample['video_id']} {sample['frame_indices']} {digest.hexdigest()}"
-
-
-class Fingerprints(torch.utils.data.Dataset):
-    def __init__(self, dataset, count):
-        self.dataset, self.count = dataset, count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, number):
-        return fingerprint(self.dataset[number])
-
-
-# ---------------------------------------------------------------- frame sampling
+# Frame sampling
 
 
 def test_window_of_sampled_frames():
@@ -104,7 +86,7 @@ def test_consecutive_frames_of_a_short_video_are_all_of_it_in_order():
 
 
 def test_clips_that_run_backwards(shapes):
-    """The same clip in another order, half of the time; frames, masks and ids go together."""
+    """Half of the time the clip runs in another order; frames, masks and ids stay together."""
     there = ClipDataset(shapes, 4, None, evaluation_resize(48), seed=1)
     back = ClipDataset(shapes, 4, None, evaluation_resize(48), seed=1, reverse_probability=1.0)
     for number in range(6):
@@ -118,11 +100,11 @@ def test_clips_that_run_backwards(shapes):
     assert 10 < sum(backwards) < 30
 
 
-# ---------------------------------------------------------------- samples
+# Samples
 
 
 def test_sample_without_augmentation_is_the_annotation(shapes_dir, shapes):
-    """The masks of a sample are the generator's, frame by frame, and the pixels those of the files."""
+    """Masks of a sample equal the generator's, frame by frame, and pixels equal those of the files."""
     dataset = ClipDataset(shapes, 4, 5, evaluation_resize(48), seed=1)
     for number in range(12):
         sample = dataset[number]
@@ -170,7 +152,7 @@ def test_ids(tiny):
     assert {sample["video_id"] for sample in samples} == {1, 2}
 
 
-def test_instance_lost_by_the_crop_is_absent_there(tiny_file, tiny):
+def test_instance_outside_the_crop_is_absent(tiny_file, tiny):
     """The crop path moves over the 20x30 frame; wherever the window misses the object, its id is -1."""
     crop = RandomCropPath(probability=1.0, short_sides=(20,), window=(8, 8))
     dataset = ClipDataset(tiny(), 3, 3, ClipAugmentation(short_sides=(8,), crop=crop), seed=0)
@@ -182,7 +164,7 @@ def test_instance_lost_by_the_crop_is_absent_there(tiny_file, tiny):
         assert visible.any(1).all()
         lost += int((~visible).any())
     assert lost > 5
-    assert any(len(dataset[number]["labels"]["class_labels"]) == 0 for number in range(60))  # nothing in the window
+    assert any(len(dataset[number]["labels"]["class_labels"]) == 0 for number in range(60))  # an empty window
 
 
 def test_degenerate_box_counts_as_absent(tiny):
@@ -219,20 +201,20 @@ def test_repeated_frames_are_decoded_once(shapes, monkeypatch):
     assert len(opened) == len(set(sample["frame_indices"])) <= 3
 
 
-# ---------------------------------------------------------------- determinism
+# Determinism
 
 
 def test_sample_is_a_function_of_seed_and_number(shapes):
     dataset = ClipDataset(shapes, 3, 6, SMALL, seed=5)
-    first = [fingerprint(dataset[number]) for number in range(15)]
+    first = [sample_digest(dataset[number]) for number in range(15)]
     other_order = ClipDataset(shapes, 3, 6, SMALL, seed=5)
-    assert [fingerprint(other_order[number]) for number in reversed(range(15))] == first[::-1]
-    in_workers = DataLoader(Fingerprints(pickle.loads(pickle.dumps(dataset)), 15), batch_size=None, num_workers=2)
+    assert [sample_digest(other_order[number]) for number in reversed(range(15))] == first[::-1]
+    in_workers = DataLoader(SampleDigests(pickle.loads(pickle.dumps(dataset)), 15), batch_size=None, num_workers=2)
     assert list(in_workers) == first
-    assert fingerprint(ClipDataset(shapes, 3, 6, SMALL, seed=6)[0]) != first[0]
+    assert sample_digest(ClipDataset(shapes, 3, 6, SMALL, seed=6)[0]) != first[0]
     np.random.seed(0)
     torch.manual_seed(0)
-    assert fingerprint(dataset[0]) == first[0]  # global generators play no part
+    assert sample_digest(dataset[0]) == first[0]  # global generators have no effect
 
 
 def test_every_epoch_visits_every_video_once_in_another_order(shapes):
@@ -259,7 +241,7 @@ def test_mixture_follows_the_ratios_and_takes_every_source_in_turn(shapes, monke
     assert 0.1 < len(taken[1]) / 220 < 0.3
     before = [list(numbers) for numbers in taken]
     resumed = MixedClipDataset(sources, [1, 0.25], seed=3)
-    for number in range(150, 220):  # the same samples without those before
+    for number in range(150, 220):  # the same samples without the earlier ones
         resumed[number]
     for numbers, earlier in zip(taken, before, strict=True):
         again = numbers[len(earlier) :]
@@ -270,7 +252,7 @@ def test_mixture_follows_the_ratios_and_takes_every_source_in_turn(shapes, monke
         MixedClipDataset(sources, [1])
 
 
-# ---------------------------------------------------------------- whole videos
+# Whole videos
 
 
 def test_video_dataset_gives_whole_videos_in_order(shapes):
@@ -284,7 +266,7 @@ def test_video_dataset_gives_whole_videos_in_order(shapes):
         dataset[6]
 
 
-# ---------------------------------------------------------------- bad input
+# Bad input
 
 
 def test_frames_that_cannot_be_used_are_named(tiny_file, tiny):
@@ -331,7 +313,7 @@ def test_bad_arguments(tiny, arguments, message):
         ClipDataset(tiny(), **{"num_frames": 2, "frame_range": 2, "augmentation": AS_IT_IS, **arguments})
 
 
-# ---------------------------------------------------------------- batches
+# Batches
 
 
 def sample_of_size(height, width, num_frames=2, value=255):
@@ -358,21 +340,21 @@ def test_collate_normalises_then_pads():
     assert narrow["pixel_values_videos"].shape[-2:] == (40, 64)
 
 
-def test_collate_refuses_what_does_not_fit():
+def test_collate_refuses_mismatched_samples():
     with pytest.raises(ValueError, match=r"have \[2, 3\] frames; they must have the same number"):
         collate_clips([sample_of_size(8, 8, 2), sample_of_size(8, 8, 3)], CvisVideoProcessor())
     with pytest.raises(ValueError, match=r"give it for pixels in 0..1, divided by 255"):
         collate_clips([sample_of_size(8, 8)], CvisVideoProcessor(image_mean=[123.675, 116.28, 103.53]))
 
 
-def test_loading_is_no_bottleneck(tmp_path_factory):
+def test_loading_is_fast(tmp_path_factory):
     folder = make_moving_shapes(tmp_path_factory.mktemp("speed") / "data", 4, 0, 12, (96, 160))
     dataset = ClipDataset(load_ytvis(folder / "train.json", cache_dir=folder), 4, 6, ClipAugmentation((80, 96, 112)))
     dataset[0]
     start = time.process_time()
     for number in range(10):
         dataset[number]
-    assert (time.process_time() - start) / 40 < 0.02  # seconds a frame; about 0.002 on a quiet machine
+    assert (time.process_time() - start) / 40 < 0.02  # seconds per frame; about 0.002 on an idle machine
 
 
 def test_real_footage(clips_folder, tmp_path):

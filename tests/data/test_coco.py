@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of COCO format: the table, and the clips made of it."""
+"""Images in COCO format: the table and the clips made of it."""
 
-import hashlib
 import pickle
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from torch.utils.data import DataLoader
 
+from tests.support.sample_digests import SampleDigests, sample_digest
 from transformers_cvis.data import (
     ClipAugmentation,
     ClipDataset,
@@ -43,25 +43,7 @@ def load(tiny_coco, cache_dir):
     return load
 
 
-def fingerprint(sample):
-    digest = hashlib.sha256()
-    for tensor in (sample["pixel_values_videos"], *sample["labels"].values()):
-        digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-class Fingerprints(torch.utils.data.Dataset):
-    def __init__(self, dataset, count):
-        self.dataset, self.count = dataset, count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, number):
-        return fingerprint(self.dataset[number])
-
-
-# ---------------------------------------------------------------- the table
+# The table
 
 
 def test_rows(tiny_coco, load):
@@ -98,7 +80,7 @@ def test_classes_are_mapped(load, tiny_coco, cache_dir):
     assert len(ClipDataset(merged, 1, 0, AS_IT_IS)) == 2
     with pytest.raises(ValueError, match="data.json: class_mapping: 'cra' is not a category .* Did you mean 'car'?"):
         load(class_mapping={"cra": "vehicle"})
-    with pytest.raises(ValueError, match="'ytvis' is not a class mapping"):  # though a table without mapping is there
+    with pytest.raises(ValueError, match="'ytvis' is not a class mapping"):  # a table without mapping is cached
         load(class_mapping="ytvis")
     with pytest.raises(ValueError, match="data.json has no annotation of a category that class_mapping keeps"):
         load(lambda content: content["annotations"].pop(), class_mapping={"car": "vehicle"})
@@ -145,12 +127,12 @@ def test_files_that_cannot_be_used(tiny_coco, tiny_file, load, cache_dir):
         load(lambda content: content.update(annotations=[]))
 
 
-# ---------------------------------------------------------------- clips
+# Clips
 
 
 def test_clip_without_augmentation_is_the_image(tiny_coco, load):
     dataset = ClipDataset(load(), 3, 0, AS_IT_IS)
-    assert len(dataset) == 2  # image 9 shows nothing
+    assert len(dataset) == 2  # image 9 is empty
     samples = {sample["video_id"]: sample for sample in (dataset[0], dataset[1])}
     assert {sample["name"] for sample in samples.values()} == {"image 7", "image 8"}
     sample = samples[7]
@@ -170,10 +152,10 @@ def test_clip_without_augmentation_is_the_image(tiny_coco, load):
 
 
 def test_ids_are_places_among_the_annotations(load):
-    """An instance that the clip does not show takes no part; the others are counted from the first that it shows."""
+    """Instances that the clip does not show are left out; the others count from the first shown."""
 
     def spoil(content):
-        person, crowd, racket, _ = content["annotations"]
+        person, crowd, _, _ = content["annotations"]
         for number, left in enumerate((0, 40, 60)):
             square = [left, 0, left + 9, 0, left + 9, 9, left, 9]
             annotation = {**person, "id": 200 + number, "segmentation": [square], "bbox": [left, 0, 9, 9]}
@@ -191,7 +173,7 @@ def test_ids_are_places_among_the_annotations(load):
 
 
 def test_frames_of_a_clip_differ_and_show_their_masks(load, tiny_coco):
-    """White where the object is, black elsewhere: image and masks stay together through crop, flip and rotation."""
+    """Objects are white on black, so image and masks must agree after crop, flip and rotation."""
     pixels = np.zeros((60, 80, 3), dtype=np.uint8)
     pixels[5:55, 10:40] = 255
     Image.fromarray(pixels).save(tiny_coco.images / "7.png")
@@ -209,12 +191,12 @@ def test_frames_of_a_clip_differ_and_show_their_masks(load, tiny_coco):
 
 def test_sample_is_a_function_of_seed_and_number(load):
     dataset = ClipDataset(load(), 3, 0, SMALL, seed=5)
-    first = [fingerprint(dataset[number]) for number in range(12)]
-    assert [fingerprint(dataset[number]) for number in reversed(range(12))] == first[::-1]
-    in_workers = DataLoader(Fingerprints(pickle.loads(pickle.dumps(dataset)), 12), batch_size=None, num_workers=2)
+    first = [sample_digest(dataset[number]) for number in range(12)]
+    assert [sample_digest(dataset[number]) for number in reversed(range(12))] == first[::-1]
+    in_workers = DataLoader(SampleDigests(pickle.loads(pickle.dumps(dataset)), 12), batch_size=None, num_workers=2)
     assert list(in_workers) == first
-    assert fingerprint(ClipDataset(load(), 3, 0, SMALL, seed=6)[0]) != first[0]
-    assert len(set(first)) == 12  # another draw in every epoch
+    assert sample_digest(ClipDataset(load(), 3, 0, SMALL, seed=6)[0]) != first[0]
+    assert len(set(first)) == 12  # drawn again in every epoch
 
 
 def test_images_and_videos_are_mixed_by_ratio(load, shapes_dir, cache_dir):
@@ -250,7 +232,7 @@ def test_pre_training_on_images(load):
 
 def test_images_without_a_kept_annotation_are_filtered(load):
     def spoil(content):
-        content["annotations"][3]["segmentation"] = [[1, 2, 3, 4]]  # no polygon
+        content["annotations"][3]["segmentation"] = [[1, 2, 3, 4]]  # not a polygon
 
     dataset = ClipDataset(load(spoil), 1, 0, AS_IT_IS)
     assert {dataset[number]["video_id"] for number in range(4)} == {7}
@@ -266,19 +248,19 @@ def test_many_rows_are_looked_through_in_blocks(load, tiny_coco):
             {**annotation, "id": 3 * number + part, "image_id": number}
             for number in range(2500)
             for part, annotation in enumerate(annotations)
-            if number % 3 or part == 1  # every third image shows the crowd alone
+            if number % 3 or part == 1  # every third image shows only the crowd
         ]
 
     dataset = ClipDataset(load(many), 1, 0, AS_IT_IS)
     assert dataset.rows.tolist() == [number for number in range(2500) if number % 3]
 
 
-def test_images_as_a_photographer_turned_them(tiny_coco, load):
-    """The json is about the picture as viewers show it; the file may be on its side, with a note in its EXIF."""
+def test_exif_orientation_of_images_is_applied(tiny_coco, load):
+    """The json describes the picture as viewers show it; the file may be rotated, with its orientation in EXIF."""
     pixels = np.zeros((60, 80, 3), dtype=np.uint8)
     pixels[:30] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter to the right
+    exif[0x0112] = 6  # viewers turn it by 90 degrees clockwise
     Image.fromarray(pixels).rotate(90, expand=True).save(tiny_coco.images / "7.png", exif=exif)
     frame = VideoDataset(load(), AS_IT_IS)[0]["pixel_values_videos"][0]
     np.testing.assert_array_equal(frame.permute(1, 2, 0), pixels)
@@ -300,9 +282,10 @@ def test_images_that_cannot_be_read_are_named(tiny_coco, load):
     def spoil(content):
         content["annotations"][2]["segmentation"]["counts"] = "PP"
 
+    path.touch()
+    dataset = VideoDataset(load(spoil), AS_IT_IS)
     with pytest.raises(ValueError, match="^image 7: a mask cannot be decoded .*validate"):
-        path.touch()
-        VideoDataset(load(spoil), AS_IT_IS)[0]
+        dataset[0]
 
 
 def test_polygon_masks_are_those_of_pycocotools(load, tiny_coco):

@@ -11,7 +11,7 @@ from transformers_cvis.data.mask_folders import read_class_file
 
 
 class MaskFolders:
-    """Frames and masks of two videos of 20x30; the dog of `park` leaves, and one of its frames has no mask."""
+    """Write frames and masks of two 20x30 videos; the dog of `park` leaves, and one of its frames lacks a mask."""
 
     def __init__(self, folder):
         self.folder, self.frames, self.masks = folder, folder / "JPEGImages", folder / "Annotations"
@@ -53,7 +53,7 @@ def folders(tmp_path):
 
 
 def names(content):
-    """Class names of the annotations, video after video."""
+    """Return the class names of the annotations, video by video."""
     category = {category["id"]: category["name"] for category in content["categories"]}
     return [category[annotation["category_id"]] for annotation in content["annotations"]]
 
@@ -103,7 +103,7 @@ def test_ids_can_be_left_out(folders):
         folders.read({"park": {"1": None, "2": None}, "cat_02": {"1": None}})
 
 
-def test_the_folder_says_the_class(folders):
+def test_folder_name_is_the_class(folders):
     assert names(read_mask_folders(folders.frames, folders.masks)) == ["cat", "park", "park"]
     ids = np.full((1, 8, 8), 255, dtype=np.uint8)  # foreground is white, as in DAVIS 2016
     for name in ("horse/0001", "horse/0002", "black swan-7"):

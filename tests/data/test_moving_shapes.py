@@ -84,7 +84,7 @@ def test_masks_of_a_frame_are_disjoint_and_the_nearest_shape_wins(monkeypatch):
     assert far[24, 24]
 
 
-def test_image_shows_the_shape_where_the_mask_says():
+def test_image_shows_the_shape_inside_its_mask():
     for seed in range(5):
         video = generate_video(3, (64, 96), seed, num_objects=(1, 1), object_size=(0.5, 0.5))
         if not len(video.masks):
@@ -128,7 +128,7 @@ def test_same_seed_same_video_in_another_process():
     assert not np.array_equal(generate_video(4, (40, 56), 7).frames, generate_video(4, (40, 56), 8).frames)
 
 
-def test_data_set_on_disk_is_what_was_generated(shapes_dir):
+def test_data_set_on_disk_equals_the_generated_one(shapes_dir):
     content = json.loads((shapes_dir / "train.json").read_text())
     assert [category["name"] for category in content["categories"]] == list(SHAPES)
     assert len(content["videos"]) == 6

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Re-splitting annotated videos: stratified, seeded, recorded."""
+"""Splits of annotated videos: stratified, seeded, recorded."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def write_json(path, classes_of_video: dict[int, set[int]], num_categories: int)
 
 
 def random_set(num_videos: int = 300, num_categories: int = 12) -> dict[int, set[int]]:
-    """Some classes in every third video, some in a handful; one to three classes a video, some without any."""
+    """Build videos with zero to three classes, some classes in every third video, others in a few."""
     rng = np.random.default_rng(0)
     frequency = 1 / np.arange(1, num_categories + 1) ** 1.5
     return {
@@ -77,7 +77,7 @@ def test_the_seed_and_the_content_decide(tmp_path):
     assert first != other
 
 
-def test_a_part_is_the_source_without_the_other_videos_and_says_where_it_comes_from(tmp_path):
+def test_parts_hold_their_videos_and_record_their_source(tmp_path):
     source = write_json(tmp_path / "all.json", {1: {1}, 2: {1}, 3: {2}, 4: {2}, 5: {3}}, 3)
     whole = json.loads(source.read_text())
     for name, path in zip(("train", "test"), split_ytvis(source, tmp_path / "split", 0.5), strict=True):
@@ -94,7 +94,7 @@ def test_a_part_is_the_source_without_the_other_videos_and_says_where_it_comes_f
         }
         assert {1, 2} & ids
         assert {3, 4} & ids
-    assert 5 in videos_of(tmp_path / "split" / "train_split.json")  # a single one is to be learnt from
+    assert 5 in videos_of(tmp_path / "split" / "train_split.json")  # a single video is for training
 
 
 def test_a_split_is_known_by_its_record(tmp_path):
@@ -105,7 +105,7 @@ def test_a_split_is_known_by_its_record(tmp_path):
     assert not is_split_of(tmp_path / "split", source, 0.4, 3)
     assert not is_split_of(tmp_path / "split", source, 0.5, 4)
     record = train.read_text()
-    train.write_text(source.read_text())  # no part of anything
+    train.write_text(source.read_text())  # the whole source is not a part
     assert not is_split_of(tmp_path / "split", source, 0.5, 3)
     train.write_text(record)
     write_json(source, {1: {1}, 2: {2}, 3: {2}, 4: {1}}, 2)
@@ -114,7 +114,7 @@ def test_a_split_is_known_by_its_record(tmp_path):
     assert not is_split_of(tmp_path / "split", source, 0.5, 3)
 
 
-def test_what_cannot_be_split(tmp_path):
+def test_bad_sources_of_a_split_are_refused(tmp_path):
     source = write_json(tmp_path / "all.json", {1: {1}, 2: {1}}, 1)
     for share in (0, 1, -0.1, 20):
         with pytest.raises(ValueError, match=f"test_share is {share}; give a share of the videos between 0 and 1"):

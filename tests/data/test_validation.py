@@ -223,7 +223,7 @@ def test_several_problems_up_to_the_limit(tiny_file):
     assert len(validate_ytvis(path, limit=3)) == 3
 
 
-def test_files_that_are_no_annotation_file(tmp_path):
+def test_files_without_annotations_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="annotation file .* does not exist"):
         validate_ytvis(tmp_path / "data.json")
     (tmp_path / "data.json").write_text("{")

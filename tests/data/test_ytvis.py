@@ -42,7 +42,7 @@ def test_frames_without_box_or_without_mask_are_dropped(tiny_file, cache_dir):
 
 
 def test_mask_formats(tiny_file, cache_dir):
-    """RLEs of every form become compressed counts; polygons stay what they are, those that are none are dropped."""
+    """RLEs of every form become compressed counts; valid polygons stay polygons, others are dropped."""
     mask = np.zeros((20, 30), dtype=np.uint8, order="F")
     mask[3:9, 4:10] = 1
     counts = mask_utils.encode(mask)["counts"].decode()
@@ -76,7 +76,7 @@ def test_labels_are_matched_by_name(tiny_file, cache_dir):
         load(tiny_file, cache_dir, labels=["ape", "dog"])
 
 
-def test_json_is_parsed_once_and_again_when_it_changes(tiny_file, cache_dir, monkeypatch):
+def test_json_is_parsed_again_only_after_a_change(tiny_file, cache_dir, monkeypatch):
     reads = []
     original = ytvis.read_annotations
     monkeypatch.setattr(ytvis, "read_annotations", lambda *arguments: reads.append(arguments) or original(*arguments))
@@ -127,7 +127,7 @@ def test_missing_files(tiny_file, cache_dir, tmp_path):
         load(tiny_file, cache_dir)
 
 
-def test_broken_files_are_refused_with_all_that_is_wrong(tiny_file, cache_dir, tmp_path):
+def test_broken_files_are_refused_with_all_problems(tiny_file, cache_dir, tmp_path):
     def spoil(content):
         content["annotations"][0]["category_id"] = 7
         content["annotations"][1]["segmentations"].append(None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Association on tracks whose numbers are known."""
+"""Association on tracks with known numbers."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SIZE = (24, 40)
 
 
 def squares(lefts: list[int | None]) -> list[dict | None]:
-    """Per frame the RLE of a square of 8 pixels a side at that distance from the left, None where it is absent."""
+    """Return per frame the RLE of an 8 x 8 square at that distance from the left, or None where it is absent."""
     segmentations = []
     for left in lefts:
         mask = np.zeros(SIZE, dtype=np.uint8, order="F")
@@ -24,7 +24,7 @@ def squares(lefts: list[int | None]) -> list[dict | None]:
 
 
 def compare(objects: list[list[int | None]], tracks: list[list[int | None]], **options):
-    """Association of one video; objects and tracks by where they are in each frame."""
+    """Return the association of one video; objects and tracks are given by their place in each frame."""
     ground_truth = {
         "videos": [{"id": 1, "height": SIZE[0], "width": SIZE[1], "length": len(objects[0])}],
         "categories": [{"id": 1, "name": "square"}, {"id": 2, "name": "other"}],
@@ -35,7 +35,7 @@ def compare(objects: list[list[int | None]], tracks: list[list[int | None]], **o
     }
     results = [
         {"video_id": 1, "category_id": 2, "score": 0.5, "segmentations": squares(lefts)} for lefts in tracks
-    ]  # of another class, which plays no part
+    ]  # of another class, which is ignored
     return evaluate_association(ground_truth, results, **options)
 
 
@@ -64,17 +64,17 @@ def test_a_track_that_breaks_and_one_that_is_lost():
     assert result.switches == 1
 
 
-def test_an_object_that_comes_back_is_to_keep_its_track():
+def test_returning_object_should_keep_its_track():
     objects = [[0, 0, None, None, 0, 0]]
     kept = compare(objects, [[0, 0, None, None, 0, 0]])
-    anew = compare(objects, [[0, 0, None, None, None, None], [None, None, None, None, 0, 0]])
+    split = compare(objects, [[0, 0, None, None, None, None], [None, None, None, None, 0, 0]])
     assert (kept.association_accuracy, kept.switches) == (1, 0)
-    assert (anew.association_accuracy, anew.switches) == (0.5, 1)
-    assert kept.detection_accuracy == anew.detection_accuracy == 1
+    assert (split.association_accuracy, split.switches) == (0.5, 1)
+    assert kept.detection_accuracy == split.detection_accuracy == 1
 
 
 def test_false_masks_and_the_iou_threshold():
-    objects, tracks = [[0, 0]], [[0, 2], [20, 20]]  # two pixels beside it: IoU 6 / 10
+    objects, tracks = [[0, 0]], [[0, 2], [20, 20]]  # two pixels off: IoU 6 / 10
     result = compare(objects, tracks)
     assert result.detection_accuracy == pytest.approx(2 / 4)
     assert result.association_accuracy == 1
@@ -101,7 +101,7 @@ def test_videos_count_by_their_masks():
 
 
 def test_a_long_video():
-    """More frames than pycocotools counts in a byte."""
+    """The video has more frames than pycocotools counts in a byte."""
     result = compare([[0] * 300], [[0] * 300])
     assert (result.association_accuracy, result.detection_accuracy, result.idf1) == (1, 1, 1)
 

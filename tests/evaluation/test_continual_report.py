@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluations after each task and the report of a schedule, on tracks whose AP is known."""
+"""Evaluations after each task and the report of a schedule, on tracks with known AP."""
 
 import json
 
@@ -44,7 +44,7 @@ def ground_truth() -> dict:
     }
 
 
-# After the base everything is found. Then the dog is gone, and the best cat is a false one, in the video of the cow.
+# After the base everything is found. Later the dog is lost, and the best cat is false, in the video of the cow.
 BASE_RESULTS = [track(1, 2, 0.9), track(2, 2, 0.9), track(2, 3, 0.9)]
 LAST_RESULTS = [track(1, 2, 0.8), track(2, 2, 0.8), track(3, 1, 0.9), track(3, 2, 0.95)]
 
@@ -118,7 +118,7 @@ def test_files(ground_truth, tmp_path):
         "steps.png",
     ]
     content = json.loads((tmp_path / "new" / "report" / "report.json").read_text())
-    assert content["files"] == sorted(path.name for path in written)  # for a push to know them
+    assert content["files"] == sorted(path.name for path in written)  # read by a push
     assert ContinualReport.read(tmp_path / "new" / "report" / "report.json") == filled
     text = (tmp_path / "new" / "report" / "report.md").read_text()
     assert "| HVPL, classes | 50.00 |" in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forgetting rates: the formulas by hand, what is left out, which videos count."""
+"""Forgetting rates: the formulas by hand, classes left out, videos counted."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in model run over a data set: classes by name, frames from their folder, what is refused."""
+"""Prediction over a data set with a stand-in model: classes by name, frames from their folder, refused input."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ HEIGHT, WIDTH, LENGTH = 32, 64, 3
 
 
 class BrightnessModel:
-    """One query per class; the mask of the query is what is bright, the class of query 0 is sure."""
+    """One query per class; masks are the bright pixels, the class of query 0 is certain."""
 
     is_online = True
     device, dtype, training = torch.device("cpu"), torch.float32, False
@@ -39,7 +39,7 @@ class BrightnessModel:
 
 @pytest.fixture
 def data_set(tmp_path):
-    """One video with a bright square that stays where it is."""
+    """Write one video with a bright square that does not move."""
     names = [f"video/{frame:05d}.png" for frame in range(LENGTH)]
     (tmp_path / "video").mkdir()
     frame = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -82,14 +82,14 @@ def test_a_missing_frame_is_named(data_set, processor):
         predict_dataset(BrightnessModel(["fish", "owl"]), processor, ground_truth, folder)
 
 
-def test_frames_of_another_size_than_the_json_says_are_refused(data_set, processor):
+def test_frames_of_a_size_other_than_in_the_json_are_refused(data_set, processor):
     folder, ground_truth = data_set
     ground_truth["videos"][0]["width"] = 60
     with pytest.raises(ValueError, match=r"frames of video 4 are \(32, 64\).* but the json gives \(32, 60\)"):
         predict_dataset(BrightnessModel(["fish", "owl"]), processor, ground_truth, folder)
 
 
-def test_file_names_that_do_not_make_up_the_length_are_refused(data_set, processor):
+def test_file_names_must_match_the_length(data_set, processor):
     folder, ground_truth = data_set
     ground_truth["videos"][0]["file_names"].pop()
     with pytest.raises(ValueError, match="video 4: 'length' is 3 but there are 2 file_names"):

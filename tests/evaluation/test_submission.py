@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zips for the test servers: what is in them, and that nothing appears when something is wrong."""
+"""Zip files for the test servers: their content, and no file after an error."""
 
 import json
 import zipfile

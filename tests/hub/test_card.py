@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards: their text, their metadata, and the training summary that they are made of."""
+"""Model cards: text, metadata and the training summary."""
 
 import inspect
 import os
@@ -13,7 +13,7 @@ from transformers_cvis.hub.card import CardInfo, model_card, name_of_folder, rea
 from transformers_cvis.hub.push import push_to_hub
 
 
-def test_the_card_says_what_a_reader_needs(loopback_hub):
+def test_card_holds_usage_and_measurements(loopback_hub):
     summary = {"training_summary": SUMMARY, "license": "apache-2.0", "base_model": "tester/base"}
     push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny", revision="task-1", **summary)
     card = ModelCard.load(hf_hub_download("tester/tiny", "README.md", revision="task-1"))
@@ -35,7 +35,7 @@ def test_the_card_says_what_a_reader_needs(loopback_hub):
         "Install `transformers_cvis` from its repository",
     ):
         assert text in card.text, text
-    assert "pip install" not in card.text  # the package is on no index
+    assert "pip install" not in card.text  # the package is not published
     code = card.text.split("```python\n")[1:]
     for block in code:
         compile(block.split("```")[0], "card", "exec")
@@ -71,7 +71,7 @@ def test_the_title_is_the_last_part_of_the_name():
         assert card.data.model_name == "tiny"
 
 
-def test_the_title_of_a_model_that_learns_task_by_task_names_model_and_task():
+def test_card_title_names_model_and_task():
     model = tiny_hvpl()
     for name in ("tester/shapes", "shapes/task-0", "shapes"):
         assert model.card_title(name) == "shapes"

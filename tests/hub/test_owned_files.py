@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a revision belong to the package."""
+"""Files of a revision that belong to the package."""
 
 import pytest
 

@@ -40,7 +40,7 @@ def test_each_revision_gets_model_processor_and_card_in_one_commit(loopback_hub)
         assert loaded.config.id2label == {0: "disk", 1: "star"}
 
 
-def test_the_models_own_method_pushes_the_processor_too(loopback_hub):
+def test_the_models_own_method_pushes_the_processor(loopback_hub):
     commit = tiny_model().push_to_hub("tiny", video_processor=TinyProcessor(), revision="task-1")
     assert commit.oid == hub_repo(loopback_hub).branches["task-1"]
     assert "video_preprocessor_config.json" in hub_repo(loopback_hub).files("task-1")
@@ -60,7 +60,7 @@ def test_pushing_the_same_again_makes_no_commit(loopback_hub):
     assert first.oid == second.oid
 
 
-def test_files_of_an_earlier_push_do_not_stay_behind(loopback_hub):
+def test_files_of_an_earlier_push_are_removed(loopback_hub):
     push_to_hub(tiny_model(), None, "tester/tiny", max_shard_size=100, training_summary=SUMMARY)
     assert "model.safetensors.index.json" in hub_repo(loopback_hub).files("main")
     push_to_hub(tiny_model(), None, "tester/tiny")
@@ -81,8 +81,8 @@ def test_an_interrupted_push_leaves_every_revision_as_it_was(loopback_hub, metho
     assert_same_weights(TinyModel.from_pretrained("tester/tiny", revision=revision), tiny_model(2))
 
 
-def test_a_push_killed_before_its_commit_leaves_a_branch_without_a_model(loopback_hub, monkeypatch):
-    """What the branch must not do is to pass off the model of `main` as its own."""
+def test_killed_push_leaves_a_branch_without_a_model(loopback_hub, monkeypatch):
+    """The branch must not present the model of `main` as its own."""
     push_to_hub(tiny_model(), TinyProcessor(), "tester/tiny")
 
     def killed(*args, **kwargs):
@@ -90,7 +90,7 @@ def test_a_push_killed_before_its_commit_leaves_a_branch_without_a_model(loopbac
 
     with monkeypatch.context() as patch:
         patch.setattr(HfApi, "create_commit", killed)
-        patch.setattr(HfApi, "delete_branch", lambda *args, **kwargs: None)  # nor is there anyone to clean up
+        patch.setattr(HfApi, "delete_branch", lambda *args, **kwargs: None)  # the killed process cannot clean up
         with pytest.raises(KeyboardInterrupt):
             push_to_hub(tiny_model(1), TinyProcessor(), "tester/tiny", revision="task-1")
     assert set(hub_repo(loopback_hub).branches) == {"main", "task-1"}
@@ -110,7 +110,7 @@ def test_missing_repository_and_revision_are_named(loopback_hub):
 
 
 class Report:
-    """A report whose plot may be called what it likes; `lists_files` is False for one that does not declare any."""
+    """Report with a plot of any name; with `lists_files=False` it does not declare its files."""
 
     def __init__(self, plot: str, lists_files: bool = True):
         self.plot, self.lists_files = plot, lists_files
@@ -142,11 +142,11 @@ def test_a_renamed_plot_of_a_report_does_not_stay(loopback_hub):
     files = set(hub_repo(loopback_hub).files("task-1"))
     assert "new_plot.png" in files
     assert "old_plot.png" not in files
-    assert "mine.png" in files  # nobody of the package wrote it
+    assert "mine.png" in files  # not written by the package
 
 
-def test_the_files_of_a_report_go_without_the_room_that_wrote_them(loopback_hub):
-    """The pushing process has no report and has not loaded `evaluation`: the revision tells what is the report's."""
+def test_report_files_are_removed_without_importing_evaluation(loopback_hub):
+    """The pushing process has not loaded `evaluation`: the revision itself names the files of its report."""
     push_report(Report("plot.png"))
     code = (
         "import sys\n"

@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from transformers_cvis.kernels import (
@@ -21,11 +20,11 @@ MOST_ELEMENTS = 9
 def attention(query, key, value, num_heads, allowed=None):
     heads = (states.unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (query, key, value))
     mask = None if allowed is None else allowed[:, None]
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+    return nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def functions(height: int, width: int, num_heads: int, num_channels: int, dtype: torch.dtype) -> dict:
-    """Functions of the first elements of a batch."""
+    """Functions applied to the first elements of a batch."""
     torch.manual_seed(0)
     states, others = torch.randn(2, MOST_ELEMENTS, height, width, num_channels).to(dtype)
     decays = torch.rand_like(states)
@@ -53,10 +52,10 @@ def functions(height: int, width: int, num_heads: int, num_channels: int, dtype:
         "attention, a mask for all queries": lambda count: attention(
             states[:count, 0], others[:count, 0], others[:count, 0], num_heads, allowed[:count, :1, :width]
         ),
-        "silu": lambda count: F.silu(states[:count]),
-        "gelu": lambda count: F.gelu(states[:count]),
-        "softplus": lambda count: F.softplus(states[:count]),
-        # as they are
+        "silu": lambda count: nn.functional.silu(states[:count]),
+        "gelu": lambda count: nn.functional.gelu(states[:count]),
+        "softplus": lambda count: nn.functional.softplus(states[:count]),
+        # unchanged
         "depthwise convolution": lambda count: convolution(states[:count].permute(0, 3, 1, 2)),
         "norm": lambda count: norm(states[:count]),
         "arithmetic": lambda count: states[:count] * others[:count] + others[:count].exp(),
@@ -90,13 +89,17 @@ def test_gradients():
     states.requires_grad_(), weight.requires_grad_()
     query = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     with BatchInvariance():
-        assert torch.autograd.gradcheck(F.linear, (states, weight))
+        assert torch.autograd.gradcheck(nn.functional.linear, (states, weight))
         assert torch.autograd.gradcheck(lambda states: torch.matmul(states[0], weight.detach().T), (states,))
-        assert torch.autograd.gradcheck(lambda query: F.scaled_dot_product_attention(query, query, query), (query,))
-        for activation in (F.silu, F.gelu, F.softplus):
+        assert torch.autograd.gradcheck(
+            lambda query: nn.functional.scaled_dot_product_attention(query, query, query), (query,)
+        )
+        for activation in (nn.functional.silu, nn.functional.gelu, nn.functional.softplus):
             assert torch.autograd.gradcheck(activation, (states,))
         large = torch.tensor([-1e4, 1e4], requires_grad=True)
-        sum(activation(large).sum() for activation in (F.silu, F.gelu, F.softplus)).backward()
+        sum(
+            activation(large).sum() for activation in (nn.functional.silu, nn.functional.gelu, nn.functional.softplus)
+        ).backward()
     assert large.grad.tolist() == [0, 3]
 
 

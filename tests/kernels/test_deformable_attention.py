@@ -12,7 +12,7 @@ SHAPES = [(3, 5), (1, 1), (2, 1), (1, 4), (6, 7)]
 
 
 def inputs(dtype=torch.float64, heads=3, head_dim=5, queries=7, batch=2, shapes=SHAPES, points=2, spread=2.0, seed=0):
-    """Values, sampling locations of which many lie outside, weights that do not sum to one."""
+    """Return values, sampling locations (many outside), and weights that do not sum to one."""
     generator = torch.Generator().manual_seed(seed)
     tokens = sum(height * width for height, width in shapes)
     value = torch.randn(batch, tokens, heads, head_dim, dtype=dtype, generator=generator)
@@ -79,7 +79,7 @@ def test_locations_on_pixel_centres_have_the_gradient_of_grid_sample():
 
 
 @pytest.mark.parametrize("frozen", range(3))
-def test_only_what_needs_a_gradient_gets_one(frozen):
+def test_only_inputs_that_require_gradients_get_them(frozen):
     tensors = [tensor.requires_grad_(number != frozen) for number, tensor in enumerate(inputs())]
     ours(*tensors).sum().backward()
     assert [tensor.grad is None for tensor in tensors] == [number == frozen for number in range(3)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which path a layer runs, and why: kernels loaded from folders and from a loopback Hub, and every way that fails."""
+"""The path that a layer runs and its reason: kernels from folders and from a loopback Hub, and all failures."""
 
 import copy
 
@@ -21,7 +21,7 @@ SHAPES = [(2, 3)]
 
 
 class Model(nn.Module):
-    """Two layers that may run a kernel, and a parameter that says where the model is."""
+    """Two layers that may run a kernel, and a parameter that gives the device."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ def hub_mapping(repo_id, files=None):
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """Messages of the package's logger, each time they are given."""
+    """Return the messages of the package's logger, repeated ones included."""
     messages = []
     logger = logging.get_logger("transformers_cvis.kernels.hub_kernels")
     monkeypatch.setattr(logger, "warning_once", messages.append, raising=False)
@@ -61,15 +61,16 @@ def assert_kernel(model):
 
 
 def assert_falls_back(model, mapping, warnings, reason):
-    """One warning with the reason, the PyTorch path afterwards, and the error itself with `strict=True`."""
+    """Check for one warning with the reason, the PyTorch path afterwards, and an error with `strict=True`."""
     use_kernels(model, mapping=mapping)
     assert (model() == 2).all()
     assert len(warnings) == 1
     assert "PyTorch path runs instead" in warnings[0]
     report = kernel_report(model)
-    assert set(report) == {"first", "second"} and all(reason in text for text in report.values()), report
+    assert set(report) == {"first", "second"}
+    assert all(reason in text for text in report.values()), report
     assert reason in warnings[0], warnings[0]
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the reason may be the name of the error's class
         use_kernels(model, mapping=mapping, strict=True)
     assert reason in f"{type(caught.value).__name__}: {' '.join(str(caught.value).split())}"
     assert (model() == 2).all()
@@ -106,7 +107,7 @@ def test_a_device_type_without_a_kernel(warnings):
     assert_falls_back(Model(), None, warnings, "No layer mapping for `MultiScaleDeformableAttention` with device type")
 
 
-def test_layers_that_the_mapping_does_not_name_are_left_alone(warnings):
+def test_layers_outside_the_mapping_are_unchanged(warnings):
     model = Model()
     use_kernels(model, mapping={}, strict=True)
     assert (model() == 2).all()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from transformers_cvis.kernels import Linear, PointwiseConvolution, linear, pointwise_convolution
 
@@ -11,11 +11,13 @@ from transformers_cvis.kernels import Linear, PointwiseConvolution, linear, poin
 def test_linear_equals_pytorch(shape, bias):
     layer = Linear(16, 24, bias=bias)
     inputs = torch.randn(shape)
-    expected = F.linear(inputs, layer.weight, layer.bias)
+    expected = nn.functional.linear(inputs, layer.weight, layer.bias)
     with torch.no_grad():
         torch.testing.assert_close(layer(inputs), expected, rtol=1e-5, atol=1e-5)
         strided = torch.randn(*shape[:-1], 32)[..., ::2]
-        torch.testing.assert_close(layer(strided), F.linear(strided, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            layer(strided), nn.functional.linear(strided, layer.weight, layer.bias), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -24,7 +26,7 @@ def test_pointwise_convolution_equals_pytorch(dtype):
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
     for memory_format in (torch.channels_last, torch.contiguous_format):
         inputs = torch.randn(2, 8, 5, 6, dtype=dtype).contiguous(memory_format=memory_format)
-        expected = F.conv2d(inputs, layer.weight, layer.bias)
+        expected = nn.functional.conv2d(inputs, layer.weight, layer.bias)
         with torch.no_grad():
             actual = layer(inputs)
         torch.testing.assert_close(actual, expected, **tolerance)

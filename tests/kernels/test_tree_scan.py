@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spanning trees of grids and the aggregation along their paths, against definitions written down naively."""
+"""Spanning trees of grids and the aggregation along their paths, against naive definitions."""
 
 import sys
 
@@ -22,7 +22,7 @@ from transformers_cvis.kernels.tree_scan import grid_edges
 
 @pytest.fixture(params=["level_by_level", "numba"])
 def scan(request, monkeypatch) -> TreeScan:
-    """The layer, computing both ways: as on a GPU or without numba, and compiled for a CPU."""
+    """Return the layer on both paths: as on a GPU or without numba, and compiled for a CPU."""
     if request.param == "level_by_level":
         monkeypatch.setattr(tree_scan_module, "_compiled_scan", lambda: None)
     else:
@@ -53,7 +53,7 @@ def random_trees(batch_size: int, height: int, width: int, seed: int = 0) -> Spa
 
 
 def aggregate_by_paths(features: torch.Tensor, edge_weights: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-    """The closed form for one grid, (N, C): every pair of nodes, multiplying the weights of the edges between them."""
+    """Compute the closed form for one grid, `(N, C)`: each pair of nodes with the product of its edge weights."""
 
     def ancestors(node: int) -> list[int]:
         line = [node]
@@ -111,7 +111,7 @@ def test_nodes_come_level_by_level_after_their_parents():
     assert trees.level_sizes[0] == 4
     assert sum(trees.level_sizes) == 4 * 5 * 6
     assert trees.parents[:4].tolist() == [-1] * 4
-    assert trees.edges[:4].tolist() == [0, 30, 60, 90]  # no edge leads up from the top left
+    assert trees.edges[:4].tolist() == [0, 30, 60, 90]  # the top left node has no parent edge
     levels, parents = (steps.split(trees.level_sizes) for steps in (trees.nodes, trees.parents))
     for level, parents_of_next in zip(levels[:-1], parents[1:], strict=True):
         assert set(parents_of_next.tolist()) <= set(level.tolist())
@@ -177,7 +177,7 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous(scan):
     assert torch.equal(gradients[0][1], gradients[1][1])
 
 
-def test_channels_know_nothing_of_each_other(scan):
+def test_channels_are_independent(scan):
     trees = random_trees(3, 40, 50)
     features, edge_weights = random_inputs((3, 2000, 100), torch.float32)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations: classes, starts, unknown keys, and the switches that `behaviour` sets at once."""
+"""Configurations: classes, `starts_from`, unknown keys, and the switches of `behaviour`."""
 
 import json
 from pathlib import Path
@@ -51,13 +51,13 @@ class TestBehaviour:
         config = HvplConfig(behaviour="released")
         assert {name: getattr(config, name) for name in switches(HvplConfig)} == RELEASED
 
-    def test_a_single_field_overrides_it(self):
+    def test_single_field_overrides_behaviour(self):
         config = HvplConfig(behaviour="released", scan_axes="frames_queries")
         assert config.scan_axes == "frames_queries"
         assert config.encoder_slices == "joint"
         assert HvplConfig(encoder_slices="joint").cross_tokens == "per_task"
 
-    def test_it_is_saved_with_all_values(self, tmp_path):
+    def test_behaviour_is_saved_with_all_values(self, tmp_path):
         CrispConfig(behaviour="paper", matching="cosine").save_pretrained(tmp_path)
         loaded = AutoConfig.from_pretrained(tmp_path)
         assert (loaded.behaviour, loaded.matching, loaded.isc_similarity) == ("paper", "cosine", "cosine")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of every video model: its score rule is an item like the tensors, and stays with them."""
+"""The output of video models keeps its score rule as an item among the tensors."""
 
 import copy
 
@@ -21,20 +21,20 @@ def output() -> VideoInstanceSegmentationOutput:
     )
 
 
-def test_it_is_the_last_item(output):
+def test_score_rule_is_the_last_item(output):
     assert list(output) == ["class_queries_logits", "masks_queries_logits", "score_rule"]
     assert output["score_rule"] == output[-1] == output.to_tuple()[-1] == RULE
     assert copy.deepcopy(output).score_rule == RULE
 
 
-def test_it_stays_where_an_output_is_cast_or_gathered(output):
-    cast = convert_to_fp32(output)  # what accelerate does to the outputs of a model in mixed precision
+def test_score_rule_survives_casting_and_gathering(output):
+    cast = convert_to_fp32(output)  # accelerate does this to outputs in mixed precision
     assert cast.class_queries_logits.dtype == torch.float32
     assert cast.score_rule == RULE
     assert [gathered.score_rule for gathered in gather_object([output])] == [RULE]
 
 
-def test_a_compiled_forward_returns_it():
+def test_compiled_forward_returns_the_score_rule():
     def forward(logits):
         return VideoInstanceSegmentationOutput(class_queries_logits=2 * logits, score_rule=RULE)
 

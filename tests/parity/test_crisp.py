@@ -3,10 +3,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
-from tests.support.helpers import tiny_detector_config
+from tests.support.video_models import decoder_config
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.modeling.clip_detector import ClipFeatures
 from transformers_cvis.modeling.crisp import CrispConfig, CrispForVideoInstanceSegmentation
@@ -24,23 +24,14 @@ SUPERVISION = {"crisp_decoder_base": "all", "crisp_decoder_prompts": "released"}
 
 
 class DecoderCase:
-    """A case of the decoder: the model with its weights, the recorded features instead of frames."""
+    """Load a case of the decoder: the model with its weights, and recorded features instead of frames."""
 
     def __init__(self, name: str, monkeypatch):
         self.case = load_case(name)
         config = self.case.config
-        detector = tiny_detector_config(
-            hidden_dim=config["hidden_dim"],
-            feature_size=config["hidden_dim"],
-            mask_feature_size=config["mask_dim"],
-            num_queries=config["num_queries"],
-            decoder_layers=config["decoder_layers"] + 1,
-            num_attention_heads=config["heads"],
-            dim_feedforward=config["feedforward"],
-        )
         self.model = CrispForVideoInstanceSegmentation(
             CrispConfig.from_frame_detector(
-                detector,
+                decoder_config(config),
                 id2label={index: f"class {index}" for index in range(sum(config["classes"]))},
                 task_class_counts=config["classes"],
                 task_prompt_counts=[config["num_prompts"]] * (len(config["classes"]) - 1),
@@ -63,7 +54,7 @@ class DecoderCase:
         shape, inputs = (num_clips, num_frames), self.case.inputs
         levels = [inputs[f"feat{level}"][: num_clips * num_frames] for level in range(3)]
         mask_features = inputs["mask_features"][: num_clips * num_frames]
-        shrunk = [F.interpolate(mask_features, level.shape[-2:], mode="bilinear") for level in levels]
+        shrunk = [nn.functional.interpolate(mask_features, level.shape[-2:], mode="bilinear") for level in levels]
         return ClipFeatures(
             [level.unflatten(0, shape) for level in levels],
             [part.flatten(2).transpose(1, 2).unflatten(0, shape) for part in shrunk],
@@ -159,12 +150,12 @@ def test_initialisation_of_prompts():
         directions = principal_rows(old_queries, num_old - 1, "directions") / length
         rows, picked = expected[f"{name}/reference_rows"] / length, expected[f"{name}/reference_selected"]
         for row, index in zip(rows, picked.tolist(), strict=True):
-            if index < num_old - 1:  # the last belongs to a variance of zero, so any direction may be it
+            if index < num_old - 1:  # the last has zero variance, so its direction is arbitrary
                 assert_matches((directions[index] @ row).abs(), torch.tensor(1.0, dtype=torch.float64), name, 1e-8)
 
 
 def test_selection_of_tracks():
-    """Scores are class probabilities, whether the video comes at once or clip by clip with the same class logits."""
+    """Scores are class probabilities, for a whole video and clip by clip with the same class logits."""
     case = load_case("crisp_inference")
     config, expected = case.config, case.outputs
     logits, masks = case.inputs["pred_logits"], case.inputs["pred_masks"]

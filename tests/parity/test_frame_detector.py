@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
 from transformers_cvis.conversion import convert_state_dict
@@ -33,7 +33,7 @@ def pixel_values(case):
     pixels = (case.inputs["image"].double() - mean) / std
     divisor = case.config["padded_to_multiple_of"]
     height, width = pixels.shape[-2:]
-    return F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
+    return nn.functional.pad(pixels, (0, -width % divisor, 0, -height % divisor))
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +93,15 @@ def test_predictions(case, outputs):
 
 
 def test_instances(case, pixel_values, outputs):
-    """Final instances of image evaluation: top pairs of query and class, rescored by mask quality at output size."""
+    """Return the instances of image evaluation: top pairs of query and class, scored by mask quality as well."""
     scores = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
     best = scores.flatten().topk(case.config["top_k"])
     queries, labels = best.indices // scores.shape[1], best.indices % scores.shape[1]
     height, width = case.inputs["image"].shape[-2:]
-    logits = F.interpolate(outputs.masks_queries_logits, pixel_values.shape[-2:], mode="bilinear", align_corners=False)
-    logits = F.interpolate(
+    logits = nn.functional.interpolate(
+        outputs.masks_queries_logits, pixel_values.shape[-2:], mode="bilinear", align_corners=False
+    )
+    logits = nn.functional.interpolate(
         logits[..., :height, :width], case.config["output_size"], mode="bilinear", align_corners=False
     )
     masks = logits[0, queries] > 0
@@ -119,6 +121,6 @@ def test_instances(case, pixel_values, outputs):
 
 
 def _order(scores, labels):
-    """Indices by label, then by score."""
+    """Return indices sorted by label, then by score."""
     by_score = scores.argsort()
     return by_score[labels[by_score].argsort(stable=True)]

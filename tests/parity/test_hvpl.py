@@ -3,10 +3,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from tests.support.goldens import assert_matches, load_case
 from tests.support.helpers import tiny_detector_config
+from tests.support.video_models import decoder_config
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.conversion.released.hvpl import RELEASED_HVPL, infer_hvpl_config
 from transformers_cvis.modeling.hvpl.configuration_hvpl import HvplConfig
@@ -21,7 +22,7 @@ POSITION_CODES_IN_FLOAT32 = 1e-5  # by the reference
 
 
 def converted(case, released_prefix: str, prefix: str) -> dict[str, torch.Tensor]:
-    """Weights of a case that holds one module of the network, under the names of that module here."""
+    """Return the weights of a case of one module, under the names of that module in this package."""
     released = {released_prefix + name: tensor for name, tensor in case.state_dict().items()}
     state_dict, report = convert_state_dict(released, "hvpl")
     assert not report.unknown
@@ -42,15 +43,7 @@ class FrameCase:
         config = self.case.config
         self.class_counts = config["classes"]
         self.detector = HvplFrameDetector(
-            tiny_detector_config(
-                hidden_dim=config["hidden_dim"],
-                feature_size=config["hidden_dim"],
-                mask_feature_size=config["mask_dim"],
-                num_queries=config["num_queries"],
-                decoder_layers=config["decoder_layers"] + 1,
-                num_attention_heads=config["heads"],
-                dim_feedforward=config["feedforward"],
-            ),
+            decoder_config(config),
             config["classes"],
             [config["num_prompts"]] * (len(config["classes"]) - 1),
             config["deep_class_head"],
@@ -65,7 +58,7 @@ class FrameCase:
     def decode(self, groups: GroupedQueries):
         levels = [self.case.inputs[f"feat{level}"] for level in range(3)]
         shrunk = [
-            F.interpolate(self.mask_features, level.shape[-2:], mode="bilinear", align_corners=False)
+            nn.functional.interpolate(self.mask_features, level.shape[-2:], mode="bilinear", align_corners=False)
             for level in levels
         ]
         return self.detector.decode(levels, shrunk, groups)
@@ -141,7 +134,7 @@ class VideoCase:
         self.head = load(HvplVideoHead(self.config), converted(self.case, "vita_module.", "video_head."))
 
     def frame_queries(self, run: str, num_frames: int):
-        """(layers, clips x frames, F, C) -> (layers x clips, frames, F, C)"""
+        """Reshape (layers, clips x frames, F, C) to (layers x clips, frames, F, C)."""
         return self.case.inputs[f"{run}/frame_queries"].unflatten(1, (-1, num_frames)).flatten(0, 1)
 
     def assert_equal(self, actual, name):
@@ -205,7 +198,7 @@ def test_inference_of_the_whole_network():
     mean, std = (torch.tensor(config[name]).double()[:, None, None] for name in ("pixel_mean", "pixel_std"))
     frames = (case.inputs["frames"] - mean) / std
     input_size = tuple(frames.shape[-2:])
-    frames = F.pad(frames, (0, -input_size[1] % 32, 0, -input_size[0] % 32))[None]
+    frames = nn.functional.pad(frames, (0, -input_size[1] % 32, 0, -input_size[0] % 32))[None]
     output = model.eval()(frames, output_embeddings=True)
 
     def equal(actual, name):
@@ -230,7 +223,7 @@ def test_inference_of_the_whole_network():
 
 
 def task_model(config: dict, video_decoder_layers: int) -> HvplForVideoInstanceSegmentation:
-    """The model of a case before its last task."""
+    """Build the model of a case before its last task."""
     *class_counts, _ = config["classes"]
     return HvplForVideoInstanceSegmentation(
         HvplConfig(

@@ -10,7 +10,7 @@ from transformers_cvis.modeling.frame_detector.pixel_decoder import DeformableSe
 
 
 def level_geometry(shapes: list[tuple[int, int]]) -> tuple:
-    """Heights and widths of the levels as a tensor and as they are, and the first token of each."""
+    """Return heights and widths of the levels as a tensor and as a list, and the first token of each."""
     sizes = torch.tensor(shapes)
     return sizes, shapes, torch.cat((sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]))
 
@@ -33,7 +33,7 @@ def test_msdeform_op(dtype, tolerance):
 
 
 def test_msdeform_module():
-    """The pixel decoder's attention. The reference was also given padding, which here is an image like the rest."""
+    """Compare the pixel decoder's attention. The reference also had padding, which counts as image here."""
     case = load_case("msdeform_module")
     shapes = [tuple(shape) for shape in case.inputs["spatial_shapes"].tolist()]
     module = DeformableSelfAttention(case.config["hidden"], case.config["heads"]).double()
@@ -43,11 +43,11 @@ def test_msdeform_module():
 
     features = case.inputs["features"].requires_grad_()
     positions = (case.inputs["query"] - features.detach()).requires_grad_()
-    # (N, S, levels, 2), where the reference has other places on every level
+    # (N, S, levels, 2); the reference has different locations on each level
     reference_points = case.inputs["reference_points"][:, :, None, :, None]
     output = module(features, positions, reference_points, *level_geometry(shapes))
     output.backward(case.inputs["grad_output"])
     assert_matches(output, case.outputs["output"], "output", case.tolerance)
     assert_matches(positions.grad, case.outputs["grad_query"], "grad_query", case.tolerance)
-    # What reaches the features through the queries is what reaches the positions.
+    # The gradient of the features through the queries is that of the positions.
     assert_matches(features.grad - positions.grad, case.outputs["grad_features"], "grad_features", case.tolerance)

@@ -36,12 +36,12 @@ def fixed_points(case: Case) -> FixedPoints:
 
 
 def pick_channels(layer: int, num_layers: int, num_queries: int) -> torch.Tensor:
-    """Embeddings `(Q, layers * Q)` whose products with all layers' logits are the logits of `layer`."""
+    """Return embeddings `(Q, layers * Q)` whose products with all layers' logits are the logits of `layer`."""
     return torch.eye(num_layers * num_queries, dtype=torch.float64).unflatten(0, (num_layers, num_queries))[layer]
 
 
 def frame_predictions(logits: list[torch.Tensor], masks: list[torch.Tensor]):
-    """Images: class logits (N, Q, K + 1), mask logits (N, Q, h, w) of each layer -> predictions, mask features."""
+    """Build predictions and mask features of images from logits (N, Q, K + 1) and (N, Q, h, w) of each layer."""
     num_images, num_queries = masks[0].shape[:2]
     predictions = [
         LayerPrediction(logit, pick_channels(layer, len(masks), num_queries).expand(num_images, -1, -1))
@@ -51,7 +51,7 @@ def frame_predictions(logits: list[torch.Tensor], masks: list[torch.Tensor]):
 
 
 def clip_predictions(logits: list[torch.Tensor], masks: list[torch.Tensor]):
-    """Videos: (L, B, Q, K + 1) and (L, B, Q, T, h, w) of each layer -> predictions, mask features (B, T, C, h, w)."""
+    """Build predictions and mask features (B, T, C, h, w) of videos from (L, B, Q, K + 1) and (L, B, Q, T, h, w)."""
     num_groups, num_videos, num_queries = masks[0].shape[:3]
     features = torch.stack(masks).permute(2, 4, 0, 1, 3, 5, 6).flatten(2, 4)
     embeddings = torch.eye(features.shape[2], dtype=torch.float64)
@@ -64,7 +64,7 @@ def with_gradients(inputs: dict, prefix: str, count: int) -> list[torch.Tensor]:
 
 
 def total_and_unweighted(losses: dict[str, torch.Tensor], case: Case):
-    """The sum of weighted losses, and each one as the reference lists it: without its weight."""
+    """Return the sum of weighted losses, and each loss without its weight, as the reference lists it."""
     weights = case.config["weights"]
     kinds = {"ce": "class", "mask": "mask", "dice": "dice", "sim": "similarity"}
     unweighted = {}
@@ -75,7 +75,7 @@ def total_and_unweighted(losses: dict[str, torch.Tensor], case: Case):
 
 
 def record_costs(criterion, monkeypatch) -> list:
-    """The cost arrays of every matching of `criterion`, in order."""
+    """Record the cost arrays of every matching of `criterion`, in order."""
     recorded, compute = [], criterion._costs
 
     def record(*args):
@@ -87,7 +87,7 @@ def record_costs(criterion, monkeypatch) -> list:
 
 
 def video_labels(case: Case) -> list[dict]:
-    """Raw labels, masks padded right and bottom to a multiple of 32 as the models' input is."""
+    """Return raw labels with masks padded right and bottom to a multiple of 32, like the models' input."""
     labels = []
     for video in range(case.config["videos"]):
         masks = case.inputs[f"video{video}_masks"]
@@ -277,10 +277,10 @@ def test_clipwise_losses(monkeypatch):
 
 
 def check_assignments(case: Case, targets: VideoTargets, costs: list[np.ndarray], assignment: torch.Tensor) -> None:
-    """Costs, newcomers' matches, merged assignment, blocked and occupied queries of every clip and layer.
+    """Compare costs, newcomers' matches, merged assignment, blocked and occupied queries of every clip and layer.
 
     The reference hands the solver matrices with columns of all but newcomers and rows of blocked queries at
-    `blocked_cost`; ours is handed only the rest.
+    `blocked_cost`; the solver here gets only the rest.
     """
     num_videos, num_clips, blocked_cost = targets.num_videos, case.config["clips"], case.config["blocked_cost"]
     visible = (targets.clip_ids(num_clips) != -1).any(dim=2)

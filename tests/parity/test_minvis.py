@@ -4,14 +4,12 @@
 import torch
 
 from tests.support.goldens import assert_matches, load_case
-from tests.support.video_models import network_input
+from tests.support.video_models import assert_online_inference, network_input
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.conversion.released.mask2former import infer_minvis_config
 from transformers_cvis.modeling.minvis import MinVisForVideoInstanceSegmentation, match_frame_queries
-from transformers_cvis.processing import TrackAccumulator
-from transformers_cvis.rle import decode
 
-# The research code makes its sine position codes in float32.
+# The research code computes its sine position codes in float32.
 NETWORK_TOLERANCE = 1e-5
 
 
@@ -51,30 +49,4 @@ def test_whole_network():
     pixels = network_input(case, frames)
     detected = model.detect(pixels)
     assert_matches(detected.frame_queries.permute(0, 3, 1, 2), expected["frame_embds"], "queries", NETWORK_TOLERANCE)
-    outputs = list(model.stream(pixels.split(case.config["window"], dim=1)))
-    num_frames = [output.masks_queries_logits.shape[2] for output in outputs]
-    logits = sum(count * output.class_queries_logits[0] for count, output in zip(num_frames, outputs, strict=True))
-    assert_matches(logits / sum(num_frames), expected["class_logits"], "class logits", NETWORK_TOLERANCE)
-    masks = torch.cat([output.masks_queries_logits[0] for output in outputs], dim=1)
-    assert_matches(masks.mean((2, 3)), expected["mask_logits_mean"], "mask logits", NETWORK_TOLERANCE)
-
-    accumulator = TrackAccumulator(
-        tuple(case.config["output_size"]),
-        tuple(frames.shape[-2:]),
-        top_k=case.config["top_k"],
-        score_rule=config.score_rule,
-    )
-    for output in outputs:
-        accumulator.update(output.class_queries_logits[0], output.masks_queries_logits[0])
-    tracks = sorted(accumulator.tracks(), key=lambda track: (-track.score, track.label_id))
-    order = sorted(range(len(tracks)), key=lambda i: (-expected["scores"][i].item(), expected["labels"][i].item()))
-    scores = torch.tensor([track.score for track in tracks], dtype=torch.float64)
-    assert_matches(scores, expected["scores"][order], "scores", NETWORK_TOLERANCE)
-    assert [track.label_id for track in tracks] == expected["labels"][order].tolist()
-    for track, masks in zip(tracks, expected["masks"][order], strict=True):
-        found = [masks.new_zeros(masks.shape[1:]) if s is None else decoded(s) for s in track.segmentations]
-        assert (torch.stack(found) == masks).double().mean() > 0.999
-
-
-def decoded(segmentation: dict) -> torch.Tensor:
-    return torch.from_numpy(decode(segmentation)).to(torch.uint8)
+    assert_online_inference(case, model, NETWORK_TOLERANCE)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.support.goldens import Case, assert_matches, load_case
-from tests.support.video_models import network_input
+from tests.support.video_models import assert_online_inference, network_input
 from transformers_cvis.conversion import convert_state_dict
 from transformers_cvis.conversion.released.spvis import infer_spvis_config
 from transformers_cvis.modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
@@ -16,11 +16,9 @@ from transformers_cvis.modeling.spvis.refiners import (
     TemporalRefiner,
 )
 from transformers_cvis.modeling.spvis.tracker import TrackedFrames, Tracker
-from transformers_cvis.processing import TrackAccumulator
-from transformers_cvis.rle import decode
 
 TOLERANCE = 1e-8
-# The research code makes sine position codes, or what it returns at inference, in float32.
+# The research code computes sine position codes, or its outputs at inference, in float32.
 SINGLE_PRECISION = 1e-5
 
 
@@ -39,7 +37,7 @@ def part_config(case: Case, **settings) -> SpvisConfig:
 
 
 def load_part(case: Case, module: torch.nn.Module, system: str, released_name: str, name: str) -> torch.nn.Module:
-    """The part of a network which a case records, with its converted weights, in float64."""
+    """Return the recorded part of a network with its converted weights, in float64."""
     released = {f"{released_name}.{key}": value for key, value in case.state_dict().items()}
     converted, report = convert_state_dict(released, system)
     assert not report.unknown
@@ -53,7 +51,7 @@ def tolerance_of(case: Case) -> float:
 
 
 def queries_of(tensor: torch.Tensor) -> torch.Tensor:
-    """(1, C, T, Q) of the research code -> (1, T, Q, C)"""
+    """Reorder (1, C, T, Q) of the research code to (1, T, Q, C)."""
     return tensor.permute(0, 2, 3, 1)
 
 
@@ -162,10 +160,10 @@ def test_temporal_refiner():
 
 @torch.no_grad()
 def test_interaction_as_written():
-    """The published interaction runs only where frames, queries and channels are equally many, since it mixes them up.
+    """The published interaction mixes up axes, so it needs equal numbers of frames, queries and channels.
 
-    Its order of axes is followed here with our layers: queries meet frames across the batch, the frames' queries are
-    also the attention mask, the channels of the convolution are the frames, and the layers behind it read frames as
+    This follows its order of axes with the layers here: queries attend to frames across the batch, frame queries are
+    also the attention mask, the channels of the convolution are the frames, and the layers after it read frames as
     channels.
     """
     case = load_case("spvis_interaction_literal")
@@ -207,29 +205,4 @@ def test_online_network():
     pixels = network_input(case, frames)
     detected = model.detect(pixels)
     assert_matches(detected.frame_queries, queries_of(expected["frame_embds"]), "frame queries", SINGLE_PRECISION)
-    outputs = list(model.stream(pixels.split(case.config["window"], dim=1)))
-    lengths = [output.masks_queries_logits.shape[2] for output in outputs]
-    logits = sum(length * output.class_queries_logits[0] for length, output in zip(lengths, outputs, strict=True))
-    assert_matches(logits / sum(lengths), expected["class_logits"], "class logits", SINGLE_PRECISION)
-    masks = torch.cat([output.masks_queries_logits[0] for output in outputs], dim=1)
-    assert_matches(masks.mean((2, 3)), expected["mask_logits_mean"], "mask logits", SINGLE_PRECISION)
-
-    accumulator = TrackAccumulator(
-        tuple(case.config["output_size"]),
-        tuple(frames.shape[-2:]),
-        top_k=case.config["top_k"],
-        score_rule=config.score_rule,
-    )
-    for output in outputs:
-        accumulator.update(output.class_queries_logits[0], output.masks_queries_logits[0])
-    tracks = accumulator.tracks()
-    order = expected["scores"].argsort(descending=True)
-    scores = torch.tensor([track.score for track in tracks], dtype=torch.float64)
-    assert_matches(scores, expected["scores"][order], "scores", SINGLE_PRECISION)
-    assert [track.label_id for track in tracks] == expected["labels"][order].tolist()
-    for track, masks in zip(tracks, expected["masks"][order], strict=True):
-        found = [
-            masks.new_zeros(masks.shape[1:]) if segmentation is None else torch.from_numpy(decode(segmentation))
-            for segmentation in track.segmentations
-        ]
-        assert (torch.stack(found).to(masks.dtype) == masks).double().mean() > 0.999
+    assert_online_inference(case, model, SINGLE_PRECISION)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask2Former checkpoints of the Hub, as transformers saves them, segment videos without any conversion."""
+"""Mask2Former checkpoints in the format of transformers segment videos without conversion."""
 
 import copy
 import json
@@ -13,7 +13,6 @@ from huggingface_hub import HfApi
 from transformers import (
     AutoModel,
     AutoVideoProcessor,
-    Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     MaskFormerConfig,
     MaskFormerForInstanceSegmentation,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 import transformers_cvis_cli as cli
+from tests.support.tiny_mask2former import tiny_mask2former
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
     CvisVideoProcessor,
@@ -42,7 +42,7 @@ BACKBONES = {
     "swin": SwinConfig(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4, out_features=STAGES),
     "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], out_features=STAGES),
 }
-# What the image processors of these checkpoints save; mean and std are changed here, to be told from the defaults.
+# The saved image processor of these checkpoints, with a mean and std that differ from the defaults.
 IMAGE_PROCESSOR = {
     "_max_size": 1333,
     "do_normalize": True,
@@ -59,7 +59,7 @@ IMAGE_PROCESSOR = {
     "size": {"longest_edge": 1333, "shortest_edge": 800},
     "size_divisor": 32,
 }
-# Keys which versions of transformers between then and now wrote.
+# Keys that older versions of transformers wrote.
 OLD_KEYS = {
     "backbone": None,
     "backbone_kwargs": None,
@@ -73,23 +73,10 @@ OLD_KEYS = {
 
 @pytest.fixture(scope="module", params=list(BACKBONES))
 def checkpoint(request, tmp_path_factory):
-    """Transformers' own model with random weights, and the folder where its files are."""
+    """Return the model of transformers with random weights, and the folder of its files."""
     torch.manual_seed(0)
-    config = Mask2FormerConfig(
-        backbone_config=BACKBONES[request.param],
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        dim_feedforward=32,
-        decoder_layers=4,
-        num_attention_heads=2,
-        num_queries=8,
-        id2label=LABELS,
-        label2id={label: index for index, label in LABELS.items()},
-    )
-    model = Mask2FormerForUniversalSegmentation(config).eval()
+    names = {"id2label": LABELS, "label2id": {label: index for index, label in LABELS.items()}}
+    model = tiny_mask2former(BACKBONES[request.param], decoder_layers=4, num_queries=8, **names).eval()
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())
@@ -100,7 +87,7 @@ def checkpoint(request, tmp_path_factory):
 
 @pytest.fixture
 def repository(checkpoint, loopback_hub):
-    """The same model, and the name of its repository."""
+    """Return the same model and the name of its repository."""
     api = HfApi()
     api.create_repo(REPO)
     api.upload_folder(repo_id=REPO, folder_path=checkpoint[1])
@@ -114,7 +101,7 @@ def frames():
 
 @torch.no_grad()
 def assert_same_network(model, theirs):
-    """In double precision: mask logits of random weights are so near zero that rounding would move attention masks."""
+    """Compare in double precision: random weights give mask logits so near zero that rounding moves attention masks."""
     model, theirs = (copy.deepcopy(network).double() for network in (model, theirs))
     pixel_values = torch.randn(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ours, expected = model(pixel_values), theirs(pixel_values[:, 0])
@@ -139,7 +126,7 @@ def test_repository_loads_through_every_class(repository):
         model = loader.from_pretrained(name)
         assert type(model) is MinVisForVideoInstanceSegmentation
         assert_same_network(model, theirs)
-    assert type(AutoModel.from_pretrained(name)).__name__ == "Mask2FormerModel"  # transformers' own stays what it is
+    assert type(AutoModel.from_pretrained(name)).__name__ == "Mask2FormerModel"  # transformers' mapping is untouched
 
 
 def test_revisions(checkpoint, repository):
@@ -188,7 +175,7 @@ def test_saved_again_it_is_a_minvis(checkpoint, tmp_path, frames):
     assert again.video_processor.to_dict() == segment.video_processor.to_dict()
 
 
-def test_frame_detector_of_this_package_loads_too(checkpoint, tmp_path):
+def test_frame_detector_of_this_package_loads(checkpoint, tmp_path):
     theirs, folder = checkpoint
     FrameDetector.from_pretrained(folder).save_pretrained(tmp_path)
     assert_same_network(MinVisForVideoInstanceSegmentation.from_pretrained(tmp_path), theirs)
@@ -207,7 +194,7 @@ def test_command_line(repository, frames, tmp_path, capsys):
 
 
 class TestStartOfSpvis:
-    """As the start of SPVIS they leave its tracker and refiner random, which no one can miss."""
+    """SPVIS started from them has a random tracker and refiner, and reports it."""
 
     @pytest.fixture
     def propagated(self, monkeypatch):
@@ -227,7 +214,7 @@ class TestStartOfSpvis:
         assert pipeline(TASK, model=str(tmp_path)).model.is_online == (refiner is None)
         assert "has no weights" not in caplog.text
 
-    def test_a_folder_whose_configuration_promises_more_than_its_weights(self, checkpoint, tmp_path, frames, capsys):
+    def test_missing_weights_of_a_configured_part_are_refused(self, checkpoint, tmp_path, frames, capsys):
         model = SpvisForVideoInstanceSegmentation.from_pretrained(checkpoint[1], refiner="spvis")
         for name in ("model.safetensors", "preprocessor_config.json"):
             shutil.copy(checkpoint[1] / name, tmp_path)
@@ -256,10 +243,8 @@ class TestOthers:
     """Checkpoints that are not Mask2Former's are refused by name."""
 
     def test_by_class(self, maskformer):
-        with pytest.raises(
-            ValueError,
-            match="is a 'maskformer' model. A 'minvis' model loads its own checkpoints, or starts from one of mask2former",
-        ):
+        refusal = "is a 'maskformer' model. A 'minvis' model loads its own checkpoints, or starts from one of "
+        with pytest.raises(ValueError, match=f"{refusal}mask2former"):
             MinVisForVideoInstanceSegmentation.from_pretrained(maskformer)
 
     def test_by_pipeline(self, maskformer):

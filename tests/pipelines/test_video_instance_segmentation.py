@@ -19,7 +19,7 @@ from transformers_cvis.pipelines import VideoInstanceSegmentationPipeline, regis
 from transformers_cvis.processing import CvisVideoProcessor, VideoWriter, open_video
 
 TASK = "video-instance-segmentation"
-LABELS = {"threshold": 0.0, "device": "cpu"}  # an untrained model is sure of nothing: show it all
+LABELS = {"threshold": 0.0, "device": "cpu"}  # scores of an untrained model are low, so show all tracks
 SMALL = CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96})
 
 
@@ -92,7 +92,7 @@ class TestCalls:
     def test_parameters_when_it_is_made(self, model_folder, mp4):
         segment = pipeline(TASK, model=model_folder, stride=2, top_k=1, **LABELS)
         assert segment(mp4)["num_frames"] == 2
-        assert segment(mp4, stride=1)["num_frames"] == 4  # the call wins
+        assert segment(mp4, stride=1)["num_frames"] == 4  # the argument of the call takes precedence
 
     def test_progress(self, segment, mp4, terminal):
         segment(mp4)
@@ -163,7 +163,7 @@ class TestManyVideos:
 
 
 class Paths(Dataset):
-    """A map-style data set without an iterator of its own."""
+    """Map-style data set without its own iterator."""
 
     def __init__(self, paths):
         self.paths = paths
@@ -186,7 +186,7 @@ class PathStream(IterableDataset):
 class TestBatches:
     @pytest.fixture
     def batch_sizes(self, segment, monkeypatch):
-        """The number of videos of each forward pass."""
+        """Record the number of videos of each forward pass."""
         sizes, forward = [], segment.model.forward
         monkeypatch.setattr(
             segment.model, "forward", lambda clip, **inputs: sizes.append(len(clip)) or forward(clip, **inputs)
@@ -214,7 +214,7 @@ class TestBatches:
         assert max(batch_sizes) == 2
 
     def test_a_file_with_fewer_frames_than_it_states(self, segment, frames, batch_sizes, caplog):
-        """The batch falls apart while it runs, and its videos are segmented one by one."""
+        """The batch fails while it runs, and its videos are segmented one by one."""
         whole, short = open_video(frames), open_video(frames[:3])
         short.num_frames = 4
         results = segment([whole, short], batch_size=2, clip_length=1)
@@ -248,7 +248,7 @@ class TestStages:
         opened, open_container = [], av.open
         monkeypatch.setattr(av, "open", lambda file, *args, **kwargs: opened.append(file) or open_container(file))
         segment(mp4)
-        assert opened == [mp4, mp4]  # for its header, then for its frames
+        assert opened == [mp4, mp4]  # once for the header, once for the frames
 
 
 class TestModels:

@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture
 def write_video():
-    """Writes frames `(T, H, W, 3)` as a video file; smooth frames survive the encoder nearly unchanged."""
+    """Write frames `(T, H, W, 3)` as a video file; smooth frames survive the encoder nearly unchanged."""
 
     def write(path, frames, fps=10, encoder="libx264", rotation=None, options=None):
         with av.open(str(path), "w", options=options or {}) as container:
@@ -28,7 +28,7 @@ def write_video():
 
 @pytest.fixture
 def numbered_frames():
-    """Frames whose brightness tells their number: frame `i` is `10 * i` everywhere."""
+    """Return frames whose brightness is their number: frame `i` is `10 * i` everywhere."""
 
     def make(num_frames, height=48, width=64):
         values = np.arange(num_frames, dtype=np.uint8) * 10
@@ -38,7 +38,7 @@ def numbered_frames():
 
 
 class FakeModel:
-    """Says what it is told: class logits per clip, and mask logits cut from one array `(queries, frames, h, w)`."""
+    """Return given class logits per clip, and mask logits cut from one array `(queries, frames, h, w)`."""
 
     device, dtype, training = torch.device("cpu"), torch.float32, True
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import colorsys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class TestColours:
         colours = [track_colour(index) for index in range(100)]
         assert colours == [track_colour(index) for index in range(100)]
         assert len(set(colours)) == 100
-        for first, second in zip(colours, colours[1:], strict=False):
+        for first, second in pairwise(colours):
             distance = abs(colorsys.rgb_to_hsv(*first)[0] - colorsys.rgb_to_hsv(*second)[0])
             assert min(distance, 1 - distance) > 0.3
 
@@ -45,7 +46,7 @@ class TestDrawTracks:
         assert (drawn[40:90, 119] == colour).all()
         assert np.abs(drawn[65, 80] - (100 * 0.6 + colour * 0.4)).max() <= 1
 
-    def test_the_border_of_the_frame_is_no_contour(self):
+    def test_frame_border_is_not_a_contour(self):
         frame = np.zeros((120, 160, 3), np.uint8)
         drawn = draw_tracks(frame, [make_track(np.ones((120, 160), bool))], 0, labels=False)
         assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 1  # tint alone

@@ -13,7 +13,7 @@ def interpolate(logits, size):
 
 
 def dense_masks(logits, input_size, original_size):
-    """The definition, without any shortcut: upsample everything, crop, resize, threshold."""
+    """Compute masks by definition: upsample everything, crop, resize, threshold."""
     height, width = logits.shape[-2:]
     network = interpolate(logits, (4 * height, 4 * width))[..., : input_size[0], : input_size[1]]
     on = network > 0
@@ -22,7 +22,7 @@ def dense_masks(logits, input_size, original_size):
 
 
 def blobs(num_queries, num_frames, height, width, dtype=torch.float64, seed=0):
-    """Smooth random logits, some all negative, some all positive."""
+    """Return smooth random logits, some all negative, some all positive."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(num_queries * num_frames, 1, 3, 3, generator=generator, dtype=dtype) * 3
     offset = torch.randn(num_queries * num_frames, 1, 1, 1, generator=generator, dtype=dtype) * 3

@@ -5,12 +5,12 @@ import torch
 
 from transformers_cvis.processing import CvisVideoProcessor, segment_stream, segment_video
 
-PROCESSOR = CvisVideoProcessor(do_resize=False)  # frames of 32 x 64 are network inputs as they are
+PROCESSOR = CvisVideoProcessor(do_resize=False)  # frames of 32 x 64 need no resizing
 
 
 @pytest.fixture
 def model(fake_model):
-    """Two queries over five frames: the first an object that is there in frames 1 to 3, the second nothing."""
+    """Return two queries over five frames: the first an object in frames 1 to 3, the second empty."""
     class_logits = torch.tensor([[0.2, 0.1, 0.7], [0.05, 0.05, 0.9]]).log().repeat(3, 1, 1)
     class_logits[1, 0] = torch.tensor([0.8, 0.1, 0.1]).log()
     mask_logits = torch.full((2, 5, 8, 16), -4.0)
@@ -48,7 +48,7 @@ class TestWholeVideo:
         (track,) = segment_video(offline, PROCESSOR, video).tracks
         assert track.num_frames_visible == 3
 
-    def test_the_training_mode_comes_back(self, model, video):
+    def test_training_mode_is_restored(self, model, video):
         segment_video(model, PROCESSOR, video)
         assert model.training
         assert torch.is_grad_enabled()

@@ -10,12 +10,12 @@ SIZE = (32, 64)  # of frames and of network input; mask logits are (8, 16)
 
 
 def class_logits(*probabilities):
-    """Logits whose softmax is the given rows, no-object last."""
+    """Return logits whose softmax is the given rows, no-object last."""
     return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
 def mask_logits(num_queries, num_frames, value=2.0):
-    """Query q is on, with logit `value`, in columns [2q, 2q + 2) of every frame, and far below zero elsewhere."""
+    """Return masks: query q has logit `value` in columns [2q, 2q + 2) of every frame, and far below zero elsewhere."""
     logits = torch.full((num_queries, num_frames, 8, 16), -1000.0, dtype=torch.float64)
     for query in range(num_queries):
         logits[query, :, :, 2 * query : 2 * query + 2] = value
@@ -23,7 +23,7 @@ def mask_logits(num_queries, num_frames, value=2.0):
 
 
 def reference_tracks(clips, input_size, original_size, top_k):
-    """The selection written down from its definition, densely; (score, label, query, masks) of the best pairs."""
+    """Select by definition, densely; return (score, label, query, masks) of the best pairs."""
     scores = torch.stack([logits.softmax(-1)[:, :-1] for logits, _ in clips]).amax(0)
     numerator = denominator = 0
     masks = []
@@ -76,7 +76,7 @@ def test_whole_video_selection_is_the_definition():
             assert box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
 
 
-def test_the_class_score_is_the_maximum_over_clips_and_quality_the_mean_over_frames():
+def test_score_is_the_maximum_over_clips_times_the_mean_quality():
     accumulator = TrackAccumulator(SIZE, SIZE, {0: "cat", 1: "dog"}, top_k=1)
     accumulator.update(class_logits([0.1, 0.2, 0.7]), mask_logits(1, 2, value=1.0))
     accumulator.update(class_logits([0.6, 0.1, 0.3]), mask_logits(1, 2, value=5.0))
@@ -106,7 +106,7 @@ class TestThreshold:
     def test_the_better_of_two_queries_on_one_object(self):
         accumulator = TrackAccumulator(SIZE, SIZE, threshold=0.3)
         masks = mask_logits(3, 2)
-        masks[1, 0] = masks[0, 0]  # in one frame of two the mask of the other object: half of it is no duplicate yet
+        masks[1, 0] = masks[0, 0]  # has the mask of the other object in one frame of two: half is not a duplicate yet
         accumulator.update(class_logits([0.7, 0.1, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]), masks)
         assert {track.query_id for track in accumulator.tracks()} == {0, 1, 2}
 
@@ -140,7 +140,7 @@ class TestThreshold:
 
 
 class TestMeanLogits:
-    """The rule of models whose class logits are averaged over the frames."""
+    """Models that average class logits over frames use this rule."""
 
     def test_frames_count_alike_and_masks_do_not_change_the_score(self):
         accumulator = TrackAccumulator(SIZE, SIZE, top_k=4, score_rule="mean_logits")
@@ -165,12 +165,12 @@ class TestMeanLogits:
         assert scores[2] == pytest.approx(scores[0])
 
     def test_a_query_counts_from_the_clip_where_it_gets_an_object(self):
-        """An object that enters late is recorded from its first clip, although the mean follows only later."""
+        """An object that enters late is recorded from its first clip, although its mean score rises only later."""
         accumulator = TrackAccumulator(SIZE, SIZE, threshold=0.5, score_rule="mean_logits")
         accumulator.update(class_logits([0.1, 0.9]), mask_logits(1, 2))
         assert accumulator.tracks() == []
         accumulator.update(class_logits([0.7, 0.3]), mask_logits(1, 1))
-        assert accumulator.tracks() == []  # seen, but not yet sure of the whole video
+        assert accumulator.tracks() == []  # visible, but with a low mean over the whole video
         accumulator.update(class_logits([0.99, 0.01]), mask_logits(1, 2))
         (track,) = accumulator.tracks()
         assert [rle is not None for rle in track.segmentations] == [False, False, True, True, True]

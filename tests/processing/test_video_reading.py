@@ -65,7 +65,7 @@ class TestVideoFiles:
         frame = np.zeros((48, 64, 3), np.uint8)
         frame[:24, :32] = 255  # the top left quarter is white
         video = open_video(write_video(tmp_path / "a.mp4", np.stack([frame] * 2), rotation=rotation))
-        expected = np.rot90(frame, rotation // 90)  # both count counter-clockwise
+        expected = np.rot90(frame, rotation // 90)  # both angles are counter-clockwise
         (first, _) = video
         assert video.size == expected.shape[:2]
         assert np.abs(first.astype(int) - expected).mean() < 5
@@ -163,7 +163,7 @@ class TestImagesAndArrays:
     def test_image_orientation_is_applied(self, tmp_path):
         image = Image.fromarray(np.zeros((4, 8, 3), np.uint8))
         exif = image.getexif()
-        exif[0x0112] = 6  # a quarter turn
+        exif[0x0112] = 6  # 90 degrees
         image.save(tmp_path / "0.jpg", exif=exif)
         assert open_video(tmp_path).size == (8, 4)
 
@@ -227,7 +227,7 @@ class TestBadInput:
         assert f"a.mp4 is truncated or damaged: {len(frames)} of 20 frames could be" in caplog.text
         assert 0 < len(frames) < 20
         caplog.clear()
-        list(open_video(path, max_frames=2))  # nobody looked at the missing part
+        list(open_video(path, max_frames=2))  # the missing part was not read
         assert not caplog.records
 
     def test_sound_only(self, tmp_path):
@@ -308,7 +308,7 @@ class TestBadInput:
 
 
 class TestTorchcodec:
-    """It decodes files where it is installed. (It needs FFmpeg's libraries, so it is no dependency of the package.)"""
+    """torchcodec decodes files where it is installed. (It needs FFmpeg's libraries, so it is not a dependency.)"""
 
     def test_reads_files_but_not_urls(self, tmp_path, write_video, numbered_frames, monkeypatch):
         frames = numbered_frames(6)

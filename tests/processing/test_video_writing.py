@@ -20,6 +20,12 @@ def noise(num_frames, height=64, width=96):
     return np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
 
 
+def write(path, frames):
+    with VideoWriter(path) as writer:
+        for frame in frames:
+            writer.write(frame)
+
+
 class TestVideoWriter:
     @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".webm"])
     def test_round_trip(self, tmp_path, numbered_frames, suffix):
@@ -51,32 +57,30 @@ class TestVideoWriter:
             assert float(container.streams.video[0].average_rate) == pytest.approx(29.97, abs=1e-3)
 
     def test_nothing_remains_of_a_failure(self, tmp_path):
-        with pytest.raises(RuntimeError, match="stop"), VideoWriter(tmp_path / "a.mp4") as writer:
-            writer.write(noise(1)[0])
+        def frames_until_an_error():
+            yield noise(1)[0]
             raise RuntimeError("stop")
-        with pytest.raises(ValueError, match=r"No frame was written to '.*a\.mp4'"), VideoWriter(tmp_path / "a.mp4"):
-            pass
+
+        path = tmp_path / "a.mp4"
+        with pytest.raises(RuntimeError, match="stop"):
+            write(path, frames_until_an_error())
+        with pytest.raises(ValueError, match=r"No frame was written to '.*a\.mp4'"):
+            write(path, [])
         with pytest.raises(ValueError, match=r"\(60, 96\) does not fit into a video of size \(64, 96\)"):
-            with VideoWriter(tmp_path / "a.mp4") as writer:
-                writer.write(noise(1)[0])
-                writer.write(noise(1, height=60)[0])
+            write(path, [noise(1)[0], noise(1, height=60)[0]])
         with pytest.raises(ValueError, match=r"must be uint8 \(height, width, 3\), got float64 \(4, 4, 3\)"):
-            with VideoWriter(tmp_path / "a.mp4") as writer:
-                writer.write(np.zeros((4, 4, 3)))
+            write(path, [np.zeros((4, 4, 3))])
         assert os.listdir(tmp_path) == []
 
     def test_full_disk(self, tmp_path, small_disk):
-        for num_frames in (1, 40):  # found when the file is closed, and on the way
+        for num_frames in (1, 40):  # found when the file is closed, and while writing
             with pytest.raises(OSError, match=r"Cannot write '.*a\.mp4': File too large"):
-                with VideoWriter(tmp_path / "a.mp4") as writer:
-                    for frame in noise(num_frames, 144, 256):
-                        writer.write(frame)
+                write(tmp_path / "a.mp4", noise(num_frames, 144, 256))
             assert os.listdir(tmp_path) == []
 
     def test_unwritable(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"Cannot write '.*nowhere/a\.mp4': No such file or directory"):
-            with VideoWriter(tmp_path / "nowhere" / "a.mp4"):
-                pass
+            write(tmp_path / "nowhere" / "a.mp4", [])
 
     def test_unknown_suffix(self):
         with pytest.raises(ValueError, match=r"Cannot write a video 'a\.avi': the name must end in \.mp4, "):

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that every system whose queries read a whole clip passes beyond the common ones."""
+"""Common tests of the systems whose queries read a whole clip, in addition to those of every system."""
 
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import LABELS, CommonTests, predictions, video_batch, video_labels
+from tests.support.model_tester import CommonTests
+from tests.support.track_tests import assert_scores_are_class_probabilities
+from tests.support.video_data import LABELS, predictions, video_batch, video_labels
 from transformers_cvis.modeling.clip_detector import windows
-from transformers_cvis.processing import CvisVideoProcessor, segment_video
 
 
 def detector_settings(**changes) -> dict:
-    """Fields of a tiny clip detector."""
+    """Return the configuration fields of a tiny clip detector."""
     detector = tiny_detector_config(num_queries=5, freeze_batch_norm=False).to_dict()
     del detector["model_type"]
     return {**detector, "id2label": LABELS, **changes}
@@ -22,7 +24,7 @@ def detector_settings(**changes) -> dict:
 class ClipDetectorTests(CommonTests):
     @pytest.fixture(autouse=True)
     def nothing_was_warned_of(self):
-        """Windows are warned of once, not for every video of a data set."""
+        """Forget earlier warnings: a warning about windows appears only once."""
         logging.Logger.warning_once.cache_clear()
 
     def config(self, **changes):
@@ -33,7 +35,7 @@ class ClipDetectorTests(CommonTests):
 
     @pytest.fixture
     def memory(self, monkeypatch):
-        """Function that sets the memory which the model believes to have."""
+        """Return a function that sets the available memory which the model reads."""
 
         def set_available(size: int | None):
             monkeypatch.setattr(windows, "available_memory", lambda device: size)
@@ -44,7 +46,7 @@ class ClipDetectorTests(CommonTests):
 
     @torch.no_grad()
     @pytest.mark.parametrize("clip_length", [1, 2, 5])
-    def test_parts_of_a_video_give_what_the_whole_gives(self, clip_length):
+    def test_parts_of_a_video_equal_the_whole(self, clip_length):
         model = self.model(detector_chunk_size=2)
         assert not model.is_online
         video = video_batch(5, batch_size=1)
@@ -79,14 +81,7 @@ class ClipDetectorTests(CommonTests):
 
     @torch.no_grad()
     def test_scores_are_class_probabilities(self):
-        model = self.model()
-        processor = CvisVideoProcessor(size={"shortest_edge": 64, "longest_edge": 96}, do_normalize=False)
-        frames = torch.randint(0, 256, (5, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        expected = model(frames.permute(0, 3, 1, 2)[None] / 255).class_queries_logits[0].softmax(-1)[:, :-1]
-        for clip_length in (1, 2, 5):
-            found = segment_video(model, processor, frames, clip_length=clip_length, threshold=None, top_k=15)
-            for track in found.tracks:
-                assert track.score == pytest.approx(expected[track.query_id, track.label_id].item(), abs=1e-4)
+        assert assert_scores_are_class_probabilities(self.model())
 
     # Windows
 
@@ -104,7 +99,7 @@ class ClipDetectorTests(CommonTests):
         assert whole.masks_queries_logits.shape == (1, self.num_queries(model), 9, 16, 24)
         assert whole.mask_features.shape[1] == 9
 
-        # windows begin at frames 0, 2, 4, 6; the first answers for 4 frames, the others for 2, the last for 1
+        # windows start at frames 0, 2, 4, 6 and predict 4, 2, 2 and 1 frames
         answers = [model(video[:, start : start + 4]) for start in (0, 2, 4, 6)]
         torch.testing.assert_close(whole.masks_queries_logits[:, :, :4], answers[0].masks_queries_logits)
         order, logits = None, 4 * answers[0].class_queries_logits
@@ -123,7 +118,7 @@ class ClipDetectorTests(CommonTests):
 
     @torch.no_grad()
     @pytest.mark.parametrize("clip_length", [1, 3, 10])
-    def test_windows_do_not_depend_on_the_parts_of_a_stream(self, clip_length):
+    def test_windows_do_not_depend_on_stream_chunks(self, clip_length):
         model = self.model(max_clip_frames=4, window_overlap=1, detector_chunk_size=3)
         video = video_batch(10, batch_size=1)
         logits, masks = predictions(model(video))
@@ -151,7 +146,7 @@ class ClipDetectorTests(CommonTests):
 
     @torch.no_grad()
     def test_tracks_go_on_where_queries_change_places(self):
-        """The second window sees the frames of the first again, its learned queries in another order."""
+        """The second window gets the frames of the first again, with the learned queries in another order."""
         model = self.model(max_clip_frames=4, window_overlap=2)
         video = video_batch(2, batch_size=1).repeat(1, 3, 1, 1, 1)
         decode, calls = model.decode, []
@@ -203,7 +198,7 @@ class ClipDetectorTests(CommonTests):
     def test_memory_grows_with_the_work(self):
         model = self.model(detector_chunk_size=1)
         sizes = [model.clip_memory(frames, 64, 96) for frames in (0, 1, 2, 3)]
-        steps = [after - before for before, after in zip(sizes, sizes[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(sizes)]
         assert max(steps) - min(steps) <= 2
         assert min(steps) > 0
         assert model.clip_memory(4, 64, 96, batch_size=2) - sizes[0] == pytest.approx(8 * steps[0], abs=10)
@@ -213,7 +208,7 @@ class ClipDetectorTests(CommonTests):
     # Training
 
     def test_classes_of_objects_that_leave(self):
-        """Released training makes them no object; one that stays is the same either way."""
+        """Released training labels them no-object; objects that stay are labelled alike."""
         stays, leaves = video_labels(), video_labels()
         for label in leaves:
             label["ids"][1, -1] = -1
@@ -225,7 +220,7 @@ class ClipDetectorTests(CommonTests):
                 losses.append(self.model(class_targets=targets).train()(video_batch(), labels=labels).loss_dict)
             assert torch.equal(losses[0]["loss_ce"], losses[1]["loss_ce"]) is same
 
-    # Input that cannot be right
+    # Invalid input
 
     @pytest.mark.parametrize(
         ("changes", "message"),

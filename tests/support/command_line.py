@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program `transformers-cvis` in the process of the tests."""
+"""Run the program `transformers-cvis` in the process of the tests."""
 
 from transformers_cvis_cli import main
 
@@ -10,8 +10,9 @@ def run(*arguments: object) -> int:
 
 
 def error_line(capsys) -> str:
-    """Return the one line that says what failed."""
+    """Return the only error line; fail on several or on a traceback."""
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("transformers-cvis: error: ")]
-    assert len(lines) == 1 and "Traceback" not in error, error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error, error
     return lines[0]

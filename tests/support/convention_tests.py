@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the conventions of transformers that every video model keeps; part of `CommonTests`."""
+"""Tests of the conventions of transformers for every video model; part of `CommonTests`."""
 
 import copy
 import pickle
@@ -15,15 +15,15 @@ from transformers_cvis.modeling.layers import attention
 class ConventionTests:
     """Attention implementations, copies, tuples, hidden states and refused requests.
 
-    A heir has `model_class` and `model(**changes)`, see `CommonTests`.
+    Subclasses have `model_class` and `model(**changes)`, see `CommonTests`.
     """
 
     num_hidden_states = 3
-    """Layers whose queries are the hidden states, the learned queries included where they predict as well."""
+    """Number of hidden states: one per layer, plus the learned queries if they predict as well."""
 
     @pytest.fixture
     def attention_paths(self, monkeypatch):
-        """Counter of the attention functions that ran."""
+        """Count the calls of attention functions by name."""
         counter = Counter()
 
         def counted(name, function):
@@ -39,7 +39,7 @@ class ConventionTests:
         return counter
 
     @torch.no_grad()
-    def test_attention_runs_by_the_implementation_that_was_asked_for(self, attention_paths, tmp_path):
+    def test_requested_attention_implementation_runs(self, attention_paths, tmp_path):
         self.model().save_pretrained(tmp_path)
         default = self.model_class.from_pretrained(tmp_path)
         expected = predictions(default(video_batch()))
@@ -84,7 +84,7 @@ class ConventionTests:
                 assert torch.equal(ours, theirs)
 
     @torch.no_grad()
-    def test_copies_of_outputs_and_states_are_worth_as_much(self):
+    def test_copies_of_outputs_and_states_equal_the_originals(self):
         model = self.model()
         first, second = video_batch().split(2, dim=1)
         output = model(first, output_embeddings=True, output_hidden_states=True)

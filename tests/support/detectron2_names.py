@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State dicts with the names and shapes of released checkpoints: tiny by default, or of published sizes."""
+"""State dicts with the names and shapes of released checkpoints, tiny by default or of published sizes."""
 
 import math
 from collections.abc import Iterable
@@ -51,10 +51,10 @@ class Sizes:
     feed_forward: int = 40
     queries: int = 6
     classes: int = 5
-    # of heads over frame queries
+    # number of heads over frame queries
     video_layers: int = 2
     video_queries: int = 4
-    # of models that learn by tasks
+    # only for models that learn task by task
     task_classes: tuple[int, ...] = (3, 2, 1)
     prompts: int = 3
 
@@ -64,7 +64,7 @@ PUBLISHED = Sizes(256, 8, 6, 1024, 9, 2048, 100, 80)
 
 
 def random_state_dict(shapes: Shapes, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights with which activations stay of the order of one through all layers."""
+    """Return random weights that keep activations of the order of one through all layers."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -79,7 +79,7 @@ def random_state_dict(shapes: Shapes, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def meta_state_dict(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Shapes alone, without memory."""
+    """Return meta tensors: shapes without memory."""
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -101,7 +101,7 @@ def feed_forward(name: str, width: int, hidden: int) -> Shapes:
 
 
 def perceptron(name: str, width: int, outputs: int | None = None) -> Shapes:
-    """Three layers."""
+    """Return the shapes of a perceptron of three layers."""
     names = with_bias(f"{name}.layers.0", width, width) | with_bias(f"{name}.layers.1", width, width)
     return names | with_bias(f"{name}.layers.2", outputs or width, width)
 
@@ -117,7 +117,7 @@ def decoder_layers(prefix: str, count: int, sizes: Sizes) -> Shapes:
 
 
 def resnet_names(backbone: ResNet) -> Shapes:
-    """With frozen norms and bottleneck blocks."""
+    """Return the shapes of a ResNet with frozen norms and bottleneck blocks."""
 
     def frozen(name, *shape):
         statistics = {f"{name}.norm.{part}": shape[:1] for part in ("weight", "bias", "running_mean", "running_var")}
@@ -157,7 +157,7 @@ def swin_names(backbone: Swin) -> Shapes:
 
 
 def detector_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
-    """Mask2Former without its class head."""
+    """Return the shapes of Mask2Former without its class head."""
     pixel, predictor = "sem_seg_head.pixel_decoder", "sem_seg_head.predictor"
     names = swin_names(backbone) if isinstance(backbone, Swin) else resnet_names(backbone)
     names |= {f"{pixel}.transformer.level_embed": (LEVELS, sizes.width)}
@@ -192,7 +192,7 @@ def mask2former_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
 
 
 def video_head_names(sizes: Sizes) -> Shapes:
-    """What VITA, GenVIS and HVPL share: no encoder, no class head."""
+    """Return the shapes shared by VITA, GenVIS and HVPL, without encoder and class head."""
     head, width = "vita_module", sizes.width
     names = with_bias(f"{head}.vita_mask_features", width, width, 1, 1) | with_bias(f"{head}.decoder_norm", width)
     names |= {f"{head}.{name}.weight": (sizes.video_queries, width) for name in ("query_feat", "query_embed")}
@@ -220,7 +220,7 @@ def genvis_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
 
 
 def task_names(level: str, layers: int, sizes: Sizes) -> Shapes:
-    """Prompts and class heads of one level of a model that learns by tasks."""
+    """Return the prompts and class heads of one level of a model that learns task by task."""
     width, names = sizes.width, {}
     for head, count in enumerate((1, *sizes.task_classes)):
         names |= perceptron(f"{level}.class_embed.cls.{head}", width, count)
@@ -258,7 +258,7 @@ def hvpl_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
 
 
 def crisp_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
-    """With a few tensors of the copies of CLIP that the files hold."""
+    """Return the shapes of CRISP with a few tensors of the copies of CLIP in its files."""
     predictor = "sem_seg_head.predictor"
     names = detector_names(backbone, sizes) | task_names(predictor, sizes.decoder_layers, sizes)
     for task, count in enumerate(sizes.task_classes):
@@ -270,14 +270,14 @@ def crisp_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
 
 
 def dvis_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
-    """Online: detector and tracker."""
+    """Return the shapes of online DVIS: detector and tracker."""
     names = mask2former_names(backbone, sizes) | decoder_layers("tracker", sizes.video_layers, sizes)
     names |= with_bias("tracker.decoder_norm", sizes.width) | perceptron("tracker.mask_embed", sizes.width)
     return names | with_bias("tracker.class_embed", sizes.classes + 1, sizes.width)
 
 
 def spvis_names(backbone: ResNet | Swin, sizes: Sizes = TINY) -> Shapes:
-    """As DVIS, with the disturbance filter."""
+    """Return the shapes of DVIS with the disturbance filter."""
     width, names = sizes.width, {}
     for name, shape in dvis_names(backbone, sizes).items():
         if not (name.startswith("tracker.transformer_cross_attention_layers.") and ".norm." in name):
@@ -306,7 +306,7 @@ SYSTEM_NAMES = {
 
 
 def imagenet_names(backbone: ResNet | Swin) -> Shapes:
-    """The names of a file of the backbone alone, with its classifier."""
+    """Return the names of a backbone file with its classifier."""
     if isinstance(backbone, ResNet):
         names, classifier = resnet_names(backbone), with_bias("stem.fc", 1000, backbone.channels[-1])
     else:
@@ -317,7 +317,7 @@ def imagenet_names(backbone: ResNet | Swin) -> Shapes:
 
 
 def old_names(names: Iterable[str]) -> dict[str, str]:
-    """For each name that of Mask2Former's first files."""
+    """Map each name to that in the first files of Mask2Former."""
     return {
         name: name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.").replace("query_feat", "static_query")
         for name in names

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A point sampler that leaves nothing to chance."""
+"""A point sampler without randomness."""
 
 import torch
 
 
 class FixedPoints:
-    """Points (P, 2), the same everywhere."""
+    """Sample the same points `(P, 2)` for every mask."""
 
     def __init__(self):
         self.points = torch.rand(40, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

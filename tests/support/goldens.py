@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference cases: where they are, how one is read, how its weights are rebuilt from their names."""
+"""Reference cases: find and read them, rebuild their weights from names, compare with them."""
 
 import json
 import os
@@ -33,11 +33,11 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """What `assert_matches` can ask of a float64 port: 1e-9, or 1e-6 where the case is stored as float32."""
+        """Tolerance of `assert_matches` for a float64 port: 1e-9, or 1e-6 for a case stored as float32."""
         return 1e-6 if self.meta.get("stored_dtype") == "float32" else 1e-9
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The reference model's weights, made of names and shapes in `keys.json` and of `scale` in `meta.json`."""
+        """Build the reference model's weights from names and shapes in `keys.json` and `scale` in `meta.json`."""
         weights = {name: _fill(name, tuple(shape)) for name, shape in self.keys.items()}
         for pattern, factor in self.meta.get("scale", {}).items():
             for name in weights:
@@ -47,7 +47,7 @@ class Case:
 
 
 def load_case(name: str) -> Case:
-    """Read the case `name`; skips the test when the folder in use does not hold it."""
+    """Read the case `name`; skip the test if the folder in use lacks it."""
     folder = GOLDENS / name
     if not folder.is_dir():
         pytest.skip(f"reference case {name} is not in {GOLDENS}; set CVIS_GOLDENS to a folder that holds it")
@@ -66,7 +66,7 @@ def load_case(name: str) -> Case:
 
 
 class FixedPoints:
-    """Stands in for a criterion's `point_sampler`: every problem and every mask uses the recorded points `(P, 2)`."""
+    """Replacement of a criterion's `point_sampler`: the recorded points `(P, 2)` for every problem and mask."""
 
     def __init__(self, matcher_points: torch.Tensor, loss_points: torch.Tensor):
         self.matcher_points, self.recorded_loss_points = matcher_points, loss_points
@@ -79,7 +79,7 @@ class FixedPoints:
 
 
 def assert_matches(actual, expected: torch.Tensor, name: str = "", tolerance: float = 1e-9) -> None:
-    """`actual` equals `expected` within `tolerance`, absolute plus relative to the largest entry of `expected`."""
+    """Check `actual` against `expected` within `tolerance`, absolute plus relative to the largest entry."""
     actual = torch.as_tensor(actual).detach()
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
     if not expected.is_floating_point():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Released weights put into models module by module, by hand: what the name tables have to agree with."""
+"""Fill models with released weights module by module, as a reference for the name tables."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ Released = dict[str, Tensor]
 
 @torch.no_grad()
 def put(module: nn.Module, released: Released, name: str, rows: slice = slice(None)) -> None:
-    """Weight and, where the module has one, bias."""
+    """Copy the weight and, if the module has one, the bias."""
     module.weight.copy_(released[f"{name}.weight"][rows])
     if module.bias is not None:
         module.bias.copy_(released[f"{name}.bias"][rows])
@@ -17,7 +17,7 @@ def put(module: nn.Module, released: Released, name: str, rows: slice = slice(No
 
 @torch.no_grad()
 def put_packed(modules: list[nn.Module], weight: Tensor, bias: Tensor) -> None:
-    """Projections for queries, keys and values, whose rows lie one behind the other."""
+    """Copy stacked projections for queries, keys and values."""
     width = weight.shape[1]
     for index, module in enumerate(modules):
         module.weight.copy_(weight[index * width : (index + 1) * width])
@@ -31,7 +31,7 @@ def put_attention(attention: nn.Module, released: Released, name: str) -> None:
 
 
 def fill_swin(backbone: nn.Module, released: Released) -> None:
-    """transformers' `SwinBackbone`."""
+    """Fill transformers' `SwinBackbone`."""
     swin = backbone.swin
     put(swin.embeddings.patch_embeddings.projection, released, "backbone.patch_embed.proj")
     put(swin.embeddings.norm, released, "backbone.patch_embed.norm")
@@ -54,7 +54,7 @@ def fill_swin(backbone: nn.Module, released: Released) -> None:
 
 
 def fill_mask2former(model: nn.Module, released: Released) -> None:
-    """transformers' `Mask2FormerForUniversalSegmentation` with Swin, or a frame detector of this package."""
+    """Fill transformers' `Mask2FormerForUniversalSegmentation` with Swin, or a frame detector of this package."""
     fill_swin(model.model.pixel_level_module.encoder, released)
     pixel_decoder, pixel = model.model.pixel_level_module.decoder, "sem_seg_head.pixel_decoder"
     for level in range(3):
@@ -101,7 +101,7 @@ def fill_mask2former(model: nn.Module, released: Released) -> None:
 
 
 def fill_video_head(head: nn.Module, released: Released) -> None:
-    """The video head of VITA, or of GenVIS with its memory."""
+    """Fill the video head of VITA, or of GenVIS with its memory."""
     name = "vita_module"
     put(head.mask_projection, released, f"{name}.vita_mask_features")
     put(head.input_projection, released, f"{name}.input_proj_dec")

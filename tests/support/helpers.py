@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small things that tests of several rooms need."""
+"""Tiny models, kernels and tree tables shared by tests of several folders."""
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -22,19 +23,39 @@ from transformers_cvis.modeling.task_clip_detector import (
 )
 from transformers_cvis.processing import CvisVideoProcessor
 
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+BACKBONES = {
+    "basic": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": STAGES,
+    },
+    "bottleneck": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [16, 32, 32, 64],
+        "depths": [1, 2, 1, 1],
+        "out_features": STAGES,
+    },
+    "swin": {
+        "model_type": "swin",
+        "embed_dim": 8,
+        "depths": [1, 2, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 5,
+        "out_features": STAGES,
+    },
+}
+
 
 def tiny_detector_config(**changes) -> FrameDetectorConfig:
-    """A frame detector of a few thousand parameters."""
+    """Return the configuration of a frame detector of a few thousand parameters."""
     return FrameDetectorConfig(
         **{
-            "backbone_config": {
-                "model_type": "resnet",
-                "embedding_size": 8,
-                "hidden_sizes": [8, 8, 16, 16],
-                "depths": [1, 1, 1, 1],
-                "layer_type": "basic",
-                "out_features": ["stage1", "stage2", "stage3", "stage4"],
-            },
+            "backbone_config": copy.deepcopy(BACKBONES["basic"]),
             "feature_size": 32,
             "mask_feature_size": 32,
             "hidden_dim": 32,
@@ -50,19 +71,25 @@ def tiny_detector_config(**changes) -> FrameDetectorConfig:
     )
 
 
+VIDEO_HEAD_SIZES = {
+    "num_queries": 5,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_frame_query_layers": 2,
+    "dim_feedforward": 32,
+    "num_attention_heads": 2,
+    "train_num_points": 32,
+}
+
+
 def tiny_genvis(seed: int = 0, **changes) -> GenVisForVideoInstanceSegmentation:
-    """A GenVIS with random weights for the categories of moving shapes."""
+    """Return a GenVIS with random weights for the categories of moving shapes."""
     torch.manual_seed(seed)
     config = GenVisConfig(
         **{
             "detector_config": tiny_detector_config().to_dict(),
-            "num_queries": 5,
+            **VIDEO_HEAD_SIZES,
             "encoder_layers": 1,
-            "decoder_layers": 2,
-            "num_frame_query_layers": 2,
-            "dim_feedforward": 32,
-            "num_attention_heads": 2,
-            "train_num_points": 32,
             "id2label": dict(enumerate(SHAPES)),
             **changes,
         }
@@ -71,18 +98,12 @@ def tiny_genvis(seed: int = 0, **changes) -> GenVisForVideoInstanceSegmentation:
 
 
 def tiny_hvpl(seed: int = 0, **changes) -> HvplForVideoInstanceSegmentation:
-    """An HVPL with random weights that has learnt its base."""
+    """Return an HVPL with random weights that has learnt its base."""
     torch.manual_seed(seed)
     config = HvplConfig(
         **{
             "detector_config": tiny_detector_config(),
-            "num_queries": 5,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "dim_feedforward": 32,
-            "num_attention_heads": 2,
-            "num_frame_query_layers": 2,
-            "train_num_points": 32,
+            **VIDEO_HEAD_SIZES,
             "id2label": {0: "disk", 1: "star", 2: "ring"},
             **changes,
         }
@@ -91,7 +112,7 @@ def tiny_hvpl(seed: int = 0, **changes) -> HvplForVideoInstanceSegmentation:
 
 
 def tiny_crisp(seed: int = 0, **changes) -> CrispForVideoInstanceSegmentation:
-    """A CRISP with random weights that has learnt its base; its text encoder is random, too."""
+    """Return a CRISP with random weights, also in its text encoder, that has learnt its base."""
     torch.manual_seed(seed)
     config = CrispConfig.from_frame_detector(
         tiny_detector_config(num_queries=5),
@@ -117,14 +138,14 @@ def tiny_task_clip_detector(seed: int = 0, **changes) -> TaskClipDetectorForVide
 
 
 def save_tiny_genvis(folder: Path, seed: int = 0) -> str:
-    """Writes a tiny GenVIS and its video processor into a folder, and returns its name."""
+    """Save a tiny GenVIS and its video processor in a folder; return the name of the folder."""
     tiny_genvis(seed).save_pretrained(folder)
     CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
     return str(folder)
 
 
 def parent_table(trees: SpanningTrees, batch_size: int) -> torch.Tensor:
-    """Next node on the path to the top left one, by node of its grid, (B, N); -1 for the top left nodes."""
+    """Return the next node on the path to the top left one, by node, `(B, N)`; -1 for the top left nodes."""
     parents = torch.full_like(trees.nodes, -1)
     inner = trees.parents >= 0
     ends = trees.nodes[inner] + trees.parents[inner]
@@ -158,7 +179,7 @@ needs_kernel_repositories = pytest.mark.skipif(
 def build_files(
     attributes: str = "has_backward = True", variant: str = "torch-universal", name: str = "cvis-test-kernel"
 ) -> dict[str, str]:
-    """A kernel's repository, by path: a deformable attention that answers 42 everywhere. Each needs its own name."""
+    """Return the files of a kernel repository by path: a deformable attention that returns 42. Names must be unique."""
     metadata = {
         "name": name,
         "id": f"{name}_1",
@@ -175,7 +196,7 @@ def build_files(
 
 
 def local_mapping(folder: Path, files: dict[str, str]) -> dict:
-    """Writes the files; the kernel mapping that takes them for a CPU."""
+    """Write the files and return the kernel mapping that uses them on a CPU."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loopback stand-in for the Hub: as much of its HTTP API as the real `huggingface_hub` client needs.
+"""Loopback server with the parts of the Hub's HTTP API that the real `huggingface_hub` client uses.
 
     with LoopbackHub() as hub:      # hub.endpoint -> "http://127.0.0.1:PORT"
         ...
 
-Everything lives in memory. Modelled are repositories, branches, tags, pull-request refs, commits (ndjson), the LFS
-"basic" transfer, file resolution by revision and tree listings; there is no git underneath.
+Everything is in memory. The server has repositories, branches, tags, pull-request refs, commits (ndjson), the LFS
+"basic" transfer, file resolution by revision and tree listings; it does not use git.
 
 The client reads `HF_ENDPOINT` when it is imported, so the server has to run before that: see `conftest.py`.
 """
@@ -74,7 +74,7 @@ class Repo:
         return self.commits[self.resolve(revision)]["files"]
 
     def history(self, revision: str) -> list[dict]:
-        """Commits of a revision, newest first."""
+        """Return the commits of a revision, newest first."""
         commits, oid = [], self.resolve(revision)
         while oid:
             commits.append({"id": oid, **self.commits[oid]})
@@ -91,7 +91,7 @@ class LoopbackHub:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all repositories, files, requests and injected failures."""
+        """Forget all repositories, files, requests and injected failures."""
         self.repos, self.blobs, self.lfs, self.log, self.failures = {}, {}, {}, [], []
 
     def __enter__(self):
@@ -114,7 +114,7 @@ class LoopbackHub:
 
     @contextmanager
     def failing(self, method: str, path_pattern: str, status: int = 403) -> Iterator[None]:
-        """Inside the context, requests whose method and path (`re.search`) match are refused with `status`."""
+        """Refuse requests whose method and path (`re.search`) match with `status`, inside the context."""
         failure = (method, re.compile(path_pattern), status)
         self.failures.append(failure)
         try:
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args):
-        """Requests go to `hub.log`, not to stderr."""
+        """Keep requests out of stderr; they are in `hub.log`."""
 
     def body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         except HubError as error:
             self.reply_error(error)
 
-    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any  # noqa: N815 - names of `BaseHTTPRequestHandler`
 
     def route(self, method, path, query, body):
         fixed = {
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for item in json.loads(body)["objects"]:
             entry = {"oid": item["oid"], "size": item["size"]}
-            if item["oid"] not in self.hub.lfs:  # an entry without `actions` is there already
+            if item["oid"] not in self.hub.lfs:  # an entry without `actions` is uploaded already
                 href = f"{self.hub.endpoint}/_lfs/{item['oid']}"
                 entry["actions"] = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
             objects.append(entry)

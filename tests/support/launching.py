@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of these tests in processes of their own."""
+"""Run programs of the tests in separate processes."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def launch(program: Path, *arguments: str | Path, processes: int = 1, **environment: str) -> list[subprocess.Popen]:
-    """Start a program in one process, or in several that find each other as under `torchrun`."""
+    """Start a program in one process, or in several that form a group as under `torchrun`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -31,7 +31,7 @@ def launch(program: Path, *arguments: str | Path, processes: int = 1, **environm
 
 
 def finish(processes: list[subprocess.Popen]) -> None:
-    """Wait for all of them; none outlives the test, and the first that fails gives the message."""
+    """Wait for all processes; kill the rest after a failure and report the first one."""
     try:
         for process in processes:
             _, errors = process.communicate(timeout=1200)  # seconds are enough, unless the machine is busy
@@ -42,7 +42,7 @@ def finish(processes: list[subprocess.Popen]) -> None:
 
 
 def kill_after_first_checkpoint(process: subprocess.Popen, directory: Path) -> None:
-    """Kill a training without warning, as soon as `directory` holds a checkpoint."""
+    """Kill a training as soon as `directory` holds a checkpoint."""
     while not list_checkpoints(directory):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)

@@ -1,53 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that every video model passes. A system joins by giving parameters; one with a video head, for example:
+"""Common tests of all video models. A system gives parameters; one with a video head, for example:
 
 class TestVita(VideoModelTests):
     model_class = VitaForVideoInstanceSegmentation
-    settings = {"encoder_window_size": 2}
+    settings: ClassVar[dict] = {"encoder_window_size": 2}
 """
 
 import json
 import logging
 import re
 from dataclasses import fields
+from typing import ClassVar
 
 import pytest
 import torch
 from transformers import AutoConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.support.convention_tests import ConventionTests
-from tests.support.helpers import tiny_detector_config
+from tests.support.helpers import VIDEO_HEAD_SIZES, tiny_detector_config
 from tests.support.track_tests import TrackTests
+from tests.support.training_tests import TrainingTests
 from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import AutoModelForVideoInstanceSegmentation
 
 
-class CommonTests(ConventionTests, TrackTests):
-    """Common tests of the models behind `AutoModelForVideoInstanceSegmentation`.
+class CommonTests(ConventionTests, TrackTests, TrainingTests):
+    """Common tests of the models of `AutoModelForVideoInstanceSegmentation`.
 
     A model has 5 queries, the classes `LABELS`, and otherwise the sizes of `tiny_detector_config`.
     """
 
     model_class: type
-    settings: dict = {}
+    settings: ClassVar[dict] = {}
     """Fields of the configuration beyond those of `config()`."""
     class_head = "class_predictor"
     """Last layer of the class head, by its path in the model or in its video head."""
     num_class_rows = 4
-    """Its rows: the classes, and no-object where it has no head of its own."""
-    class_parts = {"class_predictor"}
-    """Modules in which a model starts afresh with other classes, by a part of their paths."""
-    nothing_frozen: dict = {}
+    """Number of its rows: the classes, and no-object unless a separate head predicts it."""
+    class_parts: ClassVar[set] = {"class_predictor"}
+    """Modules that a model initialises again for other classes, by a part of their paths."""
+    nothing_frozen: ClassVar[dict] = {}
     """Fields of the configuration with which every parameter trains."""
 
     def config(self, **changes):
-        """The configuration of a tiny model."""
+        """Return the configuration of a tiny model."""
         raise NotImplementedError
 
     @pytest.fixture
     def warnings_of_transformers(self, caplog, monkeypatch):
-        """Function that returns what was warned of through the loggers of transformers."""
+        """Return a function that returns the warnings of the loggers of transformers."""
         for name in ("transformers", "transformers_cvis"):
             monkeypatch.setattr(logging.getLogger(name), "propagate", True)
         return lambda: caplog.text
@@ -149,59 +150,6 @@ class CommonTests(ConventionTests, TrackTests):
             assert torch.equal(parameter, same[name]), name
         assert any(not torch.equal(parameter, other[name]) for name, parameter in first.items())
 
-    # Training
-
-    def test_every_trainable_parameter_gets_a_gradient(self):
-        model = self.model()
-        loss_of(model).backward()
-        for name, parameter in model.named_parameters():
-            assert (parameter.grad is not None) == parameter.requires_grad, name
-
-    def test_videos_without_objects_train(self):
-        model = self.model()
-        empty = {
-            "class_labels": torch.zeros(0, dtype=torch.long),
-            "ids": torch.zeros(0, 4, dtype=torch.long),
-            "masks": torch.zeros(0, 4, 64, 96, dtype=torch.bool),
-        }
-        output = model.train()(video_batch(), labels=[empty, dict(empty)])
-        assert torch.isfinite(output.loss)
-        output.loss.backward()
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-    def test_loss_is_the_sum_of_its_parts(self):
-        torch.manual_seed(0)
-        output = self.model().train()(video_batch(), labels=video_labels())
-        torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
-        assert all(loss.ndim == 0 for loss in output.loss_dict.values())
-        assert output.score_rule is None  # nothing but losses: there are no tracks to score
-
-    def test_optimiser_steps_reduce_the_loss(self):
-        model = self.model(**self.nothing_frozen)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-        losses = []
-        for _ in range(12):
-            loss = loss_of(model)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < 0.8 * losses[0]
-
-    @pytest.mark.parametrize("use_reentrant", [True, False])
-    def test_gradient_checkpointing_changes_nothing(self, use_reentrant):
-        plain, saving = self.model(**self.nothing_frozen), self.model(**self.nothing_frozen)
-        saving.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-        layers = [module for module in saving.modules() if isinstance(module, GradientCheckpointingLayer)]
-        assert layers
-        assert all(layer.gradient_checkpointing for layer in layers)
-        for model in (plain, saving):
-            # Batch statistics would move twice where the forward pass is repeated.
-            loss_of(model).backward()
-        for (name, expected), parameter in zip(plain.named_parameters(), saving.parameters(), strict=True):
-            torch.testing.assert_close(parameter.grad, expected.grad, msg=name)
-
     # Inference
 
     @torch.no_grad()
@@ -217,7 +165,7 @@ class CommonTests(ConventionTests, TrackTests):
         self.assert_queries(full)
 
     def assert_queries(self, output):
-        """Shapes of the queries that `output_embeddings` adds."""
+        """Check the shapes of the queries that `output_embeddings` adds."""
         assert output.frame_queries.shape[:3] == (1, 2, 4)
         assert output.frame_queries.shape[4] == 32
 
@@ -238,7 +186,7 @@ class CommonTests(ConventionTests, TrackTests):
                 torch.testing.assert_close(ours[video : video + 1], theirs, rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
-    def test_videos_of_different_sizes_give_what_they_give_alone(self):
+    def test_videos_of_different_sizes_equal_each_alone(self):
         model = self.model()
         sizes = [(50, 70), (64, 96), (32, 90)]
         pixel_values, pixel_mask = torch.zeros(3, 2, 3, 64, 96), torch.zeros(3, 64, 96, dtype=torch.long)
@@ -319,7 +267,7 @@ class CommonTests(ConventionTests, TrackTests):
             for first, second in zip(predictions(ours), predictions(theirs), strict=True):
                 torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
 
-    # Input that cannot be right
+    # Invalid input
 
     @pytest.mark.parametrize(
         ("pixel_values", "message"),
@@ -367,7 +315,7 @@ class CommonTests(ConventionTests, TrackTests):
 
 
 class FrameByFrameTests:
-    """Further tests of online models that see frames one by one, whatever the clips, and average their class logits."""
+    """Further tests of online models that process frames one by one and average their class logits."""
 
     @torch.no_grad()
     def test_clips_of_any_length_give_the_same_video(self):
@@ -399,22 +347,16 @@ class FrameByFrameTests:
 
 
 class VideoModelTests(CommonTests):
-    """The common tests, and those of the models made of a frame detector and a video head."""
+    """Common tests of models that consist of a frame detector and a video head."""
 
-    nothing_frozen = {"freeze_detector": False}
+    nothing_frozen: ClassVar[dict] = {"freeze_detector": False}
     num_hidden_states = 2
 
     def config(self, **changes):
         return self.model_class.config_class(
             **{
                 "detector_config": tiny_detector_config(freeze_batch_norm=False),
-                "num_queries": 5,
-                "encoder_layers": 2,
-                "decoder_layers": 2,
-                "dim_feedforward": 32,
-                "num_attention_heads": 2,
-                "num_frame_query_layers": 2,
-                "train_num_points": 32,
+                **VIDEO_HEAD_SIZES,
                 "id2label": LABELS,
                 **self.settings,
                 **changes,

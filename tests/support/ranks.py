@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses as two processes compute them, in one."""
+"""Compute losses of two processes in one process."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ import torch
 
 
 def mean_over_two_ranks(monkeypatch, one_rank: Callable[[int], dict]) -> dict[str, torch.Tensor]:
-    """What the gradients of two processes are averaged of: the mean of their losses.
+    """Return the mean of the losses of two processes, whose gradient is the average of theirs.
 
     Args:
-        one_rank: gives the losses of the part of the batch that a rank has.
+        one_rank: returns the losses of a rank's part of the batch.
     """
     reduced = [[], []]
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

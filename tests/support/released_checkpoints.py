@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny checkpoint files with the names of research code, and the models that they become."""
+"""Tiny checkpoint files with the names of research code, and the models converted from them."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ TASK_CLASSES = ["cat", "dog", "cow", "hen", "fox", "owl"]  # of three tasks with
 
 
 def save_checkpoint(folder: Path, shapes: Shapes, **other: Any) -> str:
-    """Write `model_final.pth` with random tensors of these shapes and other content; return its path."""
+    """Write `model_final.pth` with random tensors of these shapes and other content, and return its path."""
     path = folder / "model_final.pth"
     torch.save({"model": random_state_dict(shapes), **other}, path)
     return str(path)

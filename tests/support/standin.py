@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model and a data set that are small and random enough to test the trainer itself; also a program that trains them.
+"""A tiny random model and data set for tests of the trainer; run as a program, it trains them.
 
 python standin.py OUTPUT_DIR [key=value ...]    recipe overrides; the environment may set DROPOUT, SLEEP (s per sample)
 """
@@ -43,7 +43,7 @@ class StandInConfig(PreTrainedConfig):
 
 
 class StandInModel(PreTrainedModel):
-    """Regression with dropout, which draws from torch's generator in every training step."""
+    """Regression with dropout, which uses torch's generator in every training step."""
 
     config_class = StandInConfig
 
@@ -59,7 +59,7 @@ class StandInModel(PreTrainedModel):
 
 
 class StandInDataset(Dataset):
-    """Sample n is random numbers that only depend on n; sample `bad_sample` is not a number."""
+    """Sample n holds random numbers that depend on n alone; sample `bad_sample` is not a number."""
 
     def __init__(self, bad_sample: int | None = None, sleep: float = 0.0):
         self.bad_sample, self.sleep = bad_sample, sleep

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Swin as its article defines it (Liu et al., ICCV 2021), computed from released tensors without any module.
+"""Swin as defined in its article (Liu et al., ICCV 2021), computed from released tensors without modules.
 
 B images, H x W places of a map, C channels, N = window * window tokens of a window.
 """
@@ -7,23 +7,22 @@ B images, H x W places of a map, C channels, N = window * window tokens of a win
 import math
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 FORBIDDEN = -100.0  # added to the logits between tokens that a shifted window brings together
 
 
-def swin_maps(pixels: Tensor, released: dict[str, Tensor], depths: tuple[int, ...]) -> list[Tensor]:
-    """The four maps (B, C, H, W) for images (B, 3, 4 H, 4 W), each after a norm of its own."""
+def swin_maps(pixels: torch.Tensor, released: dict[str, torch.Tensor], depths: tuple[int, ...]) -> list[torch.Tensor]:
+    """Return the four maps (B, C, H, W) of images (B, 3, 4 H, 4 W), each after its own norm."""
 
-    def norm(tokens: Tensor, name: str) -> Tensor:
-        return F.layer_norm(tokens, tokens.shape[-1:], released[f"{name}.weight"], released[f"{name}.bias"])
+    def norm(tokens: torch.Tensor, name: str) -> torch.Tensor:
+        return nn.functional.layer_norm(tokens, tokens.shape[-1:], released[f"{name}.weight"], released[f"{name}.bias"])
 
-    def linear(tokens: Tensor, name: str) -> Tensor:
-        return F.linear(tokens, released[f"{name}.weight"], released.get(f"{name}.bias"))
+    def linear(tokens: torch.Tensor, name: str) -> torch.Tensor:
+        return nn.functional.linear(tokens, released[f"{name}.weight"], released.get(f"{name}.bias"))
 
-    def attention(tokens: Tensor, name: str, mask: Tensor | None) -> Tensor:
-        """Windows (B * windows, N, C), each by itself; `mask` (windows, N, N)."""
+    def attention(tokens: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
+        """Attend within windows (B * windows, N, C); `mask` is (windows, N, N)."""
         table = released[f"{name}.relative_position_bias_table"]  # (offsets, heads)
         num_heads, side = table.shape[1], math.isqrt(tokens.shape[1])
         queries, keys, values = (
@@ -37,20 +36,20 @@ def swin_maps(pixels: Tensor, released: dict[str, Tensor], depths: tuple[int, ..
             logits = (logits.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         return linear((logits.softmax(-1) @ values).transpose(1, 2).flatten(2), f"{name}.proj")
 
-    def block(tokens: Tensor, name: str, shifted: bool) -> Tensor:
+    def block(tokens: torch.Tensor, name: str, shifted: bool) -> torch.Tensor:
         height, width = tokens.shape[1:3]
         side = (math.isqrt(len(released[f"{name}.attn.relative_position_bias_table"])) + 1) // 2
         shift = side // 2 if shifted else 0
-        padded = F.pad(norm(tokens, f"{name}.norm1"), (0, 0, 0, -width % side, 0, -height % side))
+        padded = nn.functional.pad(norm(tokens, f"{name}.norm1"), (0, 0, 0, -width % side, 0, -height % side))
         rolled = padded.roll((-shift, -shift), (1, 2))
         mask = region_mask(*rolled.shape[1:3], side, shift) if shifted else None
         attended = from_windows(attention(to_windows(rolled, side), f"{name}.attn", mask), *rolled.shape[1:3])
         attended = attended.roll((shift, shift), (1, 2))[:, :height, :width]
         tokens = tokens + attended
-        hidden = F.gelu(linear(norm(tokens, f"{name}.norm2"), f"{name}.mlp.fc1"))
+        hidden = nn.functional.gelu(linear(norm(tokens, f"{name}.norm2"), f"{name}.mlp.fc1"))
         return tokens + linear(hidden, f"{name}.mlp.fc2")
 
-    patches = F.conv2d(
+    patches = nn.functional.conv2d(
         pixels, released["backbone.patch_embed.proj.weight"], released["backbone.patch_embed.proj.bias"], stride=4
     )
     tokens = norm(patches.permute(0, 2, 3, 1), "backbone.patch_embed.norm")
@@ -61,30 +60,30 @@ def swin_maps(pixels: Tensor, released: dict[str, Tensor], depths: tuple[int, ..
         maps.append(norm(tokens, f"backbone.norm{stage}").permute(0, 3, 1, 2))
         if stage + 1 < len(depths):
             height, width = tokens.shape[1:3]
-            even = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
+            even = nn.functional.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
             corners = [even[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
             name = f"backbone.layers.{stage}.downsample"
             tokens = linear(norm(torch.cat(corners, dim=-1), f"{name}.norm"), f"{name}.reduction")
     return maps
 
 
-def to_windows(tokens: Tensor, side: int) -> Tensor:
-    """(B, H, W, C) -> (B * windows, N, C)"""
+def to_windows(tokens: torch.Tensor, side: int) -> torch.Tensor:
+    """Split (B, H, W, C) into windows (B * windows, N, C)."""
     rows = tokens.unflatten(2, (-1, side)).unflatten(1, (-1, side))
     return rows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
-def from_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """(B * windows, N, C) -> (B, H, W, C)"""
+def from_windows(windows: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Join windows (B * windows, N, C) to (B, H, W, C)."""
     side = math.isqrt(windows.shape[1])
     grid = windows.unflatten(1, (side, side)).unflatten(0, (-1, height // side, width // side))
     return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def region_mask(height: int, width: int, side: int, shift: int) -> Tensor:
-    """(windows, N, N): `FORBIDDEN` between places of a rolled map that were no neighbours before."""
+def region_mask(height: int, width: int, side: int, shift: int) -> torch.Tensor:
+    """Return (windows, N, N): `FORBIDDEN` between places of a rolled map that were not neighbours before."""
 
-    def region(length: int) -> Tensor:
+    def region(length: int) -> torch.Tensor:
         return (torch.arange(length) >= length - side).int() + (torch.arange(length) >= length - shift).int()
 
     regions = 3 * region(height)[:, None] + region(width)[None]

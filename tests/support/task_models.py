@@ -12,7 +12,7 @@ TASKS = (["moon"], ["sun", "sky"], ["sea"])
 
 @torch.no_grad()
 def train_task(model, class_names: list[str], seed: int) -> None:
-    """Add a task whose weights differ from all others, as after training; the no-object heads move, too."""
+    """Add a task whose weights differ from all others, as after training, and move the no-object heads."""
     model.add_task(class_names, num_prompts=3)
     generator = torch.Generator().manual_seed(seed)
     task = model.num_tasks - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directions that a tiny HVPL protects, as each process of a run gets them; also a program that saves them.
+"""The directions that a tiny HVPL protects, as each process of a run gets them; run as a program, it saves them.
 
 python tiny_directions.py DATA_FOLDER OUTPUT_DIR
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes that train real models of a few thousand parameters on a few generated videos; also a program that runs them.
+"""Recipes that train real models of a few thousand parameters on generated videos; run as a program, it trains them.
 
 python tiny_run.py DATA_FOLDER SYSTEM OUTPUT_DIR [key=value ...]
 """
@@ -10,13 +10,13 @@ import sys
 
 import torch
 
-from tests.support.helpers import tiny_detector_config
+from tests.support.helpers import VIDEO_HEAD_SIZES, tiny_detector_config
 from transformers_cvis.modeling.losses import MaskClassificationLoss, select_uncertain_points
 from transformers_cvis.training import Recipe, train
 
 
 class FixedPoints:
-    """The same points for every mask, so that losses do not depend on how samples are shared out over processes."""
+    """Same points for every mask, so that losses do not depend on the distribution of samples over processes."""
 
     def __init__(self, num_points: int = 48):
         generator = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ class FixedPoints:
 
 
 def with_fixed_points(build_model):
-    """A `build_model` whose models have `FixedPoints` in their losses."""
+    """Return a `build_model` whose models use `FixedPoints` in their losses."""
 
     def build(recipe, names):
         model = build_model(recipe, names)
@@ -47,7 +47,7 @@ def with_fixed_points(build_model):
 
 
 def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
-    """A recipe of any system; SPVIS is offline, from scratch, and trains refiner and tracker together."""
+    """Return a recipe of any system; SPVIS is offline, from scratch, and trains refiner and tracker together."""
     detector_config = {
         name: getattr(tiny_detector_config(), name)
         for name in (
@@ -60,16 +60,7 @@ def tiny_recipe(data_folder, system: str = "vita", **changes) -> Recipe:
         **{"tracker_layers": 2, "tracker_dim_feedforward": 32, "filter_dim_feedforward": 32},
         **{"refiner": "spvis", "refiner_layers": 2, "freeze_tracker": False},
     }
-    head_config = {
-        "detector_config": detector_config,
-        "num_queries": 6,
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "num_frame_query_layers": 2,
-        "dim_feedforward": 32,
-        "num_attention_heads": 2,
-        "train_num_points": 32,
-    }
+    head_config = {**VIDEO_HEAD_SIZES, "detector_config": detector_config, "num_queries": 6, "encoder_layers": 1}
     crisp_config = {"text_encoder": "random", "text_hidden_size": 32}
     configs = {
         **{"minvis": detector_config, "mask2former_vis": detector_config, "task_clip_detector": detector_config},

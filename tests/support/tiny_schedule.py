@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A schedule that trains real models of a few thousand parameters task by task; also a program that runs it.
+"""A schedule that trains real models of a few thousand parameters task by task; run as a program, it trains them.
 
 python tiny_schedule.py DATA_FOLDER METHOD OUTPUT_DIR [key=value ...]
 """
@@ -43,7 +43,7 @@ def tiny_schedule(data_folder, method: str = "hvpl", **changes) -> Schedule:
 
 
 def images_of(shapes: Path, path: Path, shown: dict[str, str]) -> dict:
-    """A source of the first frames of the videos, as COCO json; `shown`: category -> the class that it becomes."""
+    """Write the first frames of the videos as a COCO source; `shown` maps categories to the classes they become."""
     content = json.loads((shapes / "train.json").read_text())
     name_of = {category["id"]: category["name"] for category in content["categories"]}
     ids = {class_name: number for number, class_name in enumerate(shown.values(), start=1)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that every video model passes, part of the common ones: from pixels to tracks, by the calls of transformers."""
+"""Common tests of all video models: from pixels to tracks by the calls of transformers."""
 
 import pickle
 
@@ -8,15 +8,27 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from transformers_cvis.processing import CvisVideoProcessor, segment_video
+from transformers_cvis.processing import CvisVideoProcessor, Track, segment_video
 
 PROCESSOR = CvisVideoProcessor(size={"shortest_edge": 40, "longest_edge": 96})
+UNNORMALIZED = CvisVideoProcessor(size={"shortest_edge": 64, "longest_edge": 96}, do_normalize=False)
 SELECTIONS = ({"threshold": None, "top_k": 7}, {"threshold": 0.0, "top_k": None})
 
 
 def noise_video(num_frames: int = 3, height: int = 50, width: int = 66, seed: int = 0) -> np.ndarray:
-    """A video of random pixels, uint8 (T, H, W, 3)."""
+    """Return a video of random pixels, uint8 (T, H, W, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+
+
+def assert_scores_are_class_probabilities(model) -> list[Track]:
+    """Check the scores of tracks by clip length against a forward pass over the whole video; return the last tracks."""
+    frames = torch.as_tensor(noise_video(5, 64, 96))
+    expected = model(frames.permute(0, 3, 1, 2)[None] / 255).class_queries_logits[0].softmax(-1)[:, :-1]
+    for clip_length in (1, 2, 5):
+        found = segment_video(model, UNNORMALIZED, frames, clip_length=clip_length, threshold=None, top_k=15)
+        for track in found.tracks:
+            assert track.score == pytest.approx(expected[track.query_id, track.label_id].item(), abs=1e-4)
+    return found.tracks
 
 
 class TrackTests:

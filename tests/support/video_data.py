@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny videos with labels, and short names for results of a model, for tests of models."""
+"""Tiny videos with labels, and short names for results of a model."""
 
 import torch
 
@@ -7,12 +7,12 @@ LABELS = {0: "disk", 1: "star", 2: "ring"}
 
 
 def video_batch(num_frames: int = 4, height: int = 64, width: int = 96, batch_size: int = 2) -> torch.Tensor:
-    """Normalised videos (B, T, 3, H, W)."""
+    """Return normalised videos (B, T, 3, H, W)."""
     return torch.randn(batch_size, num_frames, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def video_labels(num_frames: int = 4, height: int = 64, width: int = 96, batch_size: int = 2) -> list[dict]:
-    """One moving object that stays, one that appears in the middle; different in each video."""
+    """Return labels of one moving object that stays and one that appears in the middle, different in each video."""
     labels = []
     for video in range(batch_size):
         masks = torch.zeros(2, num_frames, height, width, dtype=torch.bool)
@@ -27,7 +27,7 @@ def video_labels(num_frames: int = 4, height: int = 64, width: int = 96, batch_s
 
 
 def loss_of(model, seed: int = 0) -> torch.Tensor:
-    """Loss of one training step with fixed random points."""
+    """Return the loss of one training step with fixed random points."""
     torch.manual_seed(seed)
     return model.train()(video_batch(), labels=video_labels()).loss
 

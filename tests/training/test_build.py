@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe to a model: what each stage of a published chain takes from the one before, and what is not there."""
+"""From a recipe to a model: weights that published stages take from the one before, and missing files."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ NAMES = ["ape", "zebra"]
 
 
 def config_along_chain(name: str) -> PreTrainedConfig:
-    """The configuration that a shipped recipe trains, after the recipes that it starts from."""
+    """Return the configuration that a shipped recipe trains, after the recipes that it starts from."""
     recipe = Recipe.load(name)
     start = recipe.model.init_from
     if start in shipped_recipes():
@@ -39,7 +39,7 @@ def config_along_chain(name: str) -> PreTrainedConfig:
 
 
 def published(config_class: type, like: PreTrainedConfig, **changes) -> dict:
-    """The published values, with the detector and the classes of `like`."""
+    """Return the published values with the detector and the classes of `like`."""
     return config_class(id2label=like.id2label, detector_config=like.detector_config, **changes).to_dict()
 
 
@@ -58,7 +58,7 @@ def test_stages_of_vita_and_genvis(data):
 
 @pytest.mark.parametrize("window", [0, 6])
 def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
-    """A converted checkpoint does not say which it was trained with."""
+    """A converted checkpoint does not record the window of its training."""
     source = VitaConfig(encoder_window_size=window)
     recipes = [Recipe.load(name) for name in shipped_recipes()]
     started = [recipe for recipe in recipes if recipe.system == "vita" and recipe.model.init_from == "vita_r50_coco"]
@@ -87,7 +87,7 @@ def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
         ("/absent/folder", "the Hub gives no such model. Give the folder of a saved model"),
     ],
 )
-def test_a_start_that_is_nowhere(start, message, offline, loopback_hub, tmp_path, monkeypatch):
+def test_missing_start_is_an_error(start, message, offline, loopback_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     recipe = Recipe.load("genvis_moving_shapes", [f"model.init_from={start}"])
@@ -95,7 +95,7 @@ def test_a_start_that_is_nowhere(start, message, offline, loopback_hub, tmp_path
         build_model(recipe, NAMES)
 
 
-def test_a_start_whose_training_has_not_ended(tmp_path, monkeypatch):
+def test_unfinished_start_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vita_moving_shapes" / "checkpoints").mkdir(parents=True)
     with pytest.raises(OSError, match="this folder holds no saved model, .* train that recipe first"):
@@ -118,14 +118,14 @@ def test_a_start_whose_training_has_not_ended(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_data_that_is_not_there(name, overrides, message, tmp_path, monkeypatch):
+def test_missing_data_is_an_error(name, overrides, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=message):
         build_dataset(Recipe.load(name, overrides))
 
 
 class TestProcessor:
-    """One processor for training, evaluation and the saved model."""
+    """Training, evaluation and the saved model use one processor."""
 
     def test_default(self):
         recipe = Recipe.load("genvis_moving_shapes")

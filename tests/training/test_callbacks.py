@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks: when the trainer calls them, what they may change, and those that a model needs."""
+"""Callbacks: the calls of the trainer, permitted changes, and the callbacks of a model."""
 
 import torch
 
@@ -34,7 +34,7 @@ class Recorder(TrainingCallback):
 
 
 def test_hooks_of_every_optimiser_step(tmp_path):
-    """Gradients of all accumulated micro-batches are there, and are not clipped yet."""
+    """Gradients of all accumulated micro-batches are summed and not clipped yet."""
     recorder = Recorder()
     overrides = ["max_steps=3", "gradient_accumulation_steps=2", "optimizer.max_gradient_norm=1e-6"]
     train_standin(tmp_path, overrides, callbacks=[recorder])
@@ -64,7 +64,7 @@ def test_callbacks_run_in_their_order_and_reach_the_weights(tmp_path):
     assert torch.equal(model.layers[0].weight, first.weights[0])
 
 
-def test_the_model_is_told_how_far_the_training_is(tmp_path, monkeypatch):
+def test_model_gets_the_progress_of_training(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(
         StandInModel, "set_training_progress", lambda self, progress: told.append(progress), raising=False
@@ -87,7 +87,7 @@ def test_only_models_that_follow_the_progress_get_it(tmp_path):
 
 
 def test_train_takes_callbacks(tmp_path):
-    """Together with those of the model: SPVIS is told how far the training is."""
+    """They run together with those of the model: SPVIS gets the progress of the training."""
     seen = []
 
     class Progress(TrainingCallback):

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ class WindowAttention(nn.Module):
 
 
 class Detector(nn.Module):
-    """The kinds of parameter that the published parameter groups tell apart, under the names of the frame detector."""
+    """The kinds of parameters of the published groups, under the names of the frame detector."""
 
     def __init__(self):
         super().__init__()
@@ -86,4 +88,4 @@ def test_warm_up_and_cosine():
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[9] == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(5 / 10 * torch.pi)).item()))
     assert factors[-1] == pytest.approx(0.0)
-    assert all(later <= earlier for earlier, later in zip(factors[4:], factors[5:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[4:]))

@@ -137,7 +137,7 @@ def test_errors_of_sources(changes, message):
 
 
 def test_augmentation_is_one_of_two_kinds():
-    """Which one, its fields tell."""
+    """The fields of a source tell its kind."""
     videos = {"json": "a.json", "images": "a"}
     jittered = with_sources(videos, augmentation={"size": 64, "scale": [0.5, 1]}, image_rotation=None)
     assert jittered.data.augmentation == LargeScaleJitter(64, (0.5, 1.0))
@@ -196,7 +196,7 @@ def test_published_hyper_parameters(name, steps, milestones, frames, frame_range
     ],
 )
 def test_published_mixtures_with_coco(name, ratio):
-    """As shipped, the videos alone; with COCO, whose share is published relative to 1, on request."""
+    """Recipes ship with the videos alone; COCO, whose share is published relative to 1, is optional."""
     (videos,) = Recipe.load(name).data.used_sources
     assert videos.kind == "videos"
     assert videos.class_mapping is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference that is printed from the fields of recipes and schedules."""
+"""The reference printed from the fields of recipes and schedules."""
 
 import dataclasses
 import typing
@@ -64,7 +64,7 @@ def test_fields_below_a_key():
 
 
 def dataclasses_in(hint) -> Iterator[type]:
-    """All dataclasses that a type is made of, however deep."""
+    """Return all dataclasses in a type, at any depth."""
     if dataclasses.is_dataclass(hint):
         yield hint
         for nested in typing.get_type_hints(hint).values():

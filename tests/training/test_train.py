@@ -70,7 +70,6 @@ def test_from_scratch_to_an_evaluated_model(shapes, tmp_path):
         ("C:/Scripts/transformers-cvis.exe", "transformers-cvis"),
         (f"{PACKAGE}/__main__.py", "transformers-cvis"),
         (f"{PACKAGE}/cli/__main__.py", "transformers-cvis"),
-        (f"{PACKAGE}/cli/__main__.py", "transformers-cvis"),
         (f"{PACKAGE.parent}/transformers_cvis_cli.py", "transformers-cvis"),
         ("examples/train_vis.py", "train_vis.py"),
     ],
@@ -80,11 +79,11 @@ def test_the_command_of_a_training_can_be_typed_again(monkeypatch, program, show
     assert command_line() == f"{shown} train mine.yaml --set 'output_dir=my runs'"
 
 
-def test_mean_and_std_of_the_start_reach_training_evaluation_and_the_saved_processor(shapes, tmp_path, monkeypatch):
+def test_mean_and_std_of_the_start_are_used_and_saved(shapes, tmp_path, monkeypatch):
     pixels = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
     build_model(tiny_recipe(shapes, "minvis"), list(SHAPES)).save_pretrained(tmp_path / "start")
     CvisVideoProcessor(**pixels).save_pretrained(tmp_path / "start")
-    seen = {True: [], False: []}  # by whether the model trains: the smallest and largest value of each clip
+    seen = {True: [], False: []}  # key: the model trains; values: minimum and maximum of each clip
     forward = MinVisForVideoInstanceSegmentation.forward
 
     def noting(self, pixel_values_videos, **inputs):
@@ -137,7 +136,7 @@ def test_genvis_starts_from_vita(shapes, tmp_path, caplog):
 
 
 def test_stages_of_spvis_start_from_one_another(shapes, tmp_path, caplog):
-    """MinVIS, the tracker, the refiner: a stage takes all of the one before, and trains nothing but what is new."""
+    """MinVIS, tracker, refiner: each stage starts from the one before and trains only its new parts."""
     detector = tiny_recipe(shapes, "minvis").model.config
     sizes = {name: value for name, value in tiny_recipe(shapes, "spvis").model.config.items() if name not in detector}
     del sizes["refiner"], sizes["freeze_tracker"]
@@ -163,7 +162,7 @@ def test_stages_of_spvis_start_from_one_another(shapes, tmp_path, caplog):
     assert not model.untrained_parts
 
 
-def test_frozen_class_heads_that_start_fresh_are_named(shapes, tmp_path, caplog):
+def test_frozen_class_heads_with_new_weights_are_named(shapes, tmp_path, caplog):
     recipe = tiny_recipe(shapes, "spvis")
     build_model(recipe, ["cat"]).save_pretrained(tmp_path)
     caplog.clear()
@@ -199,7 +198,7 @@ def test_small_recipes_that_ship_train(shapes, tmp_path):
         assert start in (None, *stages)
 
 
-def test_class_heads_of_other_classes_start_fresh(shapes, tmp_path, caplog):
+def test_class_heads_of_other_classes_are_new(shapes, tmp_path, caplog):
     train(tiny_recipe(shapes, max_steps=1), tmp_path / "vita")
     source = weights(tmp_path / "vita")
     recipe = tiny_recipe(shapes, model={"init_from": str(tmp_path / "vita")})
@@ -279,7 +278,7 @@ def test_several_sources_are_mixed_by_ratio(shapes, tmp_path):
 
 
 def coco_file(shapes: Path, folder: Path) -> dict:
-    """A source of images: the first frames of the videos, with polygons and categories of other names."""
+    """Write a source of images: the first frames of the videos, with polygons and renamed categories."""
     content = json.loads((shapes / "train.json").read_text())
     images = [
         {**{key: video[key] for key in ("id", "width", "height")}, "file_name": video["file_names"][0]}
@@ -304,7 +303,7 @@ def coco_file(shapes: Path, folder: Path) -> dict:
 
 
 def test_joint_training_on_videos_and_images(shapes, tmp_path):
-    """Images of other category names join the videos; a validation set may be of images, and of such names, too."""
+    """Images with other category names are mixed with the videos; a validation set may hold such images as well."""
     images = coco_file(shapes, tmp_path)
     data = tiny_recipe(shapes).to_dict()["data"]
     data |= {"train": [*data["train"], {**images, "ratio": 3.0}], "valid": images}
@@ -331,7 +330,7 @@ def test_joint_training_on_videos_and_images(shapes, tmp_path):
         ({"json": "absent.json"}, "absent.json does not exist"),
     ],
 )
-def test_a_wrong_validation_set_is_found_out_before_the_training(shapes, tmp_path, changes, message):
+def test_wrong_validation_set_is_refused_before_training(shapes, tmp_path, changes, message):
     data = {**tiny_recipe(shapes).to_dict()["data"], "valid": {**coco_file(shapes, tmp_path), **changes}}
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace("?", r"\?")):
         train(tiny_recipe(shapes, data=data), tmp_path / "vita")
@@ -352,7 +351,7 @@ def test_pre_training_on_images_alone(shapes, tmp_path):
 
 @pytest.mark.parametrize("system", ["vita", "spvis"])
 def test_killed_training_continues_bit_for_bit(shapes, tmp_path, system):
-    """Random points in the losses, two loader workers, killed without warning after the first checkpoint; SPVIS with
+    """Random points in the losses, two loader workers, killed after the first checkpoint; SPVIS with
     dropout, clips that may run backwards, and a matching that changes at half of the steps."""
     overrides = ["data.num_workers=2", "max_steps=8", "data.augmentation.short_sides=[48, 64]"]
     if system == "spvis":
@@ -393,7 +392,7 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path, monkeypa
 
 
 def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
-    """A process has one precision, so each of these trainings gets its own; the one in float32 shows the difference."""
+    """Precision belongs to a process, so each training runs in its own; the one in float32 shows the difference."""
     half = "mixed_precision=bf16"
     finish(launch(TINY_RUN, shapes, "vita", tmp_path / "whole", half, "max_steps=2"))
     for steps in (1, 2):
@@ -402,7 +401,8 @@ def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
     assert names == ["step-00000001", "step-00000002"]
     whole, pieces = weights(tmp_path / "whole"), weights(tmp_path / "pieces")
     for name, value in whole.items():
-        assert value.dtype != torch.bfloat16 and value.isfinite().all(), name
+        assert value.dtype != torch.bfloat16, name
+        assert value.isfinite().all(), name
         assert torch.equal(value, pieces[name]), name
 
     train(tiny_recipe(shapes, max_steps=2), tmp_path / "full")
@@ -412,7 +412,7 @@ def test_mixed_precision_continues_bit_for_bit(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_runs_as_it_stands(tmp_path, monkeypatch):
+def test_example_runs_unchanged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     finish(launch(EXAMPLE))
     losses = [row["loss"] for row in rows(tmp_path / "build/train_vis/vita") if "loss" in row]

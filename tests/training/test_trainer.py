@@ -57,7 +57,7 @@ def test_every_step_can_be_resumed(tmp_path, workers):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     train_standin(whole, [*overrides, "max_steps=4", "learning_rate_schedule.warmup_steps=0"])
     for steps in range(1, 5):
-        torch.manual_seed(steps)  # a session does not depend on what was drawn before it
+        torch.manual_seed(steps)  # a session does not depend on earlier random draws
         np.random.seed(steps)
         train_standin(pieces, [*overrides, f"max_steps={steps}", "learning_rate_schedule.warmup_steps=0"])
     assert_same_weights(weights(whole), weights(pieces))
@@ -102,7 +102,7 @@ def test_a_process_has_one_precision(tmp_path):
     with pytest.raises(ValueError, match=message):
         train_standin(tmp_path / "second", ["mixed_precision=bf16"])
     assert not (tmp_path / "second").exists()
-    with pytest.raises(ValueError, match=message):  # before the data are looked for, which are not there
+    with pytest.raises(ValueError, match=message):  # before the trainer looks for the missing data
         train(Recipe.from_dict({**RECIPE, "mixed_precision": "bf16"}), tmp_path / "second")
 
 
@@ -113,7 +113,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
 
 
 def test_gradients_are_clipped_together(tmp_path):
-    """A gradient norm above the limit moves the weights as the gradient scaled to the limit does."""
+    """A gradient norm above the limit moves the weights like the gradient scaled to the limit."""
     overrides = [
         "max_steps=1",
         "learning_rate_schedule.warmup_steps=0",
@@ -123,7 +123,7 @@ def test_gradients_are_clipped_together(tmp_path):
     moved = {}
     for limit in (0.01, 0.02):
         output_dir = tmp_path / str(limit)
-        model, _ = train_standin(output_dir, [*overrides, f"optimizer.max_gradient_norm={limit}"], dropout=0.0)
+        train_standin(output_dir, [*overrides, f"optimizer.max_gradient_norm={limit}"], dropout=0.0)
         state = load_file(output_dir / "checkpoints" / "step-00000001" / "optimizer.safetensors")
         first_moments = [value for name, value in state.items() if name.endswith("exp_avg")]
         moved[limit] = torch.cat([moment.flatten() for moment in first_moments]).norm() / 0.1
@@ -186,7 +186,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert checkpoint_files.list_checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000006"
 
 
-def test_what_a_kill_left_behind_is_removed(tmp_path):
+def test_files_left_by_a_kill_are_removed(tmp_path):
     stale = tmp_path / "checkpoints" / "step-00000003.incomplete"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"half of it")
@@ -210,7 +210,7 @@ def test_finding_checkpoints(tmp_path):
         checkpoint_files.find_checkpoint(directory, tmp_path)
 
 
-def test_an_older_checkpoint_replaces_what_came_after_it(tmp_path):
+def test_older_checkpoint_replaces_later_ones(tmp_path):
     train_standin(tmp_path / "run", ["checkpoint_every=2", "keep_checkpoints=9", "max_steps=6"])
     first = load_file(tmp_path / "run/model.safetensors")
     directory = tmp_path / "run" / "checkpoints"
@@ -250,9 +250,9 @@ def test_the_log_has_times_and_losses(tmp_path):
         assert {"seconds_per_step", "data_seconds_per_step", "eta_seconds", "gradient_norm"} <= row.keys()
 
 
-def test_trackers_of_accelerate_get_what_the_log_gets(tmp_path, monkeypatch):
+def test_accelerate_trackers_get_the_log_values(tmp_path, monkeypatch):
     class RecordingTracker(GeneralTracker):
-        """Stands where Accelerate finds tensorboard, which need not be installed."""
+        """Replacement of tensorboard, which need not be installed."""
 
         name = "tensorboard"
         requires_logging_directory = True

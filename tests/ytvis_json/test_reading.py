@@ -27,7 +27,7 @@ def test_top_level():
 def test_the_first_problems_are_listed_with_their_places():
     refuse([], "a.json", YTVIS)
     problems = (Problem(f"problem {number}.", video_id=3, annotation_id=number) for number in range(1000))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="^a.json") as caught:
         refuse(problems, "a.json", YTVIS)
     lines = str(caught.value).splitlines()
     assert lines[0] == "a.json breaks the YouTube-VIS format:"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules for what only the evaluation reads; those of files are tested through `validate_annotations`."""
+"""Rules for content that only the evaluation reads; `validate_annotations` tests those of files."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_a_limit_stops_the_search():
     assert len(list(structure_problems({**content(), "annotations": [3] * 9}, GROUND_TRUTH, limit=4))) == 4
 
 
-def test_an_annotation_of_a_video_that_is_wrong_itself_is_passed_over():
+def test_annotations_of_a_wrong_video_are_skipped():
     wrong = {**content(segmentations=[]), "videos": [{**VIDEO, "length": 0}]}
     (problem,) = structure_problems(wrong, GROUND_TRUTH)
     assert str(problem) == "video 1: 'length' is 0; give a positive integer."
@@ -75,7 +75,7 @@ def test_scores(score):
     assert list(annotation_messages({**track, "score": np.float32(0.5)}, VIDEO, RESULTS)) == []
 
 
-def test_masks_in_memory_may_have_forms_that_json_does_not_have():
+def test_masks_in_memory_may_have_non_json_forms():
     counts = rle.empty((4, 6))["counts"]
     for mask in (
         {"size": (4, 6), "counts": counts},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory is left, with and without a container's limit."""
+"""Available memory, with and without the limit of a container."""
 
 import torch
 
@@ -37,14 +37,14 @@ def test_a_container_without_limit(monkeypatch, tmp_path):
     assert available_memory(CPU) == 1_024_000
 
 
-def test_the_limit_of_a_container_counts_without_files_that_would_be_dropped(monkeypatch, tmp_path):
+def test_container_limit_ignores_reclaimable_file_pages(monkeypatch, tmp_path):
     host(monkeypatch, tmp_path, 1000, limit="500000", used=300000, files=100000)
     assert available_memory(CPU) == 300_000
     (tmp_path / "cgroup" / "memory.current").write_text("900000\n")
     assert available_memory(CPU) == 0
 
 
-def test_where_it_cannot_be_told(monkeypatch, tmp_path):
+def test_unknown_memory_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "MEMORY_INFORMATION", tmp_path / "none")
     assert available_memory(CPU) is None
     assert available_memory(torch.device("meta")) is None

@@ -8,7 +8,7 @@ from transformers_cvis.modeling.crisp.initialization import principal_rows
 
 
 def old_queries(count=12, channels=8):
-    """Queries that differ much in the first channels, less in each further one."""
+    """Return queries whose spread falls from channel to channel."""
     spread = torch.tensor([10.0, 5, 2, 1, 0.5, 0.2, 0.1, 0.05], dtype=torch.float64)[:channels]
     return torch.randn(count, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * spread + 1
 
@@ -17,7 +17,7 @@ def test_directions_are_those_of_largest_variance():
     queries = old_queries()
     rows = principal_rows(queries, 3)
     centred = queries - queries.mean(0)
-    variances, vectors = torch.linalg.eigh(centred.T @ centred)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
     directions = vectors.T.flip(0)[:3]
     length = queries.norm(dim=1).mean()
     torch.testing.assert_close((rows @ directions.T).abs(), length * torch.eye(3, dtype=torch.float64))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of CRISP against loops that are written out."""
+"""Losses of CRISP against plain loops."""
 
 import math
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CRISP: learning task by task, and what its components change."""
+"""CRISP: learning task by task, and the effect of its components."""
+
+from typing import ClassVar
 
 import pytest
 import torch
 
 from tests.support.clip_tests import ClipDetectorTests
 from tests.support.helpers import tiny_crisp
-from tests.support.model_tester import LABELS, loss_of, predictions, video_batch, video_labels
+from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import CrispForVideoInstanceSegmentation, Mask2FormerVisForVideoInstanceSegmentation
 from transformers_cvis.hub.card import CardInfo, model_card
 from transformers_cvis.modeling.crisp import ClassTextEncoder, CrispConfig
@@ -18,10 +20,10 @@ WITHOUT_COMPONENTS = {"residual_prompts": False, "lambda_isc": 0.0, "lambda_ic":
 
 class TestCrisp(ClipDetectorTests):
     model_class = CrispForVideoInstanceSegmentation
-    settings = {"text_encoder": "random", "text_hidden_size": 32}
+    settings: ClassVar[dict] = {"text_encoder": "random", "text_hidden_size": 32}
     class_head = "class_predictor.heads.1.2.0"
     num_class_rows = 3
-    class_parts = {"class_predictor", "class_tokens"}
+    class_parts: ClassVar[set] = {"class_predictor", "class_tokens"}
 
 
 def trainable(model) -> set[str]:
@@ -44,7 +46,7 @@ def moon_labels() -> list[dict]:
 
 
 def losses_of(model, labels=None) -> dict[str, torch.Tensor]:
-    """Losses of a training step with fixed points."""
+    """Return the losses of a training step with fixed points."""
     torch.manual_seed(0)
     return model.train()(video_batch(), labels=labels or video_labels()).loss_dict
 
@@ -76,7 +78,7 @@ class TestTasks:
         assert queries == before.video_queries.shape[1]
 
     @torch.no_grad()
-    def test_tasks_speak_of_their_own_classes(self):
+    def test_tasks_predict_their_own_classes(self):
         model = learn_moon(tiny_crisp())
         logits = model(video_batch()).class_queries_logits
         assert logits.shape == (2, 8, 5)
@@ -144,7 +146,7 @@ class TestTasks:
         loaded.set_task_adapters(1)
         assert torch.equal(loaded(video_batch()).class_queries_logits, model(video_batch()).class_queries_logits)
 
-    def test_tasks_that_cannot_be(self):
+    def test_impossible_tasks_are_refused(self):
         model = tiny_crisp()
         with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already or given twice"):
             model.add_task(["disk", "moon"], 3)
@@ -234,7 +236,7 @@ class TestComponents:
         assert torch.equal(once["loss_ce"], twice["loss_ce"])
 
     def test_a_base_without_components(self):
-        """As the released scripts train it: the class tokens of the base stay what they are."""
+        """Like the released scripts: the class tokens of the base stay unchanged."""
         model = tiny_crisp(apply_at_base=False)
         eclipse = tiny_crisp(**WITHOUT_COMPONENTS)
         eclipse.load_state_dict(model.state_dict(), strict=False)
@@ -323,7 +325,7 @@ class TestTextEncoder:
         losses_of(model)
         losses_of(tiny_crisp(text_encoder=None, residual_prompts=False, lambda_isc=0.0))
 
-    def test_is_no_part_of_the_model(self):
+    def test_text_encoder_is_not_part_of_the_model(self):
         model = tiny_crisp()
         names = set(model.state_dict())
         losses_of(model)

@@ -19,7 +19,7 @@ def class_tokens(count=3):
     return torch.randn(count, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
-def test_prompts_are_those_of_the_text_model_with_the_class_token_at_position_one(encoder):
+def test_prompts_equal_the_text_model_with_the_token_at_position_one(encoder):
     tokens = class_tokens()
     prompts = encoder.encode(NAMES, tokens, width=16)
     for name, token, prompt in zip(NAMES, tokens, prompts, strict=True):
@@ -87,7 +87,7 @@ def test_bfloat16_class_tokens(encoder):
     assert prompts.isfinite().all()
 
 
-def test_what_does_not_fit(encoder):
+def test_wrong_widths_and_long_names_are_refused(encoder):
     with pytest.raises(ValueError, match="embeddings of 48 channels, which cannot be averaged to prompts of 32"):
         encoder.encode(NAMES, class_tokens(), width=32)
     with pytest.raises(ValueError, match="class name 'a{90}' takes 94 tokens, but the text encoder reads at most 77"):

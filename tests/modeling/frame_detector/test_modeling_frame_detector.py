@@ -3,172 +3,19 @@
 
 import copy
 import json
-import logging
-import pickle
 from collections import defaultdict
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from torch import nn
 
-from tests.support.helpers import build_files, local_mapping, needs_kernel_repositories, tiny_detector_config
-from transformers_cvis.modeling.frame_detector import FrameDetector, FrameDetectorConfig
-from transformers_cvis.modeling.frame_detector.frozen_batch_norm import FrozenBatchNorm2d, FrozenConvolutionBlock
+from tests.support.helpers import BACKBONES, build_files, local_mapping, needs_kernel_repositories, tiny_detector_config
+from tests.support.tiny_detector import frame_labels, frames, tiny_model
+from transformers_cvis.modeling.frame_detector import FrameDetector
 from transformers_cvis.modeling.frame_detector.masked_attention_decoder import inside_masks
 from transformers_cvis.modeling.frame_detector.modeling_frame_detector import shrunk_mask_features
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
-BACKBONES = {
-    "basic": {
-        "model_type": "resnet",
-        "embedding_size": 8,
-        "hidden_sizes": [8, 8, 16, 16],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-        "out_features": STAGES,
-    },
-    "bottleneck": {
-        "model_type": "resnet",
-        "embedding_size": 8,
-        "hidden_sizes": [16, 32, 32, 64],
-        "depths": [1, 2, 1, 1],
-        "out_features": STAGES,
-    },
-    "swin": {
-        "model_type": "swin",
-        "embed_dim": 8,
-        "depths": [1, 2, 1, 1],
-        "num_heads": [1, 2, 2, 4],
-        "window_size": 5,
-        "out_features": STAGES,
-    },
-}
-
-
-def tiny_model(seed: int = 0, **changes) -> FrameDetector:
-    torch.manual_seed(seed)
-    return FrameDetector(tiny_detector_config(**{"num_labels": 4, **changes})).eval()
-
-
-def frames(num_frames: int = 2, height: int = 64, width: int = 96, dtype=torch.float32) -> torch.Tensor:
-    return torch.randn(num_frames, 3, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def frame_labels() -> list[dict]:
-    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
-    masks[0, 8:40, 8:40] = True
-    masks[1, 20:60, 50:90] = True
-    return [
-        {"class_labels": torch.tensor([1, 3]), "masks": masks},
-        {"class_labels": torch.tensor([2]), "masks": masks[:1]},
-    ]
-
-
-def mask2former(backbone: str, **changes) -> Mask2FormerForUniversalSegmentation:
-    torch.manual_seed(0)
-    settings = tiny_detector_config(num_labels=4, backbone_config=BACKBONES[backbone], **changes).to_dict()
-    known = set(Mask2FormerConfig().to_dict()) - {"model_type", "architectures"}
-    model = Mask2FormerForUniversalSegmentation(
-        Mask2FormerConfig(**{name: value for name, value in settings.items() if name in known})
-    )
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_()
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model.double().eval()
-
-
-# Mask2Former's checkpoints
-
-
-@pytest.mark.parametrize(
-    ("backbone", "changes"),
-    [
-        ("basic", {}),
-        ("bottleneck", {}),
-        ("swin", {}),
-        ("basic", {"hidden_dim": 64, "mask_feature_size": 48, "num_attention_heads": 4}),
-        ("basic", {"enforce_input_projection": True}),
-    ],
-)
-@torch.no_grad()
-def test_loads_and_equals_mask2former(backbone, changes, tmp_path, caplog, monkeypatch):
-    peer = mask2former(backbone, **changes)
-    if "hidden_dim" in changes or "enforce_input_projection" in changes:
-        if isinstance(peer.model.transformer_module.input_projections, list):
-            pytest.skip("this version of transformers does not save these weights")
-    peer.save_pretrained(tmp_path)
-    _add_keys_of_hub_files(tmp_path / "config.json")
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    caplog.clear()
-    model, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
-    assert not caplog.records
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert not info["mismatched_keys"]
-    assert type(model.config) is FrameDetectorConfig
-    assert model.config.num_labels == 4
-
-    pixel_values = frames(dtype=torch.float64)
-    expected = peer(pixel_values, output_auxiliary_logits=True)
-    actual = model(pixel_values, output_predictions=True)
-    # Older versions of transformers compute their position embeddings in float32.
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(actual.class_queries_logits, expected.class_queries_logits, **close)
-    torch.testing.assert_close(actual.masks_queries_logits, expected.masks_queries_logits, **close)
-    for ours, theirs in zip(actual.predictions[:-1], expected.auxiliary_logits, strict=True):
-        torch.testing.assert_close(ours.class_logits, theirs["class_queries_logits"], **close)
-        masks = torch.einsum("nqc,nchw->nqhw", ours.mask_embeddings, actual.mask_features)
-        torch.testing.assert_close(masks, theirs["masks_queries_logits"], **close)
-
-
-def _add_keys_of_hub_files(path):
-    """What `config.json` of Mask2Former on the Hub holds beyond the fields of today."""
-    config = json.loads(path.read_text())
-    config |= {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_kwargs": None}
-    config |= {"num_hidden_layers": config["decoder_layers"], "torch_dtype": "float64"}
-    path.write_text(json.dumps(config))
-
-
-def test_loads_swin_weights_of_the_hub(tmp_path):
-    """Checkpoints on the Hub have the names that Swin had before version 5 of transformers."""
-    peer = mask2former("swin")
-    peer.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    renamed = {
-        name.replace("encoder.swin.", "encoder.")
-        .replace("attention.q_proj", "attention.self.query")
-        .replace("attention.k_proj", "attention.self.key")
-        .replace("attention.v_proj", "attention.self.value")
-        .replace("attention.o_proj", "attention.output.dense")
-        .replace("attention.relative_position_bias.", "attention.self.")
-        .replace("mlp.fc1", "intermediate.dense")
-        .replace("mlp.fc2", "output.dense"): tensor
-        for name, tensor in load_file(path).items()
-        if ".swin.layernorm." not in name
-    }
-    save_file(renamed, path, metadata={"format": "pt"})
-    model, info = FrameDetector.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    expected = peer.state_dict()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
-
-
-def test_another_number_of_classes_is_an_error(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"class_predictor\.weight: checkpoint \(5, 32\), model \(8, 32\)"):
-        FrameDetector.from_pretrained(tmp_path, num_labels=7)
-    model = FrameDetector.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
-    assert model.class_predictor.out_features == 8
-
-
-# What is computed
+# Outputs
 
 
 @torch.no_grad()
@@ -239,12 +86,12 @@ def test_the_backbone_keeps_its_own_attention(tmp_path):
 
 
 @torch.no_grad()
-def test_shrunk_features_give_the_masks_that_shrunk_logits_give():
+def test_shrunk_features_and_shrunk_logits_give_equal_masks():
     projection = torch.nn.Conv2d(8, 8, 1).double()
     features, embeddings = torch.randn(1, 8, 32, 48).double(), torch.randn(1, 5, 8).double()
     logits = torch.einsum("nqc,nchw->nqhw", embeddings, projection(features))
     for size in ((4, 6), (8, 12), (16, 24)):
-        expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        expected = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
         shrunk = shrunk_mask_features(features, projection, size)
         torch.testing.assert_close(torch.einsum("nqc,nchw->nqhw", embeddings, shrunk), expected)
 
@@ -287,8 +134,8 @@ def _under_autocast(model, dtype):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_autocast_leaves_the_pixel_decoder_in_the_type_of_its_weights(weights, checkpointing):
-    """Forward, and where checkpointing repeats it in the backward pass; what follows takes half precision again."""
+def test_pixel_decoder_keeps_the_dtype_of_its_weights_under_autocast(weights, checkpointing):
+    """This also holds where checkpointing repeats the forward pass; later layers run in half precision again."""
     model = tiny_model().to(weights).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -322,65 +169,13 @@ def test_compiles_without_graph_break():
 
 
 def test_trains_after_inference_mode():
-    """What is cached at inference must not be tensors that autograd refuses."""
+    """Tensors cached at inference must work with autograd."""
     model = tiny_model()
     with torch.inference_mode():
         model(frames())
     output = model.train()(frames())
     output.frame_queries.sum().backward()
     assert model.model.transformer_module.level_embed.weight.grad is not None
-
-
-# Batch norms
-
-
-def test_frozen_batch_norms_hold_no_parameters_and_keep_their_statistics():
-    model = tiny_model()
-    norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
-    assert norms
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    assert not any("normalization" in name for name, _ in model.named_parameters())
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    pixels = model.model.pixel_level_module
-    in_training = pixels.extract_features(model.train() and frames())
-    in_evaluation = pixels.extract_features(model.eval() and frames())
-    for first, second in zip(in_training, in_evaluation, strict=True):
-        torch.testing.assert_close(first, second)
-    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
-
-
-def test_batch_norms_train_where_they_are_not_frozen():
-    model = tiny_model(freeze_batch_norm=False).train()
-    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
-    before = norm.running_mean.clone()
-    model(frames()).frame_queries.sum().backward()
-    assert norm.weight.grad is not None
-    assert not torch.equal(norm.running_mean, before)
-
-
-@torch.no_grad()
-def test_folded_weights_follow_their_sources():
-    torch.manual_seed(0)
-    convolution, norm = torch.nn.Conv2d(4, 6, 3, padding=1, bias=False), torch.nn.BatchNorm2d(6).eval()
-    block = FrozenConvolutionBlock(convolution, FrozenBatchNorm2d(norm), torch.nn.ReLU())
-    inputs = torch.randn(1, 4, 5, 5)
-
-    def agree():
-        frozen = block.normalization
-        expected = F.batch_norm(
-            block.convolution(inputs), frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias
-        ).relu()
-        torch.testing.assert_close(block(inputs), expected)
-
-    agree()
-    block.convolution.weight.mul_(2)
-    agree()
-    block.load_state_dict({name: tensor + 1 for name, tensor in block.state_dict().items()})
-    agree()
-    block.double()
-    inputs = inputs.double()
-    agree()
-    assert pickle.loads(pickle.dumps(block))._folded is None
 
 
 # Training
@@ -427,7 +222,7 @@ def test_initialisation():
     torch.testing.assert_close(offsets[0, 1], torch.stack((steps, torch.zeros(4)), -1), atol=1e-6, rtol=0)
     torch.testing.assert_close(offsets[1, 2], torch.stack((-steps, torch.zeros(4)), -1), atol=1e-6, rtol=0)
 
-    def bound(tensor):  # uniform initialisations are told by their largest entry
+    def bound(tensor):  # the largest entry tells the range of a uniform initialisation
         return tensor.abs().max().item()
 
     layer = transformer.decoder.layers[0]
@@ -479,7 +274,7 @@ def test_kernels_follow_the_model_to_its_mode_and_device(tmp_path):
     assert not torch.equal(model(frames()).mask_features, tiny_model()(frames()).mask_features)
 
     model.set_use_kernels(strict=False)
-    model.to("meta")  # a device without a kernel
+    model.to("meta")  # a device that lacks a kernel
     assert all(path.startswith("PyTorch (") for path in model.kernel_report().values())
     model.to_empty(device="cpu")
     assert all(path.startswith("Hub kernel") for path in model.kernel_report().values())

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """GenVIS: clips, state and memory."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
-from tests.support.model_tester import VideoModelTests, loss_of, predictions, video_batch, video_labels
+from tests.support.model_tester import VideoModelTests
+from tests.support.video_data import loss_of, predictions, video_batch, video_labels
 from transformers_cvis import GenVisForVideoInstanceSegmentation, VitaForVideoInstanceSegmentation
 from transformers_cvis.modeling.genvis.modeling_genvis import MemoryAttention, QueryMemory
 
 
 class TestGenVis(VideoModelTests):
     model_class = GenVisForVideoInstanceSegmentation
-    settings = {"clip_length": 2}
+    settings: ClassVar[dict] = {"clip_length": 2}
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -34,7 +37,7 @@ class TestGenVis(VideoModelTests):
             self.model(clip_length=3).train()(video_batch(), labels=video_labels())
 
     def test_gradients_flow_from_clip_to_clip(self):
-        """The projections that write the memory are trained by the clips which read it."""
+        """Clips that read the memory train the projections that write it."""
         model = self.model()
         loss_of(model).backward()
         assert model.video_head.memory_attention.memory_value_projection.weight.grad.any()
@@ -121,7 +124,7 @@ def test_growing_memory_copies_seldom():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_memory_read_in_half_precision(dtype):
-    """Unscaled products of large entries overflow float16 and are coarse in bfloat16; the weights are neither."""
+    """Unscaled products of large entries overflow float16 and are coarse in bfloat16; the weights stay exact."""
     torch.manual_seed(0)
     reader = MemoryAttention(64).to(dtype)
     queries = torch.randn(1, 4, 64).to(dtype) * 200

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HVPL's video context encoder: what may see what, on which axes, with which types."""
+"""HVPL's video context encoder: isolation, axes and dtypes."""
 
 import math
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.support.helpers import tiny_hvpl
-from tests.support.model_tester import LABELS, VideoModelTests, loss_of, video_batch, video_labels
+from tests.support.model_tester import VideoModelTests
+from tests.support.video_data import LABELS, loss_of, video_batch, video_labels
 from transformers_cvis import HvplForVideoInstanceSegmentation, VitaConfig, VitaForVideoInstanceSegmentation
 
 
@@ -18,12 +19,12 @@ class TestHvpl(VideoModelTests):
 @pytest.mark.usefixtures("cpu_threads")
 @pytest.mark.parametrize("prompts", [(3, 3, 3), (4, 2, 2)], ids=str)
 @pytest.mark.parametrize("num_frames", [1, 3, 8])
-def test_new_tasks_leave_what_older_ones_predict_bit_identical(num_frames, prompts):
+def test_new_tasks_keep_older_predictions_bit_identical(num_frames, prompts):
     assert_new_tasks_change_nothing(tiny_hvpl(), num_frames, prompts)
 
 
 @pytest.mark.usefixtures("cpu_threads")
-def test_new_tasks_leave_what_older_ones_predict_bit_identical_with_eager_attention():
+def test_new_tasks_keep_older_predictions_with_eager_attention():
     model = tiny_hvpl()
     model.set_attn_implementation("eager")
     assert_new_tasks_change_nothing(model, num_frames=3, prompts=(4, 2, 2))
@@ -44,7 +45,7 @@ def assert_new_tasks_change_nothing(model, num_frames, prompts):
         for name in ("video_queries", "mask_embeddings", "masks_queries_logits", "video_similarity_embeddings"):
             old = getattr(before, name)
             assert torch.equal(getattr(after, name)[:, : old.shape[1]], old), name
-        # classes known before too, those of other tasks being -10; delta 0 leaves no-object as it is
+        # logits of older classes stay, those of other tasks are -10; delta 0 keeps no-object
         old, new = before.class_queries_logits, after.class_queries_logits
         num_queries = old.shape[1]
         assert new.shape == (2, num_queries + num_prompts, num_classes + 2)
@@ -77,7 +78,7 @@ def test_a_new_task_trains_alone():
 
 @pytest.mark.parametrize("num_objects", [2, 8])  # the base has 5 video queries
 def test_more_objects_than_prompts_train(num_objects):
-    """Those beyond the prompts are left out of the losses of both levels, but counted in what these are divided by."""
+    """Objects beyond the prompts are left out of the losses of both levels, but count in their normalisers."""
     labels = [
         {name: part.repeat_interleave(num_objects // 2, dim=0) for name, part in label.items()}
         for label in video_labels()
@@ -96,7 +97,7 @@ def test_more_objects_than_prompts_train(num_objects):
 
 
 def test_more_objects_than_queries_of_the_base():
-    """The base has as many queries as a video has objects, as in VITA; more are an error."""
+    """As in VITA, more objects than queries are an error in the base."""
     labels = [{name: part.repeat_interleave(4, dim=0) for name, part in label.items()} for label in video_labels()]
     model = tiny_hvpl()
     model.add_task(["moon"], num_prompts=1)
@@ -141,7 +142,7 @@ def test_streamed_video_equals_whole_video():
 
 
 def test_focal_loss_is_that_of_both_levels():
-    """Also of later tasks; the masks, which the same queries are matched to, are scored alike."""
+    """This holds for later tasks as well; masks are scored alike."""
     labels = [{**label, "class_labels": torch.tensor([3, 3])} for label in video_labels()]
     found = []
     for kind in ("ce", "focal"):
@@ -156,7 +157,7 @@ def test_focal_loss_is_that_of_both_levels():
 
 @torch.no_grad()
 def test_the_attention_encoder_is_that_of_vita():
-    """And not the trees, which are the default; the frame queries that either reads are the same."""
+    """The default encoder, trees, differs; all read the same frame queries."""
     tree, attention = tiny_hvpl(), tiny_hvpl(encoder="attention")
     settings = {name: value for name, value in attention.config.to_dict().items() if name in VitaConfig().to_dict()}
     vita = VitaForVideoInstanceSegmentation(VitaConfig(**{**settings, "model_type": "vita"})).eval()
@@ -172,7 +173,7 @@ def test_the_attention_encoder_is_that_of_vita():
 
 
 def shared(source, model) -> dict[str, torch.Tensor]:
-    """The weights of `source` that `model` has, too."""
+    """Return the weights of `source` that `model` has as well."""
     return {name: tensor for name, tensor in source.state_dict().items() if name in model.state_dict()}
 
 
@@ -184,7 +185,7 @@ def test_stochastic_depth_of_a_frozen_encoder(frozen):
     assert model.train().video_head.encoder.training is not frozen
 
 
-def test_tasks_that_cannot_be():
+def test_impossible_tasks_are_refused():
     model = tiny_hvpl()
     with pytest.raises(ValueError, match=r"Classes \['disk'\] are known already"):
         model.add_task(["disk", "moon"], num_prompts=3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of frames are joined by masks and queries, group by group."""
+"""Matching of windows of frames by masks and queries, group by group."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_masks_tell_where_queries_are_alike():
+def test_masks_decide_between_equal_queries():
     queries = torch.ones(1, 4, 8)
     masks = torch.full((1, 4, 40), -1.0)
     for query in range(4):
@@ -20,7 +20,7 @@ def test_masks_tell_where_queries_are_alike():
     assert match_window_queries(queries, masks[:, order], queries, masks, [4])[0].tolist() == order.argsort().tolist()
 
 
-def test_queries_tell_where_masks_are_empty():
+def test_queries_decide_for_empty_masks():
     queries, empty = random(1, 4, 8), torch.full((1, 4, 40), -1.0)
     order = torch.tensor([2, 0, 3, 1])
     assert match_window_queries(queries[:, order], empty, queries, empty, [4])[0].tolist() == order.argsort().tolist()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of clip queries, against sums over objects and frames written out."""
+"""Losses of clip queries against explicit sums over objects and frames."""
 
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch.nn import functional as F
+from torch import nn
 
 from tests.support.fixed_points import FixedPoints
 from tests.support.ranks import mean_over_two_ranks
@@ -46,7 +46,7 @@ def make_loss(**settings):
 
 
 def written_out(layer, features, labels, points, last_frame=False):
-    """Weighted cross entropy, BCE and Dice of one layer, object by object and frame by frame."""
+    """Compute weighted cross entropy, BCE and Dice of one layer, object by object and frame by frame."""
 
     def at_points(maps):
         return sample_points(maps[:, None].double(), points.expand(len(maps), -1, -1))[:, 0]
@@ -66,18 +66,18 @@ def written_out(layer, features, labels, points, last_frame=False):
                 overlap = 1 - (2 * (x.sigmoid() * y).sum() + 1) / (x.sigmoid().sum() + y.sum() + 1)
                 cost[query, index] = (
                     -2 * layer.class_logits[clip, query].softmax(-1)[classes[index]]
-                    + 5 * F.binary_cross_entropy_with_logits(x, y)
+                    + 5 * nn.functional.binary_cross_entropy_with_logits(x, y)
                     + 5 * overlap
                 )
         found = dict(zip(*linear_sum_assignment(cost.detach().numpy()), strict=True))
         for query in range(len(masks)):
             target = classes[found[query]] if query in found else torch.tensor(NUM_LABELS)
             weight = 0.1 if target == NUM_LABELS else 1.0
-            ce = ce + weight * F.cross_entropy(layer.class_logits[clip, query], target)
+            ce = ce + weight * nn.functional.cross_entropy(layer.class_logits[clip, query], target)
             weights += weight
         for query, index in found.items():
             for x, y in zip(sampled[query], inside[index], strict=True):
-                bce = bce + F.binary_cross_entropy_with_logits(x, y)
+                bce = bce + nn.functional.binary_cross_entropy_with_logits(x, y)
                 dice = dice + 1 - (2 * (x.sigmoid() * y).sum() + 1) / (x.sigmoid().sum() + y.sum() + 1)
     num_objects = max(1, sum(len(label["class_labels"]) for label in labels))
     return {"ce": 2 * ce / weights, "mask": 5 * bce / num_objects, "dice": 5 * dice / num_objects}
@@ -117,7 +117,7 @@ def test_no_objects_reach_every_input():
 
 
 def test_normalisers_are_averaged_over_ranks(monkeypatch):
-    """Two ranks with one clip each: the mean of their losses is the loss of both clips in one process."""
+    """The mean loss of two ranks with one clip each equals the loss of both clips in one process."""
     layers, features, labels = make_clips((1, 3))
     expected = make_loss()(layers, features, VideoTargets.from_labels(labels, NUM_LABELS))
 

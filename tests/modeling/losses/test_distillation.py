@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that keep a model close to an older one, against sums that are written out."""
+"""Distillation losses against explicit sums."""
 
 import math
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from tests.support.ranks import mean_over_two_ranks
 from transformers_cvis.modeling.losses import VideoTargets
@@ -83,7 +83,7 @@ class TestClassDistillation:
         assert logits.grad.isfinite().all()
         assert logits.grad.any()
 
-    def test_a_model_that_says_the_same_is_no_distance_away(self):
+    def test_equal_models_have_zero_distance(self):
         old_logits = random(2, 5, OLD + 1)
         never = torch.full((2, 5, NEW), -1e3, dtype=torch.float64)
         logits = torch.cat([old_logits[..., :OLD], never, old_logits[..., OLD:]], dim=-1)
@@ -121,7 +121,7 @@ def test_mask_distillation():
 
 class TestPod:
     def test_distance_of_pooled_cells(self):
-        """One map whose cells come out even: rows and columns of every cell."""
+        """A map that divides evenly: rows and columns of every cell."""
         ours, theirs = random(2, 3, 4, 8), random(2, 3, 4, 8, seed=1)
         difference = ours - theirs
         expected = 0.0
@@ -150,7 +150,7 @@ class TestPod:
             assert pooled_distillation_loss([changed], [theirs]) != before
 
     def test_released_cells(self):
-        """Squares of the width: the same for square maps, cut off and finite for wide ones."""
+        """Cells of the width: the same for square maps, clipped and finite for wide ones."""
         square = random(1, 2, 8, 8), random(1, 2, 8, 8, seed=1)
         assert torch.equal(
             *(pooled_distillation_loss(*[[m] for m in square], c) for c in ("rows_and_columns", "released"))
@@ -215,7 +215,7 @@ class TestIncrementalClipLoss:
 
 
 class TestPseudoLabels:
-    """Masks of 2 frames of 8 x 8 pixels; logits at half of that, made of squares."""
+    """Return masks of 2 frames of 8 x 8 pixels and logits at half that size, made of squares."""
 
     def square(self, frames, rows, columns):
         logits = torch.full((2, 4, 4), -8.0)
@@ -229,7 +229,7 @@ class TestPseudoLabels:
         return {"class_labels": torch.full((count,), OLD), "ids": numbers, "masks": stacked}
 
     def logits(self, *classes, strength=6.0):
-        return torch.stack([strength * F.one_hot(torch.tensor(c), OLD + 1) for c in classes]).float()
+        return torch.stack([strength * nn.functional.one_hot(torch.tensor(c), OLD + 1) for c in classes]).float()
 
     def test_objects_of_the_old_model_are_added(self):
         both = self.square(slice(None), slice(0, 2), slice(0, 2))
@@ -243,7 +243,7 @@ class TestPseudoLabels:
         assert found["ids"].tolist() == [[5, 5], [6, 6], [-1, 7]]
         assert torch.equal(found["masks"][0], labelled)
         assert found["masks"].dtype == torch.bool
-        expected = F.interpolate(both[None], size=(8, 8), mode="bilinear")[0] >= 0
+        expected = nn.functional.interpolate(both[None], size=(8, 8), mode="bilinear")[0] >= 0
         assert torch.equal(found["masks"][1], expected)
         assert not found["masks"][2, 0].any()
         assert found["masks"][2, 1].any()
@@ -259,7 +259,7 @@ class TestPseudoLabels:
         left[..., :6] = True
         assert pseudo_labels(self.logits(1), mask[None], self.label(left))["class_labels"].tolist() == [OLD]
 
-    def test_of_two_queries_on_one_object_the_surer_one(self):
+    def test_surer_of_two_queries_on_one_object_is_kept(self):
         mask = self.square(slice(None), slice(0, 2), slice(0, 2))
         logits = torch.cat([self.logits(1, strength=3.0), self.logits(0, strength=6.0)])
         found = pseudo_labels(logits, torch.stack([mask, mask]), self.label())
@@ -267,7 +267,7 @@ class TestPseudoLabels:
         assert found["ids"].tolist() == [[0, 0]]
 
     def test_the_share_counts_over_the_whole_clip(self):
-        """In one frame another one takes nearly all pixels, in the other none."""
+        """Another mask takes nearly all pixels in one frame and none in the other."""
         mask = self.square(slice(None), slice(0, 2), slice(0, 4))
         other = self.square(0, slice(0, 4), slice(0, 3))
         logits = torch.cat([self.logits(1, strength=3.0), self.logits(0, strength=6.0)])

@@ -14,7 +14,7 @@ NUM_LABELS = 5
 
 
 def make_images(counts=(2, 0, 3), num_layers=3, num_queries=7, channels=6, dtype=torch.float64, seed=0):
-    """Predictions of every layer, mask features and labels of `len(counts)` images of 32 x 48 pixels."""
+    """Return predictions of every layer, mask features and labels of `len(counts)` images of 32 x 48 pixels."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -42,7 +42,7 @@ def make_loss(**kwargs):
 
 
 def dense_cost(logits, masks, probabilities, classes, points):
-    """The matching cost of one image as its definition reads: (Q, h, w) mask logits against (n, H, W) masks."""
+    """Compute the matching cost of one image by its definition: `(Q, h, w)` mask logits against `(n, H, W)` masks."""
     predicted = sample_points(logits[None], points[None])[0][:, None]  # (Q, 1, P)
     inside = sample_points(masks[None].to(logits), points[None])[0][None]  # (1, n, P)
     predicted, inside = torch.broadcast_tensors(predicted, inside)
@@ -77,7 +77,7 @@ def test_cost_is_that_of_dense_mask_logits(monkeypatch, group_elements):
     assert costs[1].shape == (3, 1, 7, 0)
 
 
-def test_losses_are_named_per_layer_and_finite_with_an_image_without_objects():
+def test_losses_are_named_per_layer_and_finite_without_objects():
     predictions, features, labels = make_images()
     losses, matched = make_loss()(predictions, features, labels)
     kinds = ("loss_ce", "loss_mask", "loss_dice")
@@ -200,7 +200,7 @@ def test_half_precision_inputs_are_scored_in_float32(dtype):
 
 
 def test_normalisers_are_averaged_over_ranks(monkeypatch):
-    """Two ranks with one image each: the mean of their losses is the loss of both images in one process."""
+    """The mean loss of two ranks with one image each equals the loss of both images in one process."""
     predictions, features, labels = make_images(counts=(1, 3), num_layers=2)
     whole = make_loss()
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ def test_selected_points_are_the_most_uncertain_candidates():
 
 
 def test_importance_sampling_statistics():
-    """A vertical edge: three quarters of the points gather at it, the rest is uniform."""
+    """Three quarters of the points gather at a vertical edge, the rest is uniform."""
     torch.manual_seed(0)
     columns = torch.arange(32.0) - 15.5  # the logit is zero in the middle
     logits = columns.expand(4, 1, 24, 32)

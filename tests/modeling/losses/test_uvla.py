@@ -6,7 +6,7 @@ from transformers_cvis.modeling.losses import unified_video_label_assignment
 
 
 def preferences(num_queries, *favourites):
-    """Cost (1, Q, newcomers): each newcomer likes its favourite query best and lower-numbered ones next."""
+    """Return costs `(1, Q, newcomers)`: lowest for a newcomer's favourite query, then rising with the query."""
     cost = np.tile(np.arange(1.0, num_queries + 1)[:, None], (1, len(favourites)))
     cost[list(favourites), range(len(favourites))] = 0
     return cost[None]
@@ -27,7 +27,7 @@ def test_held_queries_are_not_given_away():
         assert history[1, 0].tolist() == [1, 0]
 
 
-def test_the_rules_differ_for_the_query_of_a_vanished_object():
+def test_rules_differ_for_the_query_of_a_vanished_object():
     visible = np.array([[True, False, True], [False, True, True]])
     costs = [preferences(3, 1), preferences(3, 1), np.zeros((1, 3, 0))]
     paper = unified_video_label_assignment(costs, visible, "paper")
@@ -49,8 +49,8 @@ def test_more_objects_than_queries():
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])
-def test_an_object_that_was_left_out_stays_so(rule):
-    """The second of two objects wants the only query more; it is away in the second clip, where a third one comes."""
+def test_object_left_out_stays_out(rule):
+    """The second of two objects fits the only query better; in the second clip it is absent and a third one appears."""
     visible = np.array([[True, True, True], [True, False, True], [False, True, True]])
     costs = [np.array([[[2.0, 1.0]]]), np.array([[[0.0]]]), np.zeros((1, 1, 0))]
     history = unified_video_label_assignment(costs, visible, rule, leave_surplus=True)

@@ -27,7 +27,7 @@ def make_labels(*videos):
 
 
 def make_inputs(labels, num_clips=1, dtype=torch.float64, seed=0):
-    """Arguments of the clipwise criterion, one list of predictions and one similarity tensor per clip."""
+    """Return arguments of the clipwise criterion: one list of predictions and one similarity tensor per clip."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -91,7 +91,7 @@ def test_losses_of_every_clip_are_named_finite_and_reach_every_input():
 
 
 def test_an_absent_object_is_no_object_in_its_clip():
-    """One object, away in the second clip: there only the class loss remains, all queries being no-object."""
+    """One object is absent in the second clip: only the class loss remains there, with all queries no-object."""
     inputs = make_inputs(make_labels([[0, 0, -1, -1, 0, 0]]), num_clips=3)
     losses = run_clipwise(inputs)
     assert losses["loss_genvis_mask_clip1"] == 0
@@ -101,7 +101,7 @@ def test_an_absent_object_is_no_object_in_its_clip():
     assert losses["loss_genvis_mask_clip2"] > 0
 
 
-def test_the_rules_differ_once_a_newcomer_wants_the_query_of_a_vanished_object():
+def test_rules_differ_when_a_newcomer_fits_the_query_of_a_vanished_object():
     inputs = make_inputs(make_labels([[0, -1, 0], [-1, 1, 1]]), num_clips=3)
     with torch.no_grad():
         for clip in inputs["predictions"]:
@@ -126,7 +126,7 @@ def test_no_objects_at_all():
         assert leaf.grad.isfinite().all()
 
 
-def test_frames_that_are_no_whole_number_of_clips():
+def test_frames_must_be_a_whole_number_of_clips():
     with pytest.raises(ValueError, match="3 frames cannot be split into 2 clips"):
         run_clipwise(make_inputs(make_labels([[0, 0, 0]]), num_clips=2))
 
@@ -138,7 +138,7 @@ def test_more_objects_than_queries():
 
 @pytest.mark.parametrize("num_clips", [1, 2])
 def test_surplus_objects_are_left_out_of_all_losses_but_counted(num_clips):
-    """Seven objects of which the last fits no query, against the six others alone."""
+    """Seven objects, the last of which fits no query, against the six others alone."""
     labels = make_labels([[number, number] for number in range(7)], [[0, 0]])
     labels[0]["class_labels"] = torch.tensor([0, 1, 2, 0, 1, 2, 3])
     inputs = make_inputs(labels, num_clips)
@@ -147,7 +147,7 @@ def test_surplus_objects_are_left_out_of_all_losses_but_counted(num_clips):
             layer.class_logits[:, 0, :, 3] = -20  # the class of the seventh
             layer.mask_embeddings[:, 0] = 0
     inputs["frame_matches"] = inputs["frame_matches"].clone()
-    inputs["frame_matches"][:, 6] = -1  # nor was it matched in its frames
+    inputs["frame_matches"][:, 6] = -1  # and it was not matched in its frames
     criterion = ClipwiseMaskClassificationLoss(NUM_LABELS, "hvpl", num_points=40)
     criterion.point_sampler, criterion.leave_surplus = FixedPoints(), True
     losses = criterion(**inputs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask2Former-VIS: what is its own beyond the common tests."""
+"""Mask2Former-VIS: tests beyond the common ones."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 
 from tests.support.clip_tests import ClipDetectorTests, detector_settings
 from tests.support.helpers import tiny_genvis
-from tests.support.model_tester import loss_of, predictions, video_batch, video_labels
+from tests.support.video_data import loss_of, predictions, video_batch, video_labels
 from transformers_cvis import (
     FrameDetector,
     Mask2FormerVisForVideoInstanceSegmentation,
@@ -46,12 +46,12 @@ class TestMask2FormerVis(ClipDetectorTests):
     def test_starts_from_systems_that_hold_a_frame_detector(self, tmp_path):
         minvis = MinVisForVideoInstanceSegmentation(MinVisConfig(**detector_settings()))
         minvis.save_pretrained(tmp_path / "minvis")
-        model, info = self.model_class.from_pretrained(tmp_path / "minvis", output_loading_info=True)
+        _, info = self.model_class.from_pretrained(tmp_path / "minvis", output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
         other = SpvisForVideoInstanceSegmentation(SpvisConfig(**detector_settings()))
         other.save_pretrained(tmp_path / "spvis")
-        model, info = self.model_class.from_pretrained(tmp_path / "spvis", output_loading_info=True)
+        _, info = self.model_class.from_pretrained(tmp_path / "spvis", output_loading_info=True)
         assert not info["missing_keys"]
         assert all(name.startswith("tracker.") for name in info["unexpected_keys"])
         tiny_genvis().save_pretrained(tmp_path / "genvis")
@@ -62,7 +62,7 @@ class TestMask2FormerVis(ClipDetectorTests):
 
     @torch.no_grad()
     def test_a_video_of_one_frame_is_an_image(self):
-        """A shift of all keys alike, which the only frame is, does not move attention."""
+        """With one frame the temporal position shifts all keys alike, which does not change attention."""
         model = self.model()
         frame = video_batch(1)
         detected = FrameDetector.forward(model, frame[:, 0], output_predictions=True)
@@ -79,7 +79,7 @@ class TestMask2FormerVis(ClipDetectorTests):
         last = self.model(use_auxiliary_loss=False).train()(video_batch(), labels=video_labels()).loss_dict
         assert set(last) == set(kinds)
 
-    def test_all_parameters_train_beside_frozen_batch_norms(self):
+    def test_all_parameters_train_with_frozen_batch_norms(self):
         model = self.model(freeze_batch_norm=True)
         loss_of(model).backward()
         assert all(parameter.grad is not None for parameter in model.parameters())

@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MinVIS: what is its own beyond the common tests."""
+"""MinVIS: tests beyond the common ones."""
 
 import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import (
-    LABELS,
-    CommonTests,
-    FrameByFrameTests,
-    loss_of,
-    predictions,
-    video_batch,
-    video_labels,
-)
-from transformers_cvis import CvisVideoProcessor, MinVisForVideoInstanceSegmentation, segment_video
+from tests.support.model_tester import CommonTests, FrameByFrameTests
+from tests.support.track_tests import UNNORMALIZED, assert_scores_are_class_probabilities, noise_video
+from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
+from transformers_cvis import MinVisForVideoInstanceSegmentation, segment_video
 from transformers_cvis.modeling.minvis import MinVisConfig, match_frame_queries
 
 
@@ -27,7 +21,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
         return MinVisConfig(**{**detector, "id2label": LABELS, **self.settings, **changes})
 
     @torch.no_grad()
-    def test_first_frame_is_what_the_detector_says(self):
+    def test_first_frame_equals_the_detector(self):
         model = self.model()
         frame = video_batch(1)
         output = model(frame)
@@ -37,7 +31,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
 
     @torch.no_grad()
     def test_shuffled_queries_change_nothing_but_the_order(self):
-        """Tracks follow the queries, not their places: the same network with its learned queries in another order."""
+        """Tracks follow the queries, not their places: the learned queries of the same network are reordered."""
         model, shuffled = self.model(), self.model()
         order = torch.tensor([3, 0, 4, 1, 2])
         for table in ("queries_embedder", "queries_features"):
@@ -47,8 +41,8 @@ class TestMinVis(FrameByFrameTests, CommonTests):
         for ours, theirs in zip(predictions(shuffled(video)), predictions(model(video)), strict=True):
             torch.testing.assert_close(ours, theirs[:, order], rtol=1e-4, atol=1e-4)
 
-    def test_every_frame_is_an_image_of_its_own(self):
-        """The loss of a clip is that of its frames as a batch of images."""
+    def test_every_frame_is_a_separate_image(self):
+        """The loss of a clip equals that of its frames as a batch of images."""
         model = self.model().train()
         torch.manual_seed(0)
         together = model(video_batch(), labels=video_labels())
@@ -63,7 +57,7 @@ class TestMinVis(FrameByFrameTests, CommonTests):
         for name, loss in together.loss_dict.items():
             torch.testing.assert_close(loss, apart.loss_dict[name], msg=name)
 
-    def test_all_parameters_train_beside_frozen_batch_norms(self):
+    def test_all_parameters_train_with_frozen_batch_norms(self):
         model = self.model(freeze_batch_norm=True)
         loss_of(model).backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
@@ -71,16 +65,10 @@ class TestMinVis(FrameByFrameTests, CommonTests):
     @torch.no_grad()
     def test_scores_are_class_probabilities_of_the_mean_logits(self):
         model = self.model()
-        processor = CvisVideoProcessor(size={"shortest_edge": 64, "longest_edge": 96}, do_normalize=False)
-        frames = torch.randint(0, 256, (5, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        expected = model(frames.permute(0, 3, 1, 2)[None] / 255).class_queries_logits[0].softmax(-1)[:, :-1]
-        for clip_length in (1, 2, 5):
-            found = segment_video(model, processor, frames, clip_length=clip_length, threshold=None, top_k=15)
-            for track in found.tracks:
-                assert track.score == pytest.approx(expected[track.query_id, track.label_id].item(), abs=1e-4)
+        tracks = assert_scores_are_class_probabilities(model)
         model.config.score_rule = "max_times_quality"
-        rescored = segment_video(model, processor, frames, threshold=None, top_k=15)
-        assert [track.score for track in rescored.tracks] != [track.score for track in found.tracks]
+        rescored = segment_video(model, UNNORMALIZED, noise_video(5, 64, 96), threshold=None, top_k=15)
+        assert [track.score for track in rescored.tracks] != [track.score for track in tracks]
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -105,7 +93,7 @@ class TestMatching:
         assert torch.equal(followed, followed[:, :1].expand(-1, 6, -1))
         assert torch.equal(order[:, 0], torch.arange(8).expand(2, -1))
 
-    def test_length_of_queries_does_not_count(self):
+    def test_length_of_queries_has_no_effect(self):
         queries = torch.randn(1, 3, 4, 8, generator=torch.Generator().manual_seed(0))
         lengths = torch.tensor([1.0, 100.0, 0.01]).view(1, 3, 1, 1)
         assert torch.equal(match_frame_queries(queries * lengths), match_frame_queries(queries))

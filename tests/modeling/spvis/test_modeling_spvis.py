@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPVIS and DVIS, online and offline: what is their own beyond the common tests."""
+"""SPVIS and DVIS, online and offline: tests beyond the common ones."""
+
+from typing import ClassVar
 
 import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import (
-    LABELS,
-    CommonTests,
-    FrameByFrameTests,
-    loss_of,
-    predictions,
-    video_batch,
-    video_labels,
-)
+from tests.support.model_tester import CommonTests, FrameByFrameTests
+from tests.support.video_data import LABELS, loss_of, predictions, video_batch, video_labels
 from transformers_cvis import MinVisConfig, MinVisForVideoInstanceSegmentation
 from transformers_cvis.modeling.spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from transformers_cvis.modeling.spvis.modeling_spvis import join_class_logits
@@ -27,7 +22,7 @@ def detector_settings() -> dict:
 
 class SpvisTests(CommonTests):
     model_class = SpvisForVideoInstanceSegmentation
-    nothing_frozen = {"freeze_detector": False, "freeze_tracker": False}
+    nothing_frozen: ClassVar[dict] = {"freeze_detector": False, "freeze_tracker": False}
     num_hidden_states = 2
 
     def config(self, **changes):
@@ -54,7 +49,7 @@ class TestSpvisOnline(FrameByFrameTests, SpvisTests):
         assert trainable == {"tracker"}
 
     def test_matching_follows_the_detector_first(self):
-        """The same weights and points, another matching."""
+        """Weights and points are the same, the matching differs."""
         model = self.model()
         assert model.training_progress == 0
         guided = loss_of(model)
@@ -87,10 +82,10 @@ class TestSpvisOnline(FrameByFrameTests, SpvisTests):
 
 class TestSpvisOffline(SpvisTests):
     # Without dropout, so that two training steps can be compared.
-    settings = {"refiner": "spvis", "refiner_dropout": 0.0}
+    settings: ClassVar[dict] = {"refiner": "spvis", "refiner_dropout": 0.0}
 
     @torch.no_grad()
-    def test_parts_of_a_video_give_what_the_whole_gives(self):
+    def test_parts_of_a_video_equal_the_whole(self):
         model = self.model()
         assert not model.is_online
         video = video_batch(5, batch_size=1)
@@ -125,21 +120,21 @@ class TestSpvisOffline(SpvisTests):
 
 
 class TestDvisOffline(SpvisTests):
-    settings = {"filter": "referring", "alignment": "released", "refiner": "dvis"}
+    settings: ClassVar[dict] = {"filter": "referring", "alignment": "released", "refiner": "dvis"}
 
 
 class TestReleasedClassTargets:
     """The released code takes the class of an object from the last frame of a clip."""
 
     @pytest.mark.parametrize("system", [TestSpvisOnline, TestSpvisOffline])
-    def test_objects_that_are_gone_in_the_end_are_no_objects(self, system):
+    def test_objects_absent_at_the_end_are_no_object(self, system):
         labels = video_labels()
         for label in labels:
             label["ids"][0, 2:], label["masks"][0, 2:] = -1, False  # gone before the second one appears
         losses = {}
         for class_targets in ("visible", "released"):
             model = system().model(class_targets=class_targets, guided_share=0.0)
-            with torch.no_grad():  # every query is sure that it holds the class of the objects which go, video by video
+            with torch.no_grad():  # every query predicts the class of the objects that leave, video by video
                 for predictor in [module for name, module in model.named_modules() if name.endswith("class_predictor")]:
                     predictor.weight.zero_()
                     predictor.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0]))

@@ -2,13 +2,14 @@
 """Clip detector that learns task by task: with prompts, without prompts, and as the base of CRISP."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
 
 from tests.support.clip_tests import ClipDetectorTests
 from tests.support.helpers import tiny_crisp, tiny_task_clip_detector
-from tests.support.model_tester import video_batch, video_labels
+from tests.support.video_data import video_batch, video_labels
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
     CrispForVideoInstanceSegmentation,
@@ -21,7 +22,7 @@ WITHOUT_COMPONENTS = {"residual_prompts": False, "lambda_isc": 0.0, "lambda_ic":
 
 class TestTaskClipDetector(ClipDetectorTests):
     model_class = TaskClipDetectorForVideoInstanceSegmentation
-    settings = {}
+    settings: ClassVar[dict] = {}
     class_head = "class_predictor.heads.1.2.0"
     num_class_rows = 3
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A base and its adapters after three tasks, in folders and on the Hub."""
+"""Fixtures: a base and its adapters after three tasks, in folders and on the Hub."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from transformers_cvis import CvisVideoProcessor
 
 @pytest.fixture
 def folders(tmp_path):
-    """A base and its adapters after tasks 1 to 3, in folders `task-0` ... `task-3`."""
+    """Save a base and its adapters after tasks 1 to 3 in folders `task-0` ... `task-3`."""
     model = model_after(0)
     model.save_pretrained(tmp_path / "task-0")
     for seed, class_names in enumerate(TASKS):
@@ -20,7 +20,7 @@ def folders(tmp_path):
 
 @pytest.fixture
 def pushed(loopback_hub):
-    """The same as revisions of a repository; the base on `main`."""
+    """Push the same as revisions of a repository, the base to `main`."""
     model = model_after(0)
     model.push_to_hub(REPO, video_processor=CvisVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96}))
     for seed, class_names in enumerate(TASKS):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format of adapters; those that do not fit, are corrupt, or leave out a task are refused."""
+"""The format of adapters, and refusal of those that do not fit, are corrupt, or skip a task."""
 
 import json
 

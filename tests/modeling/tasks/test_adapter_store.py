@@ -14,7 +14,7 @@ def heads(value: float) -> dict[str, torch.Tensor]:
     return {"class_predictor.heads.0.weight": torch.full((1, 2), value)}
 
 
-def test_a_task_that_ends_gives_back_what_the_one_before_left():
+def test_removed_task_restores_the_state_before_it():
     store = AdapterStore()
     store.begin_task(1, heads(0.0))
     store.begin_task(2, heads(1.0))
@@ -35,7 +35,7 @@ def test_protected_directions_are_a_copy_in_the_order_of_the_tasks():
     assert torch.equal(store.protected(), torch.eye(4)[:, :3])
 
 
-def test_a_store_takes_over_what_another_saved():
+def test_store_restores_the_saved_state_of_another():
     store, other = AdapterStore(), AdapterStore()
     store.begin_task(1, heads(3.0))
     store.protect(0, torch.eye(3))

@@ -65,14 +65,14 @@ def test_loading_onto_a_base_in_memory(folders):
     model = model_after(0)
     model.load_task_adapter(folders / "task-1")
     assert_same(model, model_after(1))
-    model.load_task_adapter(folders / "task-3")  # adds the two that are missing
+    model.load_task_adapter(folders / "task-3")  # adds the two missing tasks
     assert_same(model, model_after(3))
-    model.load_task_adapter(folders / "task-2")  # nothing new, and fewer active
+    model.load_task_adapter(folders / "task-2")  # adds nothing and deactivates tasks
     assert_same(model, model_after(2))
     assert model.loaded_task_adapters == ["task-1", "task-2", "task-3"]
 
 
-def test_a_whole_model_remembers_what_switching_needs(tmp_path):
+def test_whole_model_keeps_the_state_for_switching(tmp_path):
     model_after(3).save_pretrained(tmp_path)
     model = HvplForVideoInstanceSegmentation.from_pretrained(tmp_path)
     assert_same(model, model_after(3))
@@ -141,12 +141,8 @@ def test_the_pipeline_takes_a_revision(pushed):
     assert_same(segmenter.model, model_after(2))
     assert segmenter.video_processor.size["shortest_edge"] == 64
     video = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
-    assert {track.label for track in segmenter(video, threshold=0.0)["tracks"]} <= {
-        *"disk star ring".split(),
-        "moon",
-        "sun",
-        "sky",
-    }
+    labels = {track.label for track in segmenter(video, threshold=0.0)["tracks"]}
+    assert labels <= {"disk", "star", "ring", "moon", "sun", "sky"}
 
 
 def test_a_base_in_memory_fetches_the_adapter_alone(pushed, tmp_path):
@@ -168,7 +164,7 @@ def test_a_base_moves_on_and_adapters_keep_theirs(pushed):
         new.load_task_adapter(REPO, revision="task-2")
 
 
-def test_a_base_that_was_copied_on_the_hub_is_where_later_tasks_find_it(pushed):
+def test_tasks_find_a_base_copied_on_the_hub(pushed):
     model_after(0).push_to_hub("tester/copy")
     model = HvplForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-1", base="tester/copy")
     train_task(model, TASKS[1], seed=1)
@@ -209,7 +205,7 @@ DAMAGE = {
 
 
 def damage(pushed, revision: str, file: str, kind: str) -> None:
-    """What the Hub hands out for a file is no longer what was pushed."""
+    """The Hub returns other content for a file than was pushed."""
     _, oid, _ = pushed.repos["model", REPO].files(revision)[file]
     pushed.lfs[oid] = DAMAGE[kind](pushed.lfs[oid])
 
@@ -227,7 +223,7 @@ def test_an_adapter_that_arrives_corrupt(pushed, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", list(DAMAGE))
-def test_a_corrupt_base_behind_a_sound_adapter(pushed, tmp_path, kind):
+def test_corrupt_base_of_a_sound_adapter_is_refused(pushed, tmp_path, kind):
     damage(pushed, "main", "model.safetensors", kind)
     error, message = {
         "truncated": (OSError, f"The base of the task adapter {REPO}, {REPO}, cannot be loaded: "),
@@ -254,7 +250,7 @@ def test_a_revision_with_a_gap(pushed, tmp_path):
         AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision="task-3")
 
 
-def test_a_whole_model_replaces_an_adapter_and_an_adapter_a_whole_model(pushed):
+def test_whole_models_and_adapters_replace_each_other(pushed):
     repo = pushed.repos["model", REPO]
     tiny_genvis().push_to_hub(REPO, revision="task-1")
     assert "model.safetensors" in repo.files("task-1")
@@ -264,7 +260,7 @@ def test_a_whole_model_replaces_an_adapter_and_an_adapter_a_whole_model(pushed):
     assert set(repo.files("task-1")) == {*ADAPTER_FILES, "video_preprocessor_config.json"}
 
 
-def test_a_push_killed_before_its_commit_does_not_pass_off_the_base(pushed, monkeypatch):
+def test_killed_push_does_not_present_the_base_as_the_task(pushed, monkeypatch):
     model = model_after(0)
     train_task(model, TASKS[0], seed=9)
     with monkeypatch.context() as patch:
@@ -313,8 +309,8 @@ def test_an_interrupted_push_leaves_every_revision_as_it_was(pushed, method, pat
 
 
 @pytest.mark.parametrize("revision", ["task-1", "task-4"])
-def test_of_two_writers_at_once_the_second_is_told(pushed, monkeypatch, revision):
-    """The other pushes between our look at the repository and our commit."""
+def test_second_of_two_writers_gets_an_error(pushed, monkeypatch, revision):
+    """Another process pushes between reading the repository and committing to it."""
     model = model_after(0)
     train_task(model, TASKS[0], seed=9)
     real = hub.HfApi.preupload_lfs_files
@@ -332,7 +328,7 @@ def test_of_two_writers_at_once_the_second_is_told(pushed, monkeypatch, revision
     expected = model_after(0)
     train_task(expected, TASKS[0], seed=8)
     assert_same(AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision), expected)
-    model.push_task_adapter(REPO, revision=revision)  # again, having looked
+    model.push_task_adapter(REPO, revision=revision)  # the next try reads the repository again
     assert_same(AutoModelForVideoInstanceSegmentation.from_pretrained(REPO, revision=revision), model)
 
 
@@ -367,7 +363,7 @@ def test_the_card_names_tasks_base_and_report(pushed):
     repo = pushed.repos["model", REPO]
     assert "report.json" in repo.files("task-1")
     card = HfApi().hf_hub_download(REPO, "README.md", revision="task-1")
-    text = open(card, encoding="utf-8").read()
+    text = Path(card).read_text(encoding="utf-8")
     for part in (
         "| base | disk, star, ring |",
         "| task-1 | moon |",

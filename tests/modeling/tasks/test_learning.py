@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks in memory: added, switched and removed; what is frozen follows."""
+"""Tasks in memory: adding, switching and removing them, and the frozen parameters."""
 
 import pytest
 import torch
 
 from tests.support.helpers import tiny_hvpl
-from tests.support.model_tester import video_batch
 from tests.support.task_models import TASKS, assert_same, model_after, train_task
+from tests.support.video_data import video_batch
 
 
 def trainable(model) -> set[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of queries: isolation of the tasks, what a new task starts from, calibration."""
+"""Groups of queries: isolation of tasks, the start of a new task, calibration."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def detector(dtype: torch.dtype = torch.float32, num_queries: int = NUM_QUERIES,
 
 
 def add_random_task(model, num_classes: int, num_prompts: int) -> None:
-    """A task whose weights differ from all others, as after training."""
+    """Add a task whose weights differ from all others, as after training."""
     model.add_task(num_classes, num_prompts)
     with torch.no_grad():
         for parameter in [*model.task_queries[-1].parameters(), *model.class_predictor.heads[-1].parameters()]:
@@ -38,7 +38,7 @@ def pyramid(dtype: torch.dtype, scale: int = 1, num_images: int = 2) -> list[tor
 
 
 def frame_level_outputs(model, scale: int = 1) -> list[torch.Tensor]:
-    """Queries and mask embeddings of every layer, (N, F, C) each, and raw class logits (N, F, K + 1)."""
+    """Return queries and mask embeddings of every layer, `(N, F, C)` each, and raw class logits `(N, F, K + 1)`."""
     levels, groups = pyramid(model.dtype, scale), GroupedQueries(model.groups())
     mask_features = [model.model.pixel_level_module.decoder.mask_projection(level) for level in levels]
     queries, embeddings = model.decode(levels, mask_features, groups)
@@ -47,7 +47,7 @@ def frame_level_outputs(model, scale: int = 1) -> list[torch.Tensor]:
 
 
 def assert_new_tasks_change_nothing(model, class_counts: tuple, prompt_counts: tuple, outputs) -> None:
-    """`outputs` of older queries, of the older classes where these are the last, are bit-identical."""
+    """Check that `outputs` of older queries, and of older classes in the last one, are bit-identical."""
     before = outputs()
     for num_classes, num_prompts in zip(class_counts, prompt_counts, strict=True):
         add_random_task(model, num_classes, num_prompts)
@@ -74,13 +74,13 @@ def test_new_tasks_leave_older_groups_bit_identical_at_frame_level(dtype, prompt
 @pytest.mark.usefixtures("cpu_threads")
 @pytest.mark.parametrize("prompts", [(10, 10, 10), (10, 15, 15)], ids=str)
 @torch.no_grad()
-def test_new_tasks_leave_older_groups_bit_identical_at_frame_level_with_realistic_sizes(prompts):
+def test_new_tasks_leave_older_groups_of_realistic_sizes_bit_identical(prompts):
     model = detector(num_queries=100, **REALISTIC_SIZES)
     assert_new_tasks_change_nothing(model, (5, 20, 5), prompts, lambda: frame_level_outputs(model, scale=3))
 
 
 @torch.no_grad()
-def test_a_group_computes_what_it_computes_alone():
+def test_group_equals_the_group_alone():
     model = detector(dtype=torch.float64)
     for _ in range(2):
         add_random_task(model, 2, 5)
@@ -141,7 +141,7 @@ def test_groups_of_one_width_run_together():
     assert parts[1][2, 1, 0, 0] == 16
     assert torch.equal(layout.join(parts), states)
     assert torch.equal(layout.apply(torch.neg, states), -states)
-    assert GroupLayout([5, 5]).runs == [(5, 1, True), (5, 1, False)]  # the base is a run of its own
+    assert GroupLayout([5, 5]).runs == [(5, 1, True), (5, 1, False)]  # the base is a separate run
 
 
 def test_calibration():

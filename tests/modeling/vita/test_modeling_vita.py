@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VITA: what is its own beyond the common tests."""
+"""VITA: tests beyond the common ones."""
+
+from typing import ClassVar
 
 import pytest
 import torch
 
 from tests.support.helpers import tiny_detector_config
-from tests.support.model_tester import VideoModelTests, predictions, video_batch
+from tests.support.model_tester import VideoModelTests
+from tests.support.video_data import predictions, video_batch
 from transformers_cvis import VitaConfig, VitaForVideoInstanceSegmentation
 from transformers_cvis.modeling.video_head.object_decoder import ObjectEncoder
 
 
 class TestVita(VideoModelTests):
     model_class = VitaForVideoInstanceSegmentation
-    settings = {"encoder_window_size": 3}
+    settings: ClassVar[dict] = {"encoder_window_size": 3}
 
     @torch.no_grad()
     def test_streamed_video_equals_whole_video(self):
@@ -47,7 +50,7 @@ def encoder(window_size: int) -> ObjectEncoder:
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 9])
 @torch.no_grad()
 def test_shifted_windows_mix_only_neighbours(window_size, num_frames):
-    """A frame is changed only by frames of its window (layer 0), then of its shifted window (layer 1)."""
+    """Only frames of the same window (layer 0), then of the shifted window (layer 1), change a frame."""
     module = encoder(window_size)
     torch.manual_seed(1)
     frames = torch.randn(2, num_frames, 4, 8, dtype=torch.float64)

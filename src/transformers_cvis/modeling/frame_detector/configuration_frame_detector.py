@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of the frame detector."""
 
+from typing import Any, ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import Mask2FormerConfig, PreTrainedConfig, ResNetConfig
 
 from ..configuration_base import CvisConfigMixin
+from ..docstrings import document_config
 
 # Systems whose weights hold a whole frame detector under the names that it has here. "video_mask2former" is Mask2Former
 # for videos, of a pull request that transformers did not merge.
@@ -14,31 +17,47 @@ FRAME_DETECTORS = (
 )
 
 
+@document_config
 @strict
 class FrameDetectorConfig(CvisConfigMixin, Mask2FormerConfig):
-    r"""A Mask2Former configuration, with the fields below. Mask2Former's own `config.json` files load as they are.
+    r"""Configuration of [`FrameDetector`]: a Mask2Former configuration, whose `config.json` files load as they are.
 
-    The backbone is a ResNet-50 unless `backbone_config` says otherwise.
+    The backbone is a ResNet-50 unless `backbone_config` names another one.
 
-    freeze_batch_norm (`bool`, defaults to `True`):
-        Keep statistics, scale and shift of the backbone's batch norms fixed, in training too, as released ResNet
-        checkpoints expect. False trains a small ResNet from scratch.
+    Args:
+        freeze_batch_norm (`bool`, *optional*, defaults to `True`):
+            Keep statistics, scale and shift of the backbone's batch norms fixed in training as well, as released ResNet
+            checkpoints expect. Set it to False to train a small ResNet from scratch.
+        encoder_layers (`int`, *optional*, defaults to `6`):
+            Layers of deformable attention in the pixel decoder.
+        decoder_layers (`int`, *optional*, defaults to `10`):
+            Predictions of the masked-attention decoder: one of the learned queries, and one for each of its layers.
+
+    Example:
+    ```python
+    >>> from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
+
+    >>> config = FrameDetectorConfig(id2label={0: "person", 1: "dog"})
+    >>> config.backbone_config.model_type, config.num_queries
+    ('resnet', 100)
+
+    ```
     """
 
     model_type = "cvis_frame_detector"
     starts_from = FRAME_DETECTORS
-    backbones_supported = ["swin", "resnet"]
+    backbones_supported: ClassVar[list[str]] = ["swin", "resnet"]
 
     freeze_batch_norm: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone_config is None:
             self.backbone_config = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_frame_detector(cls, config: Mask2FormerConfig, **changes) -> "FrameDetectorConfig":
-        """The same network as that of a Mask2Former or frame detector configuration, with some fields changed."""
+    def from_frame_detector(cls, config: Mask2FormerConfig, **changes: Any) -> "FrameDetectorConfig":
+        """Copy a Mask2Former or frame detector configuration, with some fields changed."""
         settings = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         converted = cls(**{**settings, **changes})
         converted._commit_hash = getattr(config, "_commit_hash", None)
@@ -50,11 +69,12 @@ class FrameDetectorConfig(CvisConfigMixin, Mask2FormerConfig):
 
     @_attn_implementation.setter
     def _attn_implementation(self, value: str | dict | None) -> None:
-        # One name is for the detector alone: the backbone, which may not know it, keeps the implementation that it has.
+        # One name applies to the detector alone: the backbone, which may not know it, keeps its implementation.
         value = {"": value} if isinstance(value, str) else value
         PreTrainedConfig._attn_implementation.fset(self, value)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check the fields; called by transformers when the configuration is built."""
         super().validate_architecture()
         for name in ("feature_size", "hidden_dim"):
             size = getattr(self, name)

@@ -1,32 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of a clip detector that learns task by task."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from ..clip_detector.configuration_clip_detector import ClipDetectorConfig
 from ..configuration_base import switch
+from ..docstrings import document_config
 from ..tasks.learning import check_tasks
 
 
+@document_config
 @strict
 class TaskClipDetectorConfig(ClipDetectorConfig):
-    r"""
-    Configuration of [`TaskClipDetectorForVideoInstanceSegmentation`]. Fields as in `ClipDetectorConfig`, and the
-    following.
+    r"""Configuration of [`TaskClipDetectorForVideoInstanceSegmentation`], the clip detector that learns task by task.
 
-    task_class_counts (`list[int]`, *optional*):
-        Classes of each task, the base first; `id2label` lists them in this order. One task of all classes by default.
-    task_prompt_counts (`list[int]`, *optional*):
-        Prompts of each task after the base; 0 for each of them in a model that learns by all its weights.
-    num_prompts (`int` or `"classes"`, defaults to 10):
-        Prompts of a new task unless `add_task` is given a number; "classes" is one for each of its classes, as in the
-        algorithm of the CRISP paper.
-    calibration_deltas (`list[float]`, defaults to `[0.5, 0.6]`):
-        One for each task, see `calibrate_class_logits`; cut to the number of tasks, or continued with the last one.
-    deep_class_head (`bool`, defaults to `True`):
-        Class heads of three layers instead of one.
+    Args:
+        num_prompts (`int` or `"classes"`, *optional*, defaults to `10`):
+            Prompts of a new task unless `add_task` is given a number. "classes" is one for each of its classes, as in
+            the algorithm of the CRISP paper; 0 is a model that learns by all its weights.
+        calibration_deltas (`list[float]`, *optional*, defaults to `[0.5, 0.6]`):
+            One number for each task, see `calibrate_class_logits`; cut to the number of tasks, or continued with the
+            last number.
 
     Example:
     ```python
@@ -49,7 +45,7 @@ class TaskClipDetectorConfig(ClipDetectorConfig):
     calibration_deltas: list[float | int] | None = None
     deep_class_head: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.task_prompt_counts is None:
             self.task_prompt_counts = []
@@ -65,7 +61,8 @@ class TaskClipDetectorConfig(ClipDetectorConfig):
         if len(self.task_class_counts or [0]) == 1:
             self.task_class_counts = [self.num_labels]
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
+        """Check the fields; called by transformers when the configuration is built."""
         super().validate_architecture()
         if self.task_class_counts is not None:
             check_tasks(self, fewest_prompts=0)

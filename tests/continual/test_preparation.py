@@ -82,7 +82,7 @@ def test_nothing_of_a_split_remains_where_something_else_is_wrong(finished, shap
     for changes, message in (
         ({"classes": {"tasks": [["circle"], ["moon"]]}}, "no class 'moon'"),
         ({"base_model": str(finished / "task-0"), "classes": {"tasks": [["circle"], ["ring"]]}}, "knows the classes"),
-        ({"base_model": "no/such-base"}, "`base_model`: no/such-base: there is no such folder"),
+        ({"base_model": "no/such-base"}, "`base_model`: no/such-base: no such folder"),
         ({"increment": {"mixed_precision": "fp16"}}, "`mixed_precision: fp16` needs a GPU"),
         ({"test_share": 2.0}, "test_share is 2.0; give a share"),
     ):

@@ -88,7 +88,10 @@ def test_broken_video_does_not_stop_the_others(video, model, tmp_path, capsys):
             ["VIDEO", "--model", "tester/absent"],
             "--model tester/absent: .* Give the folder of a saved model, or the name",
         ),
-        (["VIDEO", "--model", "{tmp}"], "--model .*: this folder holds no saved model, as it has no config.json. Give"),
+        (
+            ["VIDEO", "--model", "{tmp}"],
+            "--model .*: this folder does not hold a saved model: config.json is missing. Give",
+        ),
         (["VIDEO", "--model", "MODEL", "--device", "gpu"], "--device gpu: use cpu, cuda, cuda:1 or mps"),
         (["VIDEO", "--model", "MODEL", "--device", "cuda:0"], "torch sees no GPU"),
     ],
@@ -108,7 +111,7 @@ def test_a_model_without_a_network(video, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert run("segment", video, "--model", "tester/absent", "--out", tmp_path) == 1
     line = error_line(capsys)
-    assert "--model tester/absent: there is no such folder, and the Hub gives no such model." in line
+    assert "--model tester/absent: no such folder, and no such model found on the Hub." in line
     assert "We couldn't connect" in line  # the reason
 
 

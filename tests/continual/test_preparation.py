@@ -85,7 +85,7 @@ def test_split_is_removed_after_another_error(finished, shapes, tmp_path, exists
             {"base_model": str(finished / "task-0"), "classes": {"tasks": [["circle"], ["ring"]]}},
             "must have the classes of the first task",
         ),
-        ({"base_model": "no/such-base"}, "`base_model`: no/such-base: there is no such folder"),
+        ({"base_model": "no/such-base"}, "`base_model`: no/such-base: no such folder"),
         ({"increment": {"mixed_precision": "fp16"}}, "`mixed_precision: fp16` needs a GPU"),
         ({"test_share": 2.0}, "test_share is 2.0; give a share"),
     ):

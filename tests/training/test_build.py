@@ -82,23 +82,23 @@ def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
         ),
         (
             "tester/absent",
-            "the Hub gives no such model. Give the folder of a saved model, or the name of one on the Hub",
+            "no such model found on the Hub. Give the folder of a saved model, or the name of one on the Hub",
         ),
-        ("/absent/folder", "the Hub gives no such model. Give the folder of a saved model"),
+        ("/absent/folder", "no such model found on the Hub. Give the folder of a saved model"),
     ],
 )
 def test_missing_start_is_an_error(start, message, offline, loopback_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     recipe = Recipe.load("genvis_moving_shapes", [f"model.init_from={start}"])
-    with pytest.raises(OSError, match=f"^`model.init_from`: {start}: there is no such folder, and {message}"):
+    with pytest.raises(OSError, match=f"^`model.init_from`: {start}: no such folder, and {message}"):
         build_model(recipe, NAMES)
 
 
 def test_unfinished_start_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vita_moving_shapes" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(OSError, match="this folder holds no saved model, .* train that recipe first"):
+    with pytest.raises(OSError, match="this folder does not hold a saved model: .* train that recipe first"):
         build_model(Recipe.load("genvis_moving_shapes"), NAMES)
 
 

@@ -3,19 +3,41 @@
 
 Map of the folder, from the ground up::
 
-    layers/           attention, mask logits, position embeddings, matching of queries, parameters of query groups
-    losses/           matching of queries to objects, and the losses of every system
-    outputs.py        what models return, and the predictions of one layer
-    frame_detector/   Mask2Former on single frames: backbone, pixel decoder, masked-attention decoder; a frame becomes
-                      queries in `FrameDetector.forward`
-    modeling_base.py  the base of all models: initialisation, loading, kernels, attention implementation
-    video_model.py    `VideoModelMixin`: checks of inputs and states, videos of different sizes, streams
-    clip_detector/    family "the detector is the model": queries read all frames of a clip; windows of long videos
-    video_head/       family "detector and video head": video queries read the frame queries of a clip or video
-    tasks/            learning task by task: `TaskLearningMixin.add_task`, groups of queries, task adapters
-    vita/ genvis/ hvpl/ minvis/ spvis/ mask2former_vis/ crisp/
-                      the systems: each holds only what differs from its family
-    auto.py           `AutoModelForVideoInstanceSegmentation`, which finds the system of a checkpoint
+    layers/               attention, mask logits, position embeddings, matching of queries, parameters of query groups
+    losses/               matching of queries to objects, and the losses of every system; map in `losses/__init__.py`
+    outputs.py            outputs of models, and the predictions of one layer
+    docstrings.py         shared texts of the docstrings of configurations, outputs and `forward`
+    configuration_base.py the base of all configurations: classes, unknown keys, `switch()` and `behaviour`
+    modeling_base.py      the base of all models: initialisation, loading, freezing, kernels, attention implementation
+    video_model.py        `VideoModelMixin`: checks of inputs and states, videos of different sizes, streams
+    frame_detector/       Mask2Former on single frames: backbone, pixel decoder, masked-attention decoder
+    clip_detector/        family "the detector is the model": queries read all frames of a clip; windows of long videos
+    video_head/           family "detector and video head": video queries read the frame queries of a clip or video
+    tasks/                learning task by task:
+        learning.py         `TaskLearningMixin`: add, switch and remove tasks
+        queries.py          groups of queries: parameters, decoding side by side, class heads by task
+        adapters.py         `TaskAdapterMixin`: save, load, push and pull task adapters
+        adapter_files.py    format of the files of an adapter
+        adapter_store.py    record of the adapters of one model
+        places.py           paths of the parts of a task in a model
+    vita/ genvis/ hvpl/   systems of the family "detector and video head"
+    mask2former_vis/ task_clip_detector/ crisp/
+                          systems of the family "the detector is the model"; the last two learn task by task
+    minvis/ spvis/        systems that track the queries of the frame detector from frame to frame
+    auto.py               `AutoModelForVideoInstanceSegmentation` finds the system of a checkpoint; `register_model`
+
+Where to look:
+
+- A frame becomes queries in `FrameDetector.forward` (`frame_detector/modeling_frame_detector.py`), whose layers are in
+  `frame_detector/masked_attention_decoder.py`.
+- A task is added in `TaskLearningMixin.add_task` (`tasks/learning.py`); the queries that it adds are the
+  `TaskQueryGroup` of `tasks/queries.py`.
+- The content of a revision is described in `tasks/adapter_files.py`; `push_task_adapter` (`tasks/adapters.py`) pushes
+  it.
+- The fields of a configuration are in `configuration_<system>.py`, and the values of switches in `docs/switches.md`.
+- The fields of a recipe, which trains a model, are in `training/recipe.py`; `transformers-cvis train --fields` lists
+  them.
+- A new system is a folder with a configuration and a model, which `register_system` (`systems.py`) makes known.
 
 Glossary:
 
@@ -24,7 +46,7 @@ Glossary:
 - prompt: a learned query of a later task.
 - adapter: the weights that one later task adds, saved by themselves.
 - revision: a branch or tag of a Hub repository; `main` holds the base, each `task-N` the adapters up to that task.
-- stage: where groups of queries live: the frame stage (detector) and, with a video head, the video stage.
+- stage: a part of a model with groups of queries: the frame stage (detector), and the video stage (video head).
 
 Shapes are written `(B, T, F, C)`. A letter has one meaning in the whole folder; a size without a letter is spelt out:
 

@@ -19,7 +19,7 @@ from .spvis import SpvisConfig, SpvisForVideoInstanceSegmentation
 from .task_clip_detector import TaskClipDetectorConfig, TaskClipDetectorForVideoInstanceSegmentation
 from .vita import VitaConfig, VitaForVideoInstanceSegmentation
 
-# Image models of transformers, and the video model that their checkpoints become here.
+# Image models of transformers, and the video model that their checkpoints load as.
 IMAGE_MODELS = {Mask2FormerConfig: MinVisForVideoInstanceSegmentation}
 # Filled by `register_model`: model class by configuration class, and configuration class by the name of the system,
 # which is the `model_type` of the configuration and the `system` of a recipe.
@@ -28,7 +28,7 @@ SYSTEMS: dict[str, type[PreTrainedConfig]] = {}
 
 
 class AutoModelForVideoInstanceSegmentation(_BaseAutoModelClass):
-    """The video instance segmentation model that a configuration or a checkpoint names.
+    """Choose the video instance segmentation model that belongs to a configuration or a checkpoint.
 
     `from_pretrained` takes a folder or a Hub repository, with `revision` if wanted; `from_config` builds an untrained
     model. A Mask2Former checkpoint becomes a MinVIS.
@@ -38,24 +38,28 @@ class AutoModelForVideoInstanceSegmentation(_BaseAutoModelClass):
 
 
 def load_config(name: str, revision: str | None, given_as: str, remedy: str) -> PreTrainedConfig:
-    """`AutoConfig.from_pretrained`, for a name that a user gave.
+    """Load a configuration with `AutoConfig`, for a name that a user gave.
 
     Args:
-        given_as: where, for messages. remedy: a sentence on what to do if it leads nowhere.
+        name: Folder, or repository of the Hub.
+        revision: Branch, tag or commit of the repository; None is its default branch.
+        given_as: Place where the user gave the name, for messages.
+        remedy: Sentence on what to do if nothing is found.
 
     Raises:
-        OSError: a folder without a model; or no such folder and no such model on the Hub, which may be out of reach.
+        OSError: The folder does not hold a model; or neither a folder nor a model on the Hub is found, for example
+            because the Hub is out of reach.
     """
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise OSError(f"{given_as}: this folder holds no saved model, as it has no config.json. {remedy}")
+        raise OSError(f"{given_as}: this folder does not hold a saved model: config.json is missing. {remedy}")
     try:
         return AutoConfig.from_pretrained(name, revision=revision)
     except OSError as error:
         if folder.is_dir():
             raise
         raise OSError(
-            f"{given_as}: there is no such folder, and the Hub gives no such model. {remedy} The loader says: {error}"
+            f"{given_as}: no such folder, and no such model found on the Hub. {remedy} Error of the loader: {error}"
         ) from error
 
 
@@ -77,7 +81,7 @@ def register_model(config_class: type[PreTrainedConfig], model_class: type[CvisP
         raise ValueError(
             f"The `model_type` {name!r} of {config_class.__name__} is that of {other.__name__}: choose another."
         )
-    MODELS.pop(other, None)  # a module that was loaded again
+    MODELS.pop(other, None)  # the same class of a module that was imported again
     MODELS[config_class] = model_class
     SYSTEMS[name] = config_class
     AutoConfig.register(name, config_class, exist_ok=True)
@@ -86,6 +90,7 @@ def register_model(config_class: type[PreTrainedConfig], model_class: type[CvisP
 
 
 def _register_own_models() -> None:
+    """Register the frame detector and the systems of the package."""
     AutoConfig.register(FrameDetectorConfig.model_type, FrameDetectorConfig, exist_ok=True)
     AutoModel.register(FrameDetectorConfig, FrameDetector, exist_ok=True)
     register_model(VitaConfig, VitaForVideoInstanceSegmentation)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base of all configurations: classes, the checkpoints that a system starts from, unknown keys, behaviour switches."""
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from ..messages import check_at_least, did_you_mean
 
 logger = logging.get_logger(__name__)
 
-# Keys that transformers writes into a config.json, or reads from it, although no field takes them.
+# Keys that transformers writes into a config.json, or reads from it, although they are not fields.
 KEYS_OF_THE_LIBRARY = {"model_type", "auto_map", "custom_pipelines", "quantization_config"}
 
 Behaviour = Literal["default", "paper", "released"]
@@ -25,7 +26,7 @@ def switch(default: Any, *, paper: Any, released: Any, reason: str) -> Any:
         default: Value for `behaviour="default"`.
         paper: Value that follows the text of the paper.
         released: Value that follows the released code.
-        reason: What differs, as one sentence for the table of switches.
+        reason: The difference, as one sentence for the table of switches.
 
     Returns:
         A dataclass field. Its own default is None, which `CvisConfigMixin` replaces by the value of the behaviour.
@@ -36,16 +37,18 @@ def switch(default: Any, *, paper: Any, released: Any, reason: str) -> Any:
 
 @dataclass(kw_only=True, repr=False)
 class CvisConfigMixin:
-    """Precedes `PreTrainedConfig`, or a configuration of transformers, in the bases of a configuration.
+    """Base of all configurations; precedes `PreTrainedConfig`, or a configuration of transformers, in the bases.
 
     `id2label` is the only source of the classes: its keys are 0 to `num_labels - 1`, and `label2id` follows it. A key
-    that no field takes is dropped with a warning that names the nearest field.
+    that does not name a field is dropped with a warning that names the nearest field.
 
     Attributes:
         starts_from (`tuple[str, ...]`): Model types of other systems whose checkpoints can start this one.
-        behaviour (`"default"`, `"paper"` or `"released"`, defaults to `"default"`):
-            Sets all switches of the configuration at once: to the defaults of this package, which repair what is a
-            defect in the released code; to the text of the paper; or to the released code. A switch that is set by
+
+    Args:
+        behaviour (`"default"`, `"paper"` or `"released"`, *optional*, defaults to `"default"`):
+            Values of all switches of the configuration at once: the defaults of this package, which repair defects of
+            the released code; those of the text of the paper; or those of the released code. A switch that is set by
             itself keeps its value. `docs/switches.md` lists them.
     """
 
@@ -53,7 +56,7 @@ class CvisConfigMixin:
 
     behaviour: Behaviour = "default"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name, values in switches(type(self)).items():
             if getattr(self, name) is None:
                 setattr(self, name, values[self.behaviour])
@@ -73,8 +76,8 @@ class CvisConfigMixin:
             self.share_labels()
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Return the configuration that a dictionary describes, changed by `kwargs`, as in transformers."""
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "CvisConfigMixin":
+        """Build a configuration from a dictionary, changed by `kwargs`; a new `behaviour` resets saved switches."""
         if "behaviour" in kwargs:
             # Switches that were saved follow the new behaviour; those in `kwargs` are set by themselves.
             config_dict = {key: value for key, value in config_dict.items() if key not in switches(cls)}
@@ -82,8 +85,10 @@ class CvisConfigMixin:
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Return the content of a `config.json`; that of a system in `starts_from` is read as one of this system.
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a `config.json`; convert that of a system in `starts_from` to one of this system.
 
         Raises:
             ValueError: The configuration belongs to a system that cannot start this one.
@@ -102,24 +107,26 @@ class CvisConfigMixin:
         return config_dict, kwargs
 
     def share_labels(self) -> None:
-        """Pass the classes on to what depends on them; called when `id2label` is set."""
+        """Pass the classes on to the fields that depend on them; called when `id2label` is set."""
 
 
 @dataclass(kw_only=True, repr=False)
 class VideoConfigMixin(CvisConfigMixin):
-    """Precedes the configuration of a video model in its bases.
+    """Base of the configurations of video models; precedes the network's configuration in the bases.
 
-    Attributes:
-        detector_chunk_size (`int`, defaults to 18): Frames that pass through the detector at once at inference.
-        score_rule (`"mean_logits"` or `"max_times_quality"`, defaults to `"mean_logits"`): How tracks are scored, see
-            `TrackAccumulator`: by class logits averaged over frames or windows, as MinVIS, SPVIS and Mask2Former-VIS
-            publish it, or by the largest class score times the quality of the mask, as VITA and GenVIS do.
+    Args:
+        detector_chunk_size (`int`, *optional*, defaults to `18`):
+            Frames that pass through the detector at once at inference.
+        score_rule (`"mean_logits"` or `"max_times_quality"`, *optional*, defaults to `"mean_logits"`):
+            Rule by which tracks are scored, see `TrackAccumulator`: class logits averaged over frames or windows, as
+            MinVIS, SPVIS and Mask2Former-VIS publish it; or the largest class score times the quality of the mask, as
+            VITA and GenVIS publish it.
     """
 
     detector_chunk_size: int = 18
     score_rule: ScoreRule = "mean_logits"
 
-    def validate_detector_chunk_size(self):
+    def validate_detector_chunk_size(self) -> None:
         """Check that at least one frame passes through the detector at once."""
         check_at_least("detector_chunk_size", self.detector_chunk_size, 1, "frame")
 
@@ -144,7 +151,7 @@ def numbered_classes(id2label: dict[int | str, str]) -> dict[int, str]:
     """Return `id2label` with integer keys in rising order.
 
     Raises:
-        ValueError: The keys are not 0 to n - 1.
+        ValueError: The keys of n classes are not 0 to n - 1.
     """
     try:
         numbered = {int(key): name for key, name in id2label.items()}
@@ -160,7 +167,7 @@ def numbered_classes(id2label: dict[int | str, str]) -> dict[int, str]:
 
 
 def drop_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
-    """Remove what transformers kept of `kwargs` from `config` although no field takes it, and warn of each key.
+    """Remove the attributes of `config` that transformers made of unknown `kwargs`; warn about each of them.
 
     A warning names the nearest field. It is not an error, so that files of other versions can be read. A key whose
     value is None is dropped silently.

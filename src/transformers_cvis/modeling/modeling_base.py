@@ -22,13 +22,13 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class LoadingRequest:
-    """The arguments of a `from_pretrained`, after a model class has found out where its weights are.
+    """Arguments of a `from_pretrained`, after a model class has found where its weights are.
 
     Attributes:
         name: Folder, or repository of the Hub, whose weights are loaded; None where they are in memory.
         config: Configuration of the model, or None for the one that is saved with the weights.
         options: Other keyword arguments of `PreTrainedModel.from_pretrained`.
-        role: What `name` is to the model that was asked for, for messages; "" where it is the model itself.
+        role: Relation of `name` to the requested model, for messages; "" if it is the model itself.
         adapter: Content of a task adapter that is added once the weights are loaded, or None.
         adapter_name: Folder or repository of the adapter.
     """
@@ -78,7 +78,7 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
         super().post_init()
         self._freeze()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "CvisPreTrainedModel":
         """Set training or evaluation mode; frozen batch norms and `evaluated_modules` stay in evaluation mode."""
         super().train(mode)
         if mode:
@@ -92,17 +92,17 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
         return self
 
     def _freeze(self) -> None:
-        """Let every parameter train that `frozen_modules` does not name."""
+        """Freeze the parameters that `frozen_modules` names, and let all others train."""
         frozen = list(self.frozen_modules())
         names, prefixes = set(frozen), tuple(f"{path}." for path in frozen if path)
         for name, parameter in self.named_parameters():
-            if parameter.is_floating_point():  # quantised ones cannot train
+            if parameter.is_floating_point():  # quantised parameters cannot train
                 parameter.requires_grad_(not ("" in names or name in names or name.startswith(prefixes)))
 
     # Initialisation
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -119,51 +119,54 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
         if hasattr(module, "initialize_parameters"):
             module.initialize_parameters()
 
-    def _initialize_weights(self, module: nn.Module, *args):
-        # For models outside of transformers the library skips a module without tensors of its own, and with it
-        # `initialize_parameters()` of a layer made of other layers. Loaded tensors stay as they are: none is skipped.
+    def _initialize_weights(self, module: nn.Module, *args: Any) -> None:
+        # For models outside transformers the library skips a module without tensors of its own, and with it
+        # `initialize_parameters()` of a layer made of other layers. Here no module is skipped: `transformers.
+        # initialization` leaves loaded tensors alone.
         super()._initialize_weights(module)
 
     # Loading
 
     @classmethod
     def _adapt_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Return the configuration of this system that a configuration of transformers stands for."""
+        """Convert a configuration of transformers to one of this system."""
         return config
 
     @classmethod
-    def _from_config(cls, config: PreTrainedConfig, **kwargs):
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> "CvisPreTrainedModel":
         return super()._from_config(cls._adapt_config(config), **kwargs)
 
     @classmethod
     def _resolve_loading(cls, request: LoadingRequest) -> LoadingRequest:
-        """Return where the weights of a model are; a task adapter points to its base."""
+        """Find the weights of a model; a task adapter points to its base."""
         return request
 
     def _after_loading(self, request: LoadingRequest) -> None:
         """Complete a model whose weights have just been loaded."""
-        self._freeze()  # loaded parameters have replaced those of the new model, and all of them would train
+        self._freeze()  # loaded parameters replace those of the new model, and would all train
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
-        *model_args,
-        config=None,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Any:
         """Load a model as in transformers. Mask2Former checkpoints load into the frame detector as they are.
 
         One warning names the parts of the model for which the checkpoint has no weights.
 
         Args:
-            pretrained_model_name_or_path: Folder, or repository of the Hub.
+            pretrained_model_name_or_path: Folder, or repository of the Hub; None if `state_dict` is given.
+            model_args: Positional arguments of the model class after `config`.
             config: Configuration to use instead of the saved one.
             ignore_mismatched_sizes: Start weights of another shape than the model's from random values.
-            output_loading_info: Also return what transformers found out about the weights.
-            kwargs: As in transformers, `revision` and fields of the configuration among them.
+            output_loading_info: Also return transformers' report about the weights.
+            kwargs: Other arguments of `PreTrainedModel.from_pretrained`, such as `revision`, and fields of the
+                configuration.
 
         Returns:
             The model in evaluation mode; with `output_loading_info` a tuple of the model and a dictionary.
@@ -215,36 +218,36 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
         """Raise a ValueError if `from_pretrained` left parts of the model random."""
         if self.untrained_parts:
             raise ValueError(
-                f"What this {type(self).__name__} finds would mean nothing: {', '.join(self.untrained_parts)} hold "
+                f"This {type(self).__name__} cannot be used for inference: {', '.join(self.untrained_parts)} hold "
                 f"random values, because {self.name_or_path} has no weights for them. Train the model first; if you "
-                "have done so since you loaded it, save it and load what you saved."
+                "have trained it since you loaded it, save it and load the saved model."
             )
 
     def set_use_kernels(
         self,
         use_kernels: bool = True,
-        kernel_config=None,
-        mode=None,
+        kernel_config: None = None,
+        mode: None = None,
         *,
         strict: bool | None = None,
         mapping: dict | None = None,
     ) -> None:
-        """Run the layers that have a kernel on the Hub with it, or go back to the PyTorch path.
+        """Run the layers that have a kernel on the Hub with it, or return them to the PyTorch path.
 
-        Kernels follow the model: to another device with `.to()` and its like, and from inference to training and back
+        Kernels follow the model: to another device with `.to()` and similar methods, and between inference and training
         with `.train()` and `.eval()`.
 
         Args:
-            use_kernels: False returns every layer to its PyTorch path.
-            kernel_config: part of transformers' signature, which passes it by position; must stay None.
-            mode: part of transformers' signature; must stay None.
-            strict: raise when a kernel cannot be loaded, instead of one warning and the PyTorch path. None keeps the
+            use_kernels: Whether to use kernels. False returns every layer to its PyTorch path.
+            kernel_config: Must stay None; part of transformers' signature, which passes it by position.
+            mode: Must stay None; part of transformers' signature.
+            strict: Raise if a kernel cannot be loaded, instead of one warning and the PyTorch path. None keeps the
                 choice of the last call (at first False).
-            mapping: kernel mapping in the format of `kernels.use_kernel_mapping`. None keeps that of the last call (at
+            mapping: Kernel mapping in the format of `kernels.use_kernel_mapping`. None keeps that of the last call (at
                 first the default one).
 
         Raises:
-            ValueError: when `kernel_config` or `mode` is given.
+            ValueError: `kernel_config` or `mode` is given.
         """
         if kernel_config is not None or mode is not None:
             raise ValueError(
@@ -263,18 +266,18 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
             kernels.disable_kernels(self)
         self._use_kernels = bool(use_kernels)
 
-    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        """Choose how attention is computed, like transformers, but leave the backbone as it is.
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """Choose the implementation of attention, like transformers, but leave the backbone as it is.
 
         Args:
             attn_implementation: "sdpa", "eager" or the name of a function that was registered with
-                `transformers.AttentionInterface`. A dict may name one for each part of the configuration, the backbone
-                included.
-            args: passed on.
-            kwargs: passed on.
+                `transformers.AttentionInterface`. A dict may name one for each part of the configuration, including the
+                backbone.
+            args: Other positional arguments of transformers' method.
+            kwargs: Other arguments of transformers' method.
 
         Raises:
-            ValueError: when the implementation is not known.
+            ValueError: The implementation is unknown.
         """
         if isinstance(attn_implementation, str):
             attn_implementation = _without_backbone(self.config, attn_implementation)
@@ -282,34 +285,34 @@ class CvisPreTrainedModel(HubMixin, PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # The library looks for its registry in the file of the class; ours is asked in `layers.attention`.
+        # The library looks for its registry in the file of the class; here `layers.attention` uses the registry.
         return True
 
     def get_input_embeddings(self) -> nn.Module:
-        """Raise, as Mask2Former does: frames are not embedded by a table.
+        """Raise an error like Mask2Former: frames are not embedded by a table.
 
         Raises:
-            NotImplementedError: always.
+            NotImplementedError: Always.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} reads pixels and has no input embeddings. Where gradients have to reach the input, "
+            f"{type(self).__name__} reads pixels and has no input embeddings. If gradients have to reach the input, "
             f"call `.requires_grad_()` of `{self.main_input_name}`."
         )
 
-    def _apply(self, *args, **kwargs):
+    def _apply(self, *args: Any, **kwargs: Any) -> "CvisPreTrainedModel":
         device_type = self.device.type
-        super()._apply(*args, **kwargs)  # `.to()`, `.cuda()` and all others that move a model end here
+        super()._apply(*args, **kwargs)  # `.to()`, `.cuda()` and all other methods that move a model call this one
         if self.use_kernels and self.device.type != device_type:
             self.set_use_kernels()
         return self
 
     def kernel_report(self) -> dict[str, str]:
-        """For each layer that can run on a kernel, by its path in the model: which path it runs."""
+        """Report for each layer that can run on a kernel, by its path in the model, whether it does."""
         return kernels.kernel_report(self)
 
 
 def _explained(error: Exception, request: LoadingRequest) -> Exception:
-    """Return an OSError that names the files that cannot be read, or `error` itself where it says enough."""
+    """Return an OSError that names the files that cannot be read, or `error` itself if it is clear enough."""
     if isinstance(error, SafetensorError):
         revision = request.options.get("revision")
         error = OSError(
@@ -325,16 +328,16 @@ def _explained(error: Exception, request: LoadingRequest) -> Exception:
 
 
 def _without_backbone(config: PreTrainedConfig, implementation: str) -> dict:
-    """Return an attention implementation for each part of a configuration but the backbone."""
+    """Return an attention implementation for each part of a configuration except the backbone."""
     parts = {name: getattr(config, name) for name in config.sub_configs if name != "backbone_config"}
     return {"": implementation, **{name: _without_backbone(part, implementation) for name, part in parts.items()}}
 
 
 def _parts_made_of(model: nn.Module, names: set[str]) -> list[str]:
-    """The outermost modules, and parameters beside them, whose parameters are all in `names`."""
+    """Return the outermost modules, and single parameters, whose parameters are all in `names`."""
     parameters = [name for name, _ in model.named_parameters()]
     outside = [name for name in parameters if name not in names]
-    parts = []
+    parts: list[str] = []
     for name in parameters:
         if name in names and not any(name == part or name.startswith(f"{part}.") for part in parts):
             path = name.split(".")

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of the models.
-
-N images (a batch of videos flattened frame by frame), B videos, T frames, Q queries, C channels, K classes,
-H x W pixels of the padded network input.
-"""
+"""Outputs of the models. Letters of shapes as in `modeling/__init__.py`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,9 +8,11 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
+from .docstrings import document_output
+
 
 class LayerPrediction(NamedTuple):
-    """What one decoder layer predicts. A mask's logits are the product of its embedding with the mask features.
+    """Predictions of one decoder layer. The logits of a mask are the product of its embedding with the mask features.
 
     Leading axes: `(N,)` images at the frame stage, `(L, B)` frame decoder layers and videos at the video stage.
     """
@@ -25,24 +23,32 @@ class LayerPrediction(NamedTuple):
     """`(..., Q, C)`."""
 
 
+@document_output
 @dataclass
 class FrameDetectorOutput(ModelOutput):
-    """Output of `FrameDetector`.
+    r"""Output of [`FrameDetector`], for N images.
 
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*): sum of `loss_dict`; returned with `labels`.
-        loss_dict (`dict[str, torch.Tensor]`, *optional*): weighted losses, one entry per kind and prediction.
-        class_queries_logits (`torch.Tensor` of shape `(N, Q, K + 1)`, *optional*): last layer, no-object last.
-        masks_queries_logits (`torch.Tensor` of shape `(N, Q, H / 4, W / 4)`, *optional*): last layer.
-        frame_queries (`torch.Tensor` of shape `(num_query_layers, N, Q, C)`): queries of the last decoder layers after
-            the decoder's norm, oldest layer first.
-        fpn_features (`torch.Tensor` of shape `(N, C, H / 4, W / 4)`): the map before the mask projection.
-        mask_features (`torch.Tensor` of shape `(N, C, H / 4, W / 4)`, *optional*): per-pixel embeddings; their product
-            with a mask embedding is a mask's logits.
-        predictions (`tuple[LayerPrediction]`, *optional*): class logits and mask embeddings of the learned queries and
-            of every decoder layer, oldest first; returned in training and with `output_predictions=True`.
-        hidden_states (`tuple[torch.Tensor]` of shape `(N, Q, C)` each, *optional*): learned queries and those of every
-            decoder layer, after the decoder's norm, oldest first; returned with `output_hidden_states=True`.
+        loss (`torch.Tensor` of shape `(1,)`, *optional*):
+            Sum of `loss_dict`; returned with `labels`.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*):
+            Weighted losses, one entry per kind and prediction.
+        class_queries_logits (`torch.Tensor` of shape `(N, Q, K + 1)`, *optional*):
+            Class logits of the last layer, no-object last.
+        masks_queries_logits (`torch.Tensor` of shape `(N, Q, h, w)`, *optional*):
+            Mask logits of the last layer, positive inside a mask.
+        frame_queries (`torch.Tensor` of shape `(num_query_layers, N, Q, C)`):
+            Queries of the last decoder layers after the decoder's norm, oldest layer first.
+        fpn_features (`torch.Tensor` of shape `(N, C, h, w)`):
+            Input of the mask projection.
+        mask_features (`torch.Tensor` of shape `(N, C, h, w)`, *optional*):
+            Embeddings of pixels; their product with a mask embedding gives the logits of a mask.
+        predictions (`tuple[LayerPrediction, ...]`, *optional*):
+            Class logits and mask embeddings of the learned queries and of every decoder layer, oldest first; returned
+            in training and with `output_predictions=True`.
+        hidden_states (`tuple[torch.Tensor, ...]`, *optional*):
+            Learned queries and those of every decoder layer, `(N, Q, C)` each, after the decoder's norm, oldest first;
+            returned with `output_hidden_states=True`.
     """
 
     loss: torch.Tensor | None = None
@@ -56,37 +62,50 @@ class FrameDetectorOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
+@document_output
 @dataclass
 class VideoInstanceSegmentationOutput(ModelOutput):
-    """Output of every video model, for one clip of T frames.
+    r"""Output of every video model, for one clip of T frames.
 
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*): sum of `loss_dict`; returned with `labels`.
-        loss_dict (`dict[str, torch.Tensor]`, *optional*): weighted losses.
-        class_queries_logits (`torch.Tensor` of shape `(B, Q, K + 1)`): no-object last.
-        masks_queries_logits (`torch.Tensor` of shape `(B, Q, T, H / 4, W / 4)`): logits, positive inside a mask.
-        state (*optional*): what carries over to the next clip; None for models that see the whole video at once.
-        frame_queries (`torch.Tensor` of shape `(num_query_layers, B, T, Q, C)`, *optional*).
-        video_queries (`torch.Tensor` of shape `(B, Q, C)`, *optional*): decoded video queries of the last layer.
-        mask_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*).
-        mask_features (`torch.Tensor` of shape `(B, T, C, H / 4, W / 4)`, *optional*).
-        encoded_frame_queries (`torch.Tensor` of shape `(B, T, F, C)`, *optional*): F frame queries of each frame after
-            the object encoder.
-        frame_similarity_embeddings (`torch.Tensor` of shape `(B, T, F, C)`, *optional*): embeddings whose products with
-            those of the video queries tell the same object.
-        video_similarity_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*).
-        hidden_states (`tuple[torch.Tensor]`, *optional*): queries of the layers that the predictions come from, after
-            their norm, oldest layer first; returned at inference with `output_hidden_states=True`. They are
-            `(B, Q, C)` for VITA, GenVIS and HVPL (layers of the object decoder) and for Mask2Former-VIS and CRISP
-            (learned queries and layers of the clip decoder), `(B, T, Q, C)` for MinVIS (learned queries and layers of
-            the frame decoder) and SPVIS (layers of the tracker, offline those of the refiner).
-        original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before they were
-            resized, where the model was given them.
-        input_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the network input without its
-            padding, where the model was given a `pixel_mask`.
-        score_rule (`str`, *optional*): how tracks are scored, "max_times_quality" or "mean_logits"; None with a loss.
-            It is an item like the tensors, so that it stays with an output that is pickled, moved, cast or returned as
-            a tuple. Gather several outputs as objects (`accelerate.utils.gather_object`), since a string has no shape.
+        loss (`torch.Tensor` of shape `(1,)`, *optional*):
+            Sum of `loss_dict`; returned with `labels`.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*):
+            Weighted losses, by name.
+        class_queries_logits (`torch.Tensor` of shape `(B, Q, K + 1)`):
+            Class logits, no-object last.
+        masks_queries_logits (`torch.Tensor` of shape `(B, Q, T, h, w)`):
+            Mask logits, positive inside a mask.
+        state (`Any`, *optional*):
+            State to pass with the next clip; None for models that read the whole video at once.
+        frame_queries (`torch.Tensor` of shape `(num_query_layers, B, T, F, C)`, *optional*):
+            Queries of the frame detector; those of trackers are in the order of the tracks.
+        video_queries (`torch.Tensor` of shape `(B, Q, C)`, *optional*):
+            Decoded video queries of the last layer.
+        mask_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*):
+            Mask embeddings of the queries.
+        mask_features (`torch.Tensor` of shape `(B, T, C, h, w)`, *optional*):
+            Embeddings of pixels; their product with a mask embedding gives the logits of a mask.
+        encoded_frame_queries (`torch.Tensor` of shape `(B, T, F, C)`, *optional*):
+            Frame queries after the object encoder.
+        frame_similarity_embeddings (`torch.Tensor` of shape `(B, T, F, C)`, *optional*):
+            Embeddings of frame queries; their products with those of video queries are large for the same object.
+        video_similarity_embeddings (`torch.Tensor` of shape `(B, Q, C)`, *optional*):
+            Embeddings of video queries, see `frame_similarity_embeddings`.
+        hidden_states (`tuple[torch.Tensor, ...]`, *optional*):
+            Queries of the layers that the predictions come from, after their norm, oldest layer first; returned at
+            inference with `output_hidden_states=True`. They are `(B, Q, C)` for VITA, GenVIS and HVPL (layers of the
+            object decoder) and for Mask2Former-VIS and CRISP (learned queries and layers of the clip decoder),
+            `(B, T, Q, C)` for MinVIS (learned queries and layers of the frame decoder) and SPVIS (layers of the
+            tracker, offline those of the refiner).
+        original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*):
+            Height and width of the videos before they were resized, if the model was given them.
+        input_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*):
+            Height and width of the network input without its padding, if the model was given a `pixel_mask`.
+        score_rule (`str`, *optional*):
+            Rule by which tracks are scored, "max_times_quality" or "mean_logits"; None with a loss. It is an item like
+            the tensors, so that it stays with an output that is pickled, moved, cast or returned as a tuple. Gather
+            several outputs as objects (`accelerate.utils.gather_object`), since a string has no shape.
     """
 
     loss: torch.Tensor | None = None
@@ -113,12 +132,15 @@ def hidden_states_requested(
     """Decide whether a model returns `hidden_states`, and refuse attention weights, which no model returns.
 
     Args:
-        config: gives what an argument of None stands for.
-        output_hidden_states: argument of a model's forward.
-        output_attentions: argument of a model's forward.
+        config: Configuration of the model; its values replace an argument of None.
+        output_hidden_states: Argument of the model's `forward`.
+        output_attentions: Argument of the model's `forward`.
+
+    Returns:
+        Whether the output has `hidden_states`.
 
     Raises:
-        ValueError: when attention weights are asked for.
+        ValueError: Attention weights are asked for.
     """
     if config.output_attentions if output_attentions is None else output_attentions:
         raise ValueError(

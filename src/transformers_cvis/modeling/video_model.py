@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work of every video model around its network: check inputs, batch videos of different sizes, run a stream.
-
-B videos, T frames, F frame queries per frame, C channels, H x W pixels of the padded network input.
-"""
+"""Tasks of every video model around its network: check inputs, batch videos of different sizes, run a stream."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -21,20 +18,22 @@ class DetectedFrames(NamedTuple):
     frame_queries: torch.Tensor
     """`(B, T, F, C)`, in training `(layers * B, T, F, C)`."""
     mask_features: torch.Tensor
-    """`(B, T, C, H / 4, W / 4)`."""
+    """`(B, T, C, h, w)`."""
     hidden_states: torch.Tensor | None = None
-    """Frame queries of all layers `(B, T, layers, F, C)`, where they were asked for."""
+    """Frame queries of all layers `(B, T, layers, F, C)`, if they were requested."""
 
 
 class VideoModelMixin:
     """Precedes the `PreTrainedModel` in the bases of a video model.
 
-    The configuration has `num_queries`, the most objects of a video, and `detector_chunk_size`, how many frames go
-    through the detector at once at inference.
+    The configuration has `num_queries`, the most objects of a video, and `detector_chunk_size`, the number of frames
+    that pass through the detector at once at inference.
 
     Attributes:
-        is_online (`bool`): whether a clip is answered without its future, so that a stream of clips never has to end.
-        state_class (`type`, *optional*): what an online model hands from clip to clip; has a `batch_size`.
+        is_online (`bool`): Whether the output for a clip does not depend on later clips, so that a stream of clips may
+            be endless.
+        state_class (`type`, *optional*): Class of the state that an online model passes from clip to clip; has a
+            `batch_size`.
     """
 
     is_online: bool
@@ -42,7 +41,7 @@ class VideoModelMixin:
 
     @property
     def score_rule(self) -> str:
-        """How tracks of this model are scored; every output of inference carries it."""
+        """Rule by which tracks of this model are scored; every output of inference carries it."""
         return self.config.score_rule
 
     def complete_output(
@@ -51,12 +50,12 @@ class VideoModelMixin:
         pixel_mask: torch.Tensor | None = None,
         original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
-        """Add to an output of inference what the video processor needs to make tracks of it.
+        """Add to an output of inference the values that the video processor needs to make tracks of it.
 
         Args:
-            output: of one clip; it is changed in place.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): as given to `forward`.
-            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): as given to `forward`.
+            output: Output for one clip; it is changed in place.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): Argument of `forward`.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): Argument of `forward`.
 
         Returns:
             The same output, with `score_rule`, `original_sizes` and `input_sizes`.
@@ -74,12 +73,12 @@ class VideoModelMixin:
             frames: `(N, 3, H, W)`, normalised.
 
         Returns:
-            Frame queries of the last layer `(N, F, C)` and mask features `(N, C, H / 4, W / 4)`; and those of all
-            layers `(N, layers, F, C)`, where a system offers and is asked for them.
+            Frame queries of the last layer `(N, F, C)`, mask features `(N, C, h, w)`, and, if a system offers them and
+            they are requested, frame queries of all layers `(N, layers, F, C)`.
         """
         raise NotImplementedError
 
-    def compile_clip_step(self, **kwargs) -> None:
+    def compile_clip_step(self, **kwargs: Any) -> None:
         """Compile the network in place with `torch.compile`, part by part, each as one graph.
 
         Matching, the joining of windows and the trees of HVPL's context encoder stay on the host. A model is compiled
@@ -87,7 +86,7 @@ class VideoModelMixin:
         compiled for 0, 1 and any other number of clips.
 
         Args:
-            kwargs: arguments of `torch.compile`; `fullgraph=True` unless given.
+            kwargs: Arguments of `torch.compile`; `fullgraph=True` unless given.
         """
         for part in self._compiled_parts():
             part.compile(**{"fullgraph": True, **kwargs})
@@ -98,18 +97,18 @@ class VideoModelMixin:
 
     @torch.no_grad()
     def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
-        """Segment one video clip by clip; a clip is read only when its output is asked for.
+        """Segment one video clip by clip; a clip is read only when its output is requested.
 
         Args:
-            clips: the video's consecutive clips, each of shape (1, T, 3, H, W); T may differ from clip to clip. They
-                are moved to the device and dtype of the model.
+            clips: Consecutive clips of the video, `(1, T, 3, H, W)` each; T may differ from clip to clip. They are
+                moved to the device and dtype of the model.
 
         Yields:
-            One output per clip, in order. Where class logits change from clip to clip (GenVIS), the class score of a
-            video's query is the maximum over its outputs.
+            One output per clip, in order. If class logits change from clip to clip (GenVIS), the class score of a query
+            is the maximum over its outputs.
 
         Raises:
-            ValueError: when the model is in training mode.
+            ValueError: The model is in training mode.
         """
         self._check_stream()
         state = None
@@ -119,6 +118,7 @@ class VideoModelMixin:
             yield output
 
     def _check_stream(self) -> None:
+        """Raise a ValueError in training mode."""
         if self.training:
             raise ValueError(f"{type(self).__name__} is in training mode; call `.eval()` before `.stream(...)`.")
 
@@ -128,7 +128,7 @@ class VideoModelMixin:
             return
         if not self.is_online:
             raise ValueError(
-                f"{type(self).__name__} takes a whole video at once and has no `state`; use `.stream(...)` to hand it "
+                f"{type(self).__name__} takes a whole video at once and has no `state`; use `.stream(...)` to pass it "
                 "in parts."
             )
         if not isinstance(state, self.state_class):
@@ -144,13 +144,22 @@ class VideoModelMixin:
 
     @property
     def most_objects(self) -> float:
-        """How many objects a video can have in training."""
+        """Largest number of objects of a video in training."""
         return self.config.num_queries
 
     def check_inputs(
         self, pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None, labels: list[dict] | None
     ) -> None:
-        """Raise a ValueError which names what does not fit, before any work is done."""
+        """Check the arguments of `forward` before any computation.
+
+        Args:
+            pixel_values_videos: Argument of `forward`.
+            pixel_mask: Argument of `forward`.
+            labels: Argument of `forward`.
+
+        Raises:
+            ValueError: A shape, type or value is wrong; the message names it.
+        """
         if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
             raise ValueError(
                 "`pixel_values_videos` must have the shape (batch_size, num_frames, 3, height, width), got "
@@ -180,6 +189,7 @@ class VideoModelMixin:
             self._check_labels(labels, batch_size, num_frames, height, width)
 
     def _check_labels(self, labels: list[dict], batch_size: int, num_frames: int, height: int, width: int) -> None:
+        """Raise a ValueError if `labels` do not fit the videos or the model."""
         if len(labels) != batch_size:
             raise ValueError(f"`labels` must hold one dict per video: got {len(labels)} for {batch_size} videos.")
         for index, label in enumerate(labels):
@@ -206,18 +216,18 @@ class VideoModelMixin:
                 )
 
     def detect(
-        self, pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None = None, **options
+        self, pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None = None, **options: Any
     ) -> DetectedFrames:
         """Detect the objects of each frame of a batch of clips, at inference.
 
-        Videos which `pixel_mask` shows to be smaller than the batch run at the size they have alone. The border of
-        their mask features is repeated over the rest, so that upsampling and cropping gives the very masks that the
-        video gives alone.
+        Videos that are smaller than the batch, according to `pixel_mask`, run at the size that they have alone. The
+        border of their mask features is repeated over the rest, so that upsampling and cropping give exactly the masks
+        that the video gives alone.
 
         Args:
             pixel_values_videos: `(B, T, 3, H, W)`, normalised.
             pixel_mask: `(B, H, W)`, 1 where a video is.
-            options: arguments of the system's `detect_frames`.
+            options: Arguments of the system's `detect_frames`.
         """
         height, width = pixel_values_videos.shape[-2:]
         sizes = videos_by_size(pixel_values_videos, pixel_mask)
@@ -246,7 +256,7 @@ class VideoModelMixin:
 def videos_by_size(
     pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None
 ) -> dict[tuple[int, int], list[int]]:
-    """Height and width that videos have alone, padded to the size divisor, and which videos of the batch they are."""
+    """Group the videos of a batch by the height and width that they have alone, padded to the size divisor."""
     sizes = defaultdict(list)
     for video, size in enumerate(_own_sizes(pixel_values_videos, pixel_mask)):
         sizes[size].append(video)
@@ -254,13 +264,13 @@ def videos_by_size(
 
 
 def repeat_border(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps (B, X, Y, h, w) at a larger `size`, their last row and column repeated at the bottom and at the right."""
+    """Enlarge maps `(B, X, Y, h, w)` to `size` by repeating their last row and column at the bottom and right."""
     bottom, right = (whole - own for whole, own in zip(size, maps.shape[-2:], strict=True))
     return nn.functional.pad(maps.flatten(0, 1), (0, right, 0, bottom), mode="replicate").unflatten(0, maps.shape[:2])
 
 
 def _own_sizes(pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
-    """Height and width of each video alone, padded to the size divisor."""
+    """Return the height and width of each video alone, padded to the size divisor."""
     batch_size, _, _, height, width = pixel_values_videos.shape
     if pixel_mask is None:
         return [(height, width)] * batch_size
@@ -274,5 +284,5 @@ def _own_sizes(pixel_values_videos: torch.Tensor, pixel_mask: torch.Tensor | Non
 
 
 def _content_sizes(pixel_mask: torch.Tensor) -> torch.Tensor:
-    """Height and width `(B, 2)` of what a `pixel_mask` `(B, H, W)` marks."""
+    """Return the height and width `(B, 2)` of the region that a `pixel_mask` `(B, H, W)` marks."""
     return torch.stack([pixel_mask.any(dim=2).sum(dim=1), pixel_mask.any(dim=1).sum(dim=1)], dim=1)

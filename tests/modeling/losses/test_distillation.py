@@ -106,7 +106,7 @@ class TestClassDistillation:
         torch.testing.assert_close(mean_over_two_ranks(monkeypatch, one_rank)["loss"], expected)
 
     def test_unknown_kind(self):
-        with pytest.raises(ValueError, match="`kind` must be one of unbiased, plain, squared, got 'best'"):
+        with pytest.raises(ValueError, match="`kind` must be one of 'unbiased', 'plain', 'squared', got 'best'"):
             class_distillation_loss(random(1, 4, OLD + NEW + 1), random(1, 4, OLD + 1), "best")
 
 
@@ -159,7 +159,7 @@ class TestPod:
         values = [pooled_distillation_loss(*[[m] for m in wide], c) for c in ("rows_and_columns", "released")]
         assert values[0] != values[1]
         assert values[1].isfinite()
-        with pytest.raises(ValueError, match="`cells` must be one of rows_and_columns, released, got 'best'"):
+        with pytest.raises(ValueError, match="`cells` must be one of 'rows_and_columns', 'released', got 'best'"):
             pooled_distillation_loss([wide[0]], [wide[1]], "best")
 
 

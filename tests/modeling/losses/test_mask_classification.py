@@ -143,7 +143,7 @@ def test_focal_loss_is_that_of_every_class_of_every_query():
     assert not torch.isclose(losses["loss_ce"], others["loss_ce"])
     assert losses["loss_mask"] == others["loss_mask"]
     assert losses["loss_dice"] == others["loss_dice"]
-    with pytest.raises(ValueError, match="`classification_loss` must be one of ce, focal, got 'sigmoid'"):
+    with pytest.raises(ValueError, match="`classification_loss` must be one of 'ce', 'focal', got 'sigmoid'"):
         make_loss(classification_loss="sigmoid")
 
 

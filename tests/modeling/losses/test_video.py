@@ -161,7 +161,7 @@ def test_surplus_objects_are_left_out_of_all_losses_but_counted(num_clips):
 
 
 def test_unknown_rule():
-    with pytest.raises(ValueError, match="`uvla` must be one of paper, released, got 'thesis'"):
+    with pytest.raises(ValueError, match="`uvla` must be one of 'paper', 'released', got 'thesis'"):
         ClipwiseMaskClassificationLoss(NUM_LABELS, "genvis", uvla="thesis")
 
 

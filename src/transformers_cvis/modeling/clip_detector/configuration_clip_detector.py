@@ -7,28 +7,30 @@ from huggingface_hub.dataclasses import strict
 
 from ...messages import check_at_least
 from ..configuration_base import VideoConfigMixin, switch
+from ..docstrings import document_config
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 
 
+@document_config
 @strict
 class ClipDetectorConfig(VideoConfigMixin, FrameDetectorConfig):
-    r"""
-    Configuration of a clip detector: that of the frame detector, so the `config.json` of a Mask2Former checkpoint, for
-    images or videos, loads as it is, the fields of `VideoConfigMixin`, and the following.
+    r"""Configuration shared by the systems whose queries read all frames of a clip at once.
 
-    max_clip_frames (`int`, defaults to 128):
-        Most frames of a video that are one clip, as in published inference. A longer video is processed in windows of
-        that many frames, and so is one for which the memory at hand is not enough, in shorter ones.
-    window_overlap (`int`, defaults to 8):
-        Frames that neighbouring windows share; their tracks are joined by what they say of these. At most half a
-        window.
-    class_targets (`"visible"` or `"released"`, defaults to `"visible"`):
-        Which class queries are to give an object: that of the frames of the clip which show it. Released code reads
-        classes from the last frame, so that an object which is absent there is to be no object, although its masks
-        count; choose it to repeat published training. Two more quirks of CRISP's released loader have no switch: it
-        keeps objects of other tasks as targets, with empty masks and the class no-object, while here they are left out
-        with the data of their tasks (`ClassFilter`) and no model ever sees them; and on YouTube-VIS 2019 its number for
-        no-object is 35, a real class, which the task that owns it learns from such objects, too.
+    It extends the configuration of the frame detector, so that the `config.json` of a Mask2Former checkpoint, for
+    images or videos, loads as it is.
+
+    Two quirks of CRISP's released loader have no switch. It keeps objects of other tasks as targets, with empty masks
+    and the class no-object; here `ClassFilter` leaves them out with the data of their tasks, and no model sees them. On
+    YouTube-VIS 2019 its number for no-object is 35, a real class, which the task that owns it then also learns from
+    such objects.
+
+    Args:
+        max_clip_frames (`int`, *optional*, defaults to `128`):
+            Most frames of a video that are one clip, as in published inference. A longer video is processed in windows
+            of that many frames. A video for which the available memory is not enough is processed in shorter windows.
+        window_overlap (`int`, *optional*, defaults to `8`):
+            Frames that neighbouring windows share, at most half a window. Tracks are joined by their predictions for
+            these frames.
     """
 
     max_clip_frames: int = 128

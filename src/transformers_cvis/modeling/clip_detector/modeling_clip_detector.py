@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from ...geometry import MASK_STRIDE
+from ..docstrings import NO_STATE, document_forward
 from ..frame_detector.modeling_frame_detector import FrameDetector, shrunk_mask_features
 from ..layers.mask_logits import mask_logits
 from ..layers.position_embedding import sine_frame_embedding
@@ -41,6 +42,15 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         self.criterion = ClipMaskClassificationLoss(config.num_labels, **settings)
 
     @can_return_tuple
+    @document_forward(
+        pixel_values_videos="Whole videos.",
+        state=NO_STATE,
+        labels="The frames of a video are one clip.",
+        output_embeddings="queries, mask embeddings and mask features. Of a video in several windows, queries and mask "
+        "embeddings are those of the last.",
+        output_hidden_states="the normed learned queries `(B, Q, C)` and those of every layer of the decoder. Of a video in "
+        "several windows, they are those of the last.",
+    )
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
@@ -52,31 +62,41 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         output_attentions: bool | None = None,
         original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): whole videos, normalised; H and W multiples
-                of 32.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
-                at inference, where each video of a batch gives what it gives alone.
-            state: None; nothing is carried from clip to clip.
-            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
-                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions. The frames are one
-                clip.
-            output_embeddings (`bool`): also return the queries, mask embeddings and mask features; of a video in
-                several windows the queries and mask embeddings of the last.
-            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed queries `(B, Q, C)` that
-                were learned and those of every layer of the decoder; of a video in several windows those of the last.
-            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
-            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
-                resize, as the video processor gives them; the output carries them to the post-processing.
+        r"""Segment whole videos, or compute the losses if `labels` are given.
+
+        A video that is longer than `config.max_clip_frames`, or too long for the available memory, is processed in windows.
 
         Returns:
-            Where a video is longer than `config.max_clip_frames`, or memory lets less be one clip, windows of it are
-            processed one after the other: `class_queries_logits` are their mean, weighted by their frames.
+            [`VideoInstanceSegmentationOutput`], without a `state`. `class_queries_logits` of a video in several windows are
+            their mean, weighted by their frames.
 
         Raises:
-            ValueError: when an input has the wrong shape, type or range, or a `state` is given.
-            MemoryError: when not even two frames fit.
+            ValueError: An input has the wrong shape, type or range, or a `state` is given.
+            MemoryError: The memory is not enough for two frames.
+
+        Example:
+        ```python
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from transformers_cvis import Mask2FormerVisConfig, Mask2FormerVisForVideoInstanceSegmentation
+
+        >>> # A small model with random weights; `from_pretrained` loads a trained one.
+        >>> backbone = ResNetConfig(
+        ...     layer_type="basic", hidden_sizes=[8, 8, 16, 16], out_features=["stage1", "stage2", "stage3", "stage4"]
+        ... )
+        >>> config = Mask2FormerVisConfig(
+        ...     backbone_config=backbone, feature_size=32, hidden_dim=32, encoder_layers=1, decoder_layers=3,
+        ...     num_queries=10,
+        ... )
+        >>> model = Mask2FormerVisForVideoInstanceSegmentation(config).eval()
+
+        >>> video = torch.randn(1, 2, 3, 64, 96)  # (B, T, 3, H, W)
+        >>> with torch.no_grad():
+        ...     output = model(video)
+        >>> output.class_queries_logits.shape, output.masks_queries_logits.shape
+        (torch.Size([1, 10, 3]), torch.Size([1, 10, 2, 16, 24]))
+
+        ```
         """
         keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)

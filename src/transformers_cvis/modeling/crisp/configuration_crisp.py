@@ -7,43 +7,60 @@ from huggingface_hub.dataclasses import strict
 
 from ...messages import check_at_least
 from ..configuration_base import switch
+from ..docstrings import document_config
 from ..task_clip_detector.configuration_task_clip_detector import TaskClipDetectorConfig
 
 
+@document_config
 @strict
 class CrispConfig(TaskClipDetectorConfig):
-    r"""
-    Configuration of [`CrispForVideoInstanceSegmentation`] ("CRISP: Contrastive Residual Injection and Semantic
-    Prompting for Continual Video Instance Segmentation", arXiv:2508.10432). Fields as in `TaskClipDetectorConfig`, and
-    the following. Each component can be left out by itself, for ablations. Without all four (`residual_prompts=False`,
-    `lambda_isc=0`, `lambda_ic=0`, `prompt_init="mean"`) it computes what a `TaskClipDetector` computes.
+    r"""Configuration of [`CrispForVideoInstanceSegmentation`].
 
-    text_encoder (`str`, *optional*):
-        Which CLIP text model turns class names into prompts in training: a checkpoint of the Hub (published is
-        openai/clip-vit-base-patch32), a folder, or "random" for a small one with random weights, which knows of no
-        word; it serves tests and machines without a network. It is not part of the saved model, and inference needs
-        none.
-    text_hidden_size (`int`, defaults to 512):
-        Width of the token embeddings of the text encoder, which is that of the learnable class tokens.
-    residual_prompts (`bool`, defaults to `True`):
-        Whether, in training, the prompt of the best matching class is added to the values of self-attention (ARSP).
-    matching (`"cosine"` or `"dot"`, defaults to `"cosine"`):
-        By which similarity a query is matched to the prompt of a class. Cosine is that of released code; with the one
-        norm that the article's equation 1 divides by, it is the dot product.
-    lambda_isc (`float`, defaults to 3):
-        Weight of the ISC loss, which contrasts the matched prompt of a query with the others; 0 leaves it out.
-    isc_similarity (`"dot"` or `"cosine"`, defaults to `"dot"`):
-        Similarity in the ISC loss. The weight is tuned for dot products, as in released code; the article says cosine.
-    lambda_ic (`float`, defaults to 3):
-        Weight of the IC loss, which keeps the correlation of queries as that of the base's; 0 leaves it out.
-    apply_at_base (`bool`, defaults to `True`):
-        Train the base with residual prompts, ISC and IC loss, too. The released scripts train it without.
-    prompt_init (`"directions"`, `"loadings"`, `"released"` or `"mean"`, defaults to `"directions"`):
-        What prompts of a new task start from: principal directions of all older queries, see `principal_rows`, or
-        their mean, as in ECLIPSE. "released" reproduces the rows of the released code, which turn their sign.
-    deep_supervision (`"all"` or `"released"`, defaults to `"all"`):
-        Which predictions are trained at later tasks: those of every layer; or the first and the last, since released
-        code appends the others outside of its loop.
+    Source: "CRISP: Contrastive Residual Injection and Semantic Prompting for Continual Video Instance Segmentation",
+    arXiv:2508.10432.
+
+    Each component can be left out by itself, for ablations. Without all four (`residual_prompts=False`, `lambda_isc=0`,
+    `lambda_ic=0`, `prompt_init="mean"`) the model computes the same as a `TaskClipDetector`.
+
+    Args:
+        text_encoder (`str`, *optional*):
+            CLIP text model that turns class names into prompts in training: a checkpoint of the Hub (published is
+            openai/clip-vit-base-patch32), a folder, or "random" for a small one with random weights, which knows no
+            words and serves tests and machines without a network. It is not part of the saved model, and inference does
+            not need it.
+        text_hidden_size (`int`, *optional*, defaults to `512`):
+            Width of the token embeddings of the text encoder, and of the learnable class tokens.
+        residual_prompts (`bool`, *optional*, defaults to `True`):
+            Whether, in training, the prompt of the best matching class is added to the values of self-attention (ARSP).
+        matching (`"cosine"` or `"dot"`, *optional*, defaults to `"cosine"`):
+            Similarity by which a query is matched to the prompt of a class. Released code uses the cosine. Equation 1
+            of the article divides by one norm only, which leaves the dot product.
+        lambda_isc (`float`, *optional*, defaults to `3.0`):
+            Weight of the ISC loss, which contrasts the matched prompt of a query with the others; 0 leaves it out.
+        isc_similarity (`"dot"` or `"cosine"`, *optional*, defaults to `"dot"`):
+            Similarity in the ISC loss. The weight is tuned for dot products, as in released code; the article uses
+            cosines.
+        lambda_ic (`float`, *optional*, defaults to `3.0`):
+            Weight of the IC loss, which keeps the correlation of queries as it is in the base; 0 leaves it out.
+        apply_at_base (`bool`, *optional*, defaults to `True`):
+            Whether the base is also trained with residual prompts, ISC and IC loss. The released scripts train it
+            without.
+        prompt_init (`"directions"`, `"loadings"`, `"released"` or `"mean"`, *optional*, defaults to `"directions"`):
+            Start values of the prompts of a new task: principal directions of all older queries, see `principal_rows`,
+            or their mean, as in ECLIPSE. "released" reproduces the rows of the released code, which turn their sign.
+        deep_supervision (`"all"` or `"released"`, *optional*, defaults to `"all"`):
+            Predictions that later tasks train: those of every layer; or the first and the last, since released code
+            appends the others outside its loop.
+
+    Example:
+    ```python
+    >>> from transformers_cvis import CrispConfig
+
+    >>> config = CrispConfig(id2label={0: "person", 1: "dog"}, behaviour="paper")
+    >>> config.matching, config.num_prompts
+    ('dot', 'classes')
+
+    ```
     """
 
     model_type = "crisp"

@@ -8,6 +8,7 @@ from transformers import Mask2FormerConfig, PreTrainedConfig, ResNetConfig
 
 from ...messages import check_at_least
 from ..configuration_base import CvisConfigMixin
+from ..docstrings import document_config
 
 # Model types whose weights hold a whole frame detector, under the names used here. "video_mask2former" is Mask2Former
 # for videos, from a pull request that transformers did not merge.
@@ -17,15 +18,31 @@ FRAME_DETECTORS = (
 )
 
 
+@document_config
 @strict
 class FrameDetectorConfig(CvisConfigMixin, Mask2FormerConfig):
-    r"""A Mask2Former configuration, with the fields below. Mask2Former's own `config.json` files load as they are.
+    r"""Configuration of [`FrameDetector`]: a Mask2Former configuration, whose `config.json` files load as they are.
 
-    The backbone is a ResNet-50 unless `backbone_config` says otherwise.
+    The backbone is a ResNet-50 unless `backbone_config` names another one.
 
-    freeze_batch_norm (`bool`, defaults to `True`):
-        Keep statistics, scale and shift of the backbone's batch norms fixed, in training too, as released ResNet
-        checkpoints expect. False trains a small ResNet from scratch.
+    Args:
+        freeze_batch_norm (`bool`, *optional*, defaults to `True`):
+            Keep statistics, scale and shift of the backbone's batch norms fixed in training as well, as released ResNet
+            checkpoints expect. Set it to False to train a small ResNet from scratch.
+        encoder_layers (`int`, *optional*, defaults to `6`):
+            Layers of deformable attention in the pixel decoder.
+        decoder_layers (`int`, *optional*, defaults to `10`):
+            Predictions of the masked-attention decoder: one of the learned queries, and one for each of its layers.
+
+    Example:
+    ```python
+    >>> from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
+
+    >>> config = FrameDetectorConfig(id2label={0: "person", 1: "dog"})
+    >>> config.backbone_config.model_type, config.num_queries
+    ('resnet', 100)
+
+    ```
     """
 
     model_type = "cvis_frame_detector"

@@ -13,6 +13,7 @@ from transformers.utils import can_return_tuple
 
 from ...geometry import SIZE_DIVISOR
 from ...kernels import pointwise_convolution
+from ..docstrings import document_forward
 from ..layers.mask_logits import frame_mask_logits
 from ..layers.query_groups import GroupParameters
 from ..losses import MaskClassificationLoss
@@ -93,6 +94,7 @@ class FrameDetector(CvisPreTrainedModel):
         return cls.config_class.from_frame_detector(config) if type(config) is Mask2FormerConfig else config
 
     @can_return_tuple
+    @document_forward()
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -103,20 +105,55 @@ class FrameDetector(CvisPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> FrameDetectorOutput:
-        """
+        r"""Detect the objects of single frames.
+
         Args:
-            pixel_values (`torch.Tensor` of shape `(N, 3, H, W)`): normalised frames, H and W multiples of 32.
-                Padding counts as image.
-            labels: per frame `{"class_labels": (n,) long, "masks": (n, H, W)}`; gives `loss` and `loss_dict`.
-            num_query_layers: how many of the last decoder layers `frame_queries` holds.
-            output_predictions: return `predictions`, and outside training the logits of the last layer.
-            output_mask_features: False saves `mask_features` where nothing that is asked for needs them.
-            output_hidden_states: return `hidden_states`, the queries of all layers.
-            output_attentions: refused, see `hidden_states_requested`.
+            pixel_values (`torch.Tensor` of shape `(N, 3, H, W)`):
+                Normalised frames; `H` and `W` are multiples of 32. Padding counts as image.
+            labels (`list[dict[str, torch.Tensor]]`, *optional*):
+                One dict per frame: `class_labels` `(M,)` long and `masks` `(M, H, W)`. The output then has `loss` and
+                `loss_dict`.
+            num_query_layers (`int`, *optional*, defaults to `1`):
+                Last decoder layers whose queries `frame_queries` holds.
+            output_predictions (`bool`, *optional*, defaults to `False`):
+                Whether to return `predictions`, and outside training the logits of the last layer.
+            output_mask_features (`bool`, *optional*, defaults to `True`):
+                Whether to return `mask_features`. False saves their computation where nothing else needs them.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return `hidden_states`, the queries of all layers.
+            output_attentions (`bool`, *optional*):
+                Not supported: True raises a ValueError, as no layer has one tensor of attention weights.
+
+        Returns:
+            [`FrameDetectorOutput`].
 
         Raises:
-            ValueError: when `pixel_values` has the wrong shape or type, `num_query_layers` is out of range, or
-                attention weights are asked for.
+            ValueError: `pixel_values` has the wrong shape or type, `num_query_layers` is out of range, or attention weights
+                are asked for.
+
+        Example:
+        ```python
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from transformers_cvis.modeling.frame_detector import FrameDetector, FrameDetectorConfig
+
+        >>> # A small model with random weights; `from_pretrained` loads a trained one.
+        >>> backbone = ResNetConfig(
+        ...     layer_type="basic", hidden_sizes=[8, 8, 16, 16], out_features=["stage1", "stage2", "stage3", "stage4"]
+        ... )
+        >>> config = FrameDetectorConfig(
+        ...     backbone_config=backbone, feature_size=32, hidden_dim=32, encoder_layers=1, decoder_layers=3,
+        ...     num_queries=10,
+        ... )
+        >>> model = FrameDetector(config).eval()
+
+        >>> frames = torch.randn(2, 3, 64, 96)  # (N, 3, H, W)
+        >>> with torch.no_grad():
+        ...     output = model(frames, output_predictions=True)
+        >>> output.frame_queries.shape, output.masks_queries_logits.shape
+        (torch.Size([1, 2, 10, 32]), torch.Size([2, 10, 16, 24]))
+
+        ```
         """
         keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self._check_inputs(pixel_values, num_query_layers)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from ...precision import at_least_float32_dtype
+from ..docstrings import PREVIOUS_STATE, document_forward
 from ..losses import ClipwiseMaskClassificationLoss, VideoTargets
 from ..outputs import VideoInstanceSegmentationOutput, hidden_states_requested
 from ..video_head.modeling_video import CvisVideoModel
@@ -228,6 +229,13 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         return {"uvla": config.uvla}
 
     @can_return_tuple
+    @document_forward(
+        pixel_values_videos="At inference one clip of any length; with `labels` T / `config.clip_length` clips.",
+        state=PREVIOUS_STATE,
+        labels="Losses are summed over the clips, and gradients flow through the state from clip to clip.",
+        output_embeddings="queries, mask embeddings, mask features and similarity embeddings.",
+        output_hidden_states="the normed video queries `(B, Q, C)` of every layer of the object decoder.",
+    )
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
@@ -239,25 +247,42 @@ class GenVisForVideoInstanceSegmentation(CvisVideoModel):
         output_attentions: bool | None = None,
         original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): normalised frames, H and W multiples of 32.
-                At inference one clip of any length; with `labels` T / `clip_length` clips.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
-                at inference, where each video of a batch gives what it gives alone.
-            state (`GenVisState`, *optional*): `state` of the output for the clip before; None for the first clip.
-            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
-                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict`, summed over the clips, instead of
-                predictions. Gradients flow through the state from clip to clip.
-            output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
-            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed video queries
-                `(B, Q, C)` of every layer of the object decoder.
-            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
-            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
-                resize, as the video processor gives them; the output carries them to the post-processing.
+        r"""Segment the next clip of each video, or compute the losses of whole videos if `labels` are given.
+
+        Returns:
+            [`VideoInstanceSegmentationOutput`], whose `state` belongs to the next call.
 
         Raises:
-            ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
+            ValueError: An input has the wrong shape, type or range, or `state` belongs to another batch.
+
+        Example:
+        ```python
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from transformers_cvis import GenVisConfig, GenVisForVideoInstanceSegmentation
+        >>> from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
+
+        >>> # A small model with random weights; `from_pretrained` loads a trained one.
+        >>> backbone = ResNetConfig(
+        ...     layer_type="basic", hidden_sizes=[8, 8, 16, 16], out_features=["stage1", "stage2", "stage3", "stage4"]
+        ... )
+        >>> detector = FrameDetectorConfig(
+        ...     backbone_config=backbone, feature_size=32, hidden_dim=32, encoder_layers=1, decoder_layers=3
+        ... )
+        >>> config = GenVisConfig(detector_config=detector, num_queries=10, encoder_layers=1, num_attention_heads=4)
+        >>> model = GenVisForVideoInstanceSegmentation(config).eval()
+
+        >>> video, state = torch.randn(1, 4, 3, 64, 96), None  # (B, T, 3, H, W)
+        >>> for clip in video.split(2, dim=1):
+        ...     with torch.no_grad():
+        ...         output = model(clip, state=state)
+        ...     state = output.state
+        >>> output.class_queries_logits.shape, output.masks_queries_logits.shape
+        (torch.Size([1, 10, 3]), torch.Size([1, 10, 2, 16, 24]))
+        >>> len(state.memory)
+        2
+
+        ```
         """
         keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)

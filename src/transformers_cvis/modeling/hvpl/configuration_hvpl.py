@@ -6,41 +6,54 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_base import switch
+from ..docstrings import document_config
 from ..tasks.learning import check_tasks
 from ..video_head.configuration_video import CvisVideoConfig
 
 
+@document_config
 @strict
 class HvplConfig(CvisVideoConfig):
-    r"""
-    Configuration of [`HvplForVideoInstanceSegmentation`] (Dong et al., "HVPL: Hierarchical Visual Prompt Learning for
-    Continual Video Instance Segmentation", arXiv:2508.08612).
+    r"""Configuration of [`HvplForVideoInstanceSegmentation`].
 
-    Fields as in `CvisVideoConfig`, and the following. Released weights need `scan_axes="released"`,
-    `encoder_slices="joint"` and `cross_tokens="released"` together, which is how their numbers were made.
+    Source: Dong et al., "HVPL: Hierarchical Visual Prompt Learning for Continual Video Instance Segmentation",
+    arXiv:2508.08612. Released weights need `behaviour="released"`, with which their numbers were made.
 
     Args:
-        task_class_counts (`list[int]`, *optional*): classes of each task, the base first; `id2label` has them in this
-            order. One task of all classes by default.
-        task_prompt_counts (`list[int]`): prompts of each task after the base, at frame level and at video level.
-        calibration_deltas (`list[float]`): of each task, see `calibrate_class_logits`; cut to the number of tasks or
-            continued with the last one. `[0.0]` by default, which leaves no-object as it is; published scenarios have
-            values of their own, from `[0.4, 0.5]` to `[0.5, -0.4]`, which the schedules of this package hold.
-        deep_class_head (`bool`): class heads of three layers instead of one.
-        encoder (`"tree"` or `"attention"`): whether frame queries inform each other along trees, or by VITA's object
-            encoder, which in the released code is there but never runs.
-        classification_loss (`"ce"` or `"focal"`): of queries of both levels: cross entropy of a softmax, or focal loss
-            of sigmoids, see `sigmoid_focal_losses`. Released code takes its flag for the focal loss the wrong way
-            round, so that its scripts, which set it, train with cross entropy, and "focal" is what they ask for.
-        drop_path_rate (`float`): of the last layer of the context encoder, rising from 0 in the first.
-        freeze_drop_path (`bool`): without stochastic depth while a later task is learnt, as the encoder is frozen then.
-            False is what the released code does.
-        scan_axes (`"frames_queries"` or `"released"`): see `ContextEncoder`; "released" passes nothing between frames.
-        encoder_slices (`"per_task"` or `"joint"`): see `ContextEncoder`; "joint" mixes the tasks, so that a new one
-            changes what older ones compute.
-        cross_tokens (`"per_task"` or `"released"`): which frame queries the video queries of a task read at inference:
-            those of the task in all frames, as in training; or, with later tasks, those of the first frame alone, with
-            positions of the base, since the released code counts tokens as if there were one frame.
+        calibration_deltas (`list[float]`, *optional*, defaults to `[0.0]`):
+            One number for each task, see `calibrate_class_logits`; cut to the number of tasks, or continued with the
+            last number. The default leaves no-object as it is. Published scenarios have values of their own, from
+            `[0.4, 0.5]` to `[0.5, -0.4]`, which the schedules of this package hold.
+        encoder (`"tree"` or `"attention"`, *optional*, defaults to `"tree"`):
+            Encoder of frame queries: along trees, or VITA's object encoder, which the released code has but never runs.
+        classification_loss (`"ce"` or `"focal"`, *optional*, defaults to `"ce"`):
+            Classification loss of frame queries and video queries: cross entropy of a softmax, or focal loss of
+            sigmoids, see `sigmoid_focal_losses`. Released code inverts its flag for the focal loss: its scripts set the
+            flag, ask for "focal", and train with "ce".
+        drop_path_rate (`float`, *optional*, defaults to `0.2`):
+            Stochastic depth of the last layer of the context encoder; it rises from 0 in the first.
+        freeze_drop_path (`bool`, *optional*, defaults to `False`):
+            Switch stochastic depth off while a later task is learnt, since the encoder is then frozen. The released
+            code does not.
+        scan_axes (`"frames_queries"` or `"released"`, *optional*, defaults to `"frames_queries"`):
+            Axes along which trees are scanned, see `ContextEncoder`. "released" passes no information between frames.
+        encoder_slices (`"per_task"` or `"joint"`, *optional*, defaults to `"per_task"`):
+            Queries that the context encoder reads together, see `ContextEncoder`. "joint" mixes the tasks, so that a
+            new one changes the results of older ones.
+        cross_tokens (`"per_task"` or `"released"`, *optional*, defaults to `"per_task"`):
+            Frame queries that the video queries of a task read at inference: those of the task in all frames, as in
+            training; or, with later tasks, those of the first frame alone, with positions of the base, since the
+            released code counts tokens as if a video had one frame.
+
+    Example:
+    ```python
+    >>> from transformers_cvis import HvplConfig
+
+    >>> config = HvplConfig(id2label={0: "person", 1: "dog"}, behaviour="released")
+    >>> config.scan_axes, config.task_class_counts
+    ('released', [2])
+
+    ```
     """
 
     model_type = "hvpl"

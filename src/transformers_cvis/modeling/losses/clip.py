@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of clip queries: an object has one class and, in every frame, a mask of its own (Mask2Former-VIS, CRISP)."""
+"""Losses of clip queries: an object has one class, and a mask in every frame (Mask2Former-VIS, CRISP)."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,15 @@ from .targets import Targets, VideoTargets
 
 
 class ClipMaskClassificationLoss(MaskClassificationLoss):
-    """Mask2Former-VIS's losses: a clip is matched as one, its masks are compared frame by frame.
+    """Mask2Former-VIS's losses: a clip is matched as one, and its masks are compared frame by frame.
 
     The matching cost compares masks at the same points in all frames. In the losses every pair of an object and a frame
-    is a mask with points of its own, an empty one where the object is absent; they are summed and divided by the number
-    of objects. Objects beyond the number of queries are no error (`leave_surplus`).
+    is a mask with points of its own, empty where the object is absent. Their losses are summed and divided by the
+    number of objects. Objects beyond the number of queries are left without a query (`leave_surplus`).
 
     Args:
-        num_labels: classes without no-object.
-        kwargs: weights and points as in `MaskClassificationLoss`.
+        num_labels: Classes without no-object.
+        kwargs: Weights and points as in `MaskClassificationLoss`.
 
     Source: Cheng et al., Mask2Former for Video Instance Segmentation, section 2.
     """
@@ -30,10 +30,10 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
     def forward(
         self, predictions: Sequence[LayerPrediction], mask_features: torch.Tensor, targets: VideoTargets
     ) -> dict[str, torch.Tensor]:
-        """Weighted losses of D predictions of B clips of T frames.
+        """Compute the weighted losses of D predictions of B clips of T frames.
 
         Args:
-            predictions: per layer class logits `(B, Q, K + 1)` and mask embeddings `(B, Q, C)`, oldest first.
+            predictions: Per layer class logits `(B, Q, K + 1)` and mask embeddings `(B, Q, C)`, oldest first.
             mask_features: `(B, T, C, h, w)`.
             targets: M objects of the B clips.
 
@@ -41,7 +41,7 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
             Scalars `loss_ce`, `loss_mask`, `loss_dice` of the last prediction, `loss_ce_0`, ... of the earlier ones.
 
         Raises:
-            ValueError: when a matching cost is not finite.
+            ValueError: A matching cost is not finite.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
             prediction = LayerPrediction(
@@ -55,8 +55,10 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
             values = self._losses(prediction, mask_features, clips, matched, num_objects)
         return name_losses({f"loss_{kind}": value.squeeze(1) for kind, value in values.items()})
 
-    def _mask_losses(self, mask_embeddings, mask_features, targets, place) -> tuple[torch.Tensor, torch.Tensor]:
-        """BCE and Dice `(D, 1, M)` of each object's query, summed over the frames."""
+    def _mask_losses(
+        self, mask_embeddings: torch.Tensor, mask_features: torch.Tensor, targets: Targets, place: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute BCE and Dice `(D, 1, M)` of the query of each object, summed over the frames."""
         num_objects, num_frames = targets.masks.shape[:2]
         objects = torch.arange(num_objects, device=place.device).repeat_interleave(num_frames)
         frames = torch.arange(num_frames, device=place.device).repeat(num_objects)
@@ -70,7 +72,8 @@ class ClipMaskClassificationLoss(MaskClassificationLoss):
             problem_index=problem_index[order],
             counts=counts,
         )
-        losses = super()._mask_losses(
+        bce, dice = super()._mask_losses(
             mask_embeddings, mask_features.flatten(0, 1).unsqueeze(1), images, place[..., objects]
         )
-        return tuple(loss.new_zeros(place.shape).index_add(2, objects, loss) for loss in losses)
+        nothing = bce.new_zeros(place.shape)
+        return nothing.index_add(2, objects, bce), nothing.index_add(2, objects, dice)

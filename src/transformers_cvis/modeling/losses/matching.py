@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matching of queries to objects: the cost and its optimal assignment."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -14,32 +16,43 @@ from .targets import Targets, repeat_index
 _GROUP_ELEMENTS = 2**25
 
 
+class MatchingPoints(Protocol):
+    """The part of a `PointSampler` that matching uses."""
+
+    def matching_points(self, num_problems: int, like: torch.Tensor) -> torch.Tensor:
+        """Return points `(num_problems, points, 2)` of the dtype and device of `like`."""
+        ...
+
+
 @torch.no_grad()
 def matching_costs(
     prediction: LayerPrediction,
     mask_features: torch.Tensor,
     targets: Targets,
-    point_sampler,
+    point_sampler: MatchingPoints,
     class_weight: float,
     mask_weight: float,
     dice_weight: float,
 ) -> list[np.ndarray]:
-    """Cost of giving an object to a query: weighted sum of -probability of its class, mean BCE and Dice of the masks.
+    """Compute the cost of each pair of query and object: minus the class probability, plus BCE and Dice of the masks.
 
     Masks are compared at random points, the same for all masks of a problem and all its frames; the points of all
     frames count as one set. Only the mask features are sampled: sampling and the product with the embeddings commute.
 
     Args:
-        prediction: class logits `(D, L, P, Q, K + 1)` and mask embeddings `(D, L, P, Q, C)` of D layers, P problems.
+        prediction: Class logits `(D, L, P, Q, K + 1)` and mask embeddings `(D, L, P, Q, C)` of P problems.
         mask_features: `(P, T, C, h, w)`.
-        targets: objects of the P problems.
-        point_sampler: has `matching_points(num_problems, like) -> (num_problems, points, 2)`.
+        targets: Objects of the P problems.
+        point_sampler: Source of the random points.
+        class_weight: Weight of the probability of the class.
+        mask_weight: Weight of the mean BCE.
+        dice_weight: Weight of the Dice.
 
     Returns:
         For each problem an array `(D, L, Q, objects)` on the host, after one transfer for all.
 
     Raises:
-        ValueError: when a cost is not finite.
+        ValueError: A cost is not finite.
     """
     num_sets, num_layers, _, num_queries = prediction.class_logits.shape[:4]
     costs = [np.zeros((num_sets, num_layers, num_queries, 0))] * len(targets.counts)
@@ -78,8 +91,17 @@ def matching_costs(
     return costs
 
 
-def _group_costs(class_logits, mask_embeddings, mask_features, points, class_labels, inside, counts, weights):
-    """Costs `(objects, D, L, Q)` of a group of G problems, all of which have objects."""
+def _group_costs(
+    class_logits: torch.Tensor,
+    mask_embeddings: torch.Tensor,
+    mask_features: torch.Tensor,
+    points: torch.Tensor,
+    class_labels: torch.Tensor,
+    inside: torch.Tensor,
+    counts: list[int],
+    weights: tuple[float, float, float],
+) -> torch.Tensor:
+    """Compute the costs `(objects, D, L, Q)` of a group of G problems, each with at least one object."""
     num_sets, num_layers, num_problems, num_queries = class_logits.shape[:4]
     num_frames = mask_features.shape[1]
     sampled = sample_points(
@@ -110,17 +132,17 @@ def _group_costs(class_logits, mask_embeddings, mask_features, points, class_lab
 
 
 def assign(costs: list[np.ndarray], leave_surplus: bool = False) -> np.ndarray:
-    """Cheapest query of each object, every query given once; each layer of each problem for itself.
+    """Assign each object its cheapest query, every query at most once, for each layer of each problem independently.
 
     Args:
-        costs: for each problem (an image or a clip) `(D, L, Q, objects)`.
-        leave_surplus: objects beyond the number of queries, those that cost most, stay without one.
+        costs: For each problem (an image or a clip) `(D, L, Q, objects)`.
+        leave_surplus: Leave objects beyond the number of queries, those that cost most, without one instead of raising.
 
     Returns:
         `(D, L, M)`: the query of each object, problem after problem; -1 for an object without one.
 
     Raises:
-        ValueError: when a problem has more objects than queries and may not leave any.
+        ValueError: A problem has more objects than queries, without `leave_surplus`.
     """
     matches = []
     for problem, cost in enumerate(costs):
@@ -135,6 +157,11 @@ def assign(costs: list[np.ndarray], leave_surplus: bool = False) -> np.ndarray:
 
 
 def check_enough_queries(num_objects: int, num_queries: int, where: str) -> None:
+    """Check that each object can have a query of its own.
+
+    Raises:
+        ValueError: There are more objects than queries.
+    """
     if num_objects > num_queries:
         raise ValueError(
             f"The labels of {where} hold {num_objects} objects, but the model has only {num_queries} queries and gives "
@@ -143,7 +170,11 @@ def check_enough_queries(num_objects: int, num_queries: int, where: str) -> None
 
 
 def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Masks `(M, T, H, W)` of any dtype at `points` `(M, T, P, 2)` as `(M, T, P)` of the dtype of `points`."""
+    """Sample masks `(M, T, H, W)` of any dtype at points `(M, T, points, 2)`.
+
+    Returns:
+        `(M, T, points)`, of the dtype of `points`.
+    """
     size = max(1, _GROUP_ELEMENTS // masks[0, 0].numel())
     groups = zip(masks.flatten(0, 1).split(size), points.flatten(0, 1).split(size), strict=True)
     sampled = [sample_points(group.unsqueeze(1).to(points.dtype), at).squeeze(1) for group, at in groups]
@@ -151,6 +182,7 @@ def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def _describe_non_finite(prediction: LayerPrediction, mask_features: torch.Tensor) -> str:
+    """Return the message for costs that are not finite, with the tensors that cause it."""
     named = {"class_logits": prediction.class_logits, "mask_embeddings": prediction.mask_embeddings}
     named["mask_features"] = mask_features
     broken = [name for name, tensor in named.items() if not tensor.isfinite().all()]

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 
-def similarity_losses(embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """BCE of dot products: entries of one set with the same id are alike, those with different ids are not.
+def similarity_losses(embeddings: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the BCE of dot products, which are to be large for entries with the same id and small for others.
 
     Args:
-        embeddings: `(..., E, S)`: E entries (matched frame and video queries) of each set.
-        ids: `(..., E)`: object of each entry, -1 where there is none; broadcasts against `embeddings`.
+        embeddings: `(..., entries, C)`: matched frame queries and video queries of each set.
+        ids: `(..., entries)`: object of each entry, -1 without one; broadcasts against `embeddings`.
 
     Returns:
-        Loss sum and number of ordered pairs of each set; pairs of an entry with itself count.
+        Sum of the losses `(...)` and number of ordered pairs `(...)` of each set; pairs of an entry with itself count.
 
     Source: Heo et al., VITA, section 3.3.
     """

@@ -8,10 +8,7 @@ import torch
 
 @dataclass
 class Targets:
-    """Objects to match, concatenated problem after problem (a problem is an image, or a clip of a video).
-
-    M objects, T frames, H x W pixels of the padded network input.
-    """
+    """Objects to match, concatenated problem after problem; a problem is an image, or a clip of a video."""
 
     class_labels: torch.Tensor
     """`(M,)` long."""
@@ -24,10 +21,15 @@ class Targets:
 
     @classmethod
     def from_frame_labels(cls, labels: list[dict], num_labels: int, like: torch.Tensor) -> "Targets":
-        """Targets of images: `labels` holds `{"class_labels": (n,), "masks": (n, H, W)}` for each.
+        """Prepare the labels of images.
+
+        Args:
+            labels: Per image `{"class_labels": (M,) long, "masks": (M, H, W)}`.
+            num_labels: Classes without no-object.
+            like: Tensor whose device the targets move to.
 
         Raises:
-            ValueError: when labels and masks of an image do not fit, or a class is not below `num_labels`.
+            ValueError: Labels and masks of an image do not fit, or a class is not below `num_labels`.
         """
         _check_labels(labels, num_labels, mask_dimensions=3)
         counts = [len(label["class_labels"]) for label in labels]
@@ -40,17 +42,25 @@ class Targets:
 
 
 class VideoTargets:
-    """Labels of B videos of T frames without the objects that are visible in none of them.
+    """Labels of B videos of T frames, without the objects that no frame shows.
 
     Attributes:
         class_labels: `(M,)` long, objects concatenated video after video.
         ids: `(M, T)` long on the host, counted from the smallest id of each video, -1 where the object is absent.
         masks: `(M, T, H, W)`, nonzero inside.
         video_index: `(M,)` long on the host.
-        num_videos, num_frames: B and T.
+        num_videos: B.
+        num_frames: T.
     """
 
-    def __init__(self, class_labels, ids, masks, video_index, num_videos):
+    def __init__(
+        self,
+        class_labels: torch.Tensor,
+        ids: torch.Tensor,
+        masks: torch.Tensor,
+        video_index: torch.Tensor,
+        num_videos: int,
+    ) -> None:
         self.class_labels = class_labels
         self.ids = ids
         self.masks = masks
@@ -64,12 +74,12 @@ class VideoTargets:
         """Prepare the labels that a model's forward takes.
 
         Args:
-            labels: per video `{"class_labels": (n,) long, "ids": (n, T) long, "masks": (n, T, H, W)}`; an id is -1 in
-                frames where the object is absent. H and W are those of the padded network input.
-            num_labels: classes without no-object.
+            labels: Per video `{"class_labels": (M,) long, "ids": (M, T) long, "masks": (M, T, H, W)}`; an id is -1 in
+                frames where the object is absent.
+            num_labels: Classes without no-object.
 
         Raises:
-            ValueError: when the parts of a video's labels do not fit, videos differ in length, or a class is not below
+            ValueError: The parts of a video's labels do not fit, videos differ in length, or a class is not below
                 `num_labels`.
         """
         _check_labels(labels, num_labels, mask_dimensions=4)
@@ -101,13 +111,13 @@ class VideoTargets:
         return cls(class_labels, ids, masks, video_index, num_videos=len(labels))
 
     def with_classes_of_last_frame(self, no_object: int) -> "VideoTargets":
-        """The same objects, with the class `no_object` for those which the last frame does not show."""
+        """Return the same objects, with the class `no_object` for those that the last frame does not show."""
         seen_last = (self.ids[:, -1] != -1).to(self.class_labels.device)
         class_labels = self.class_labels.where(seen_last, no_object)
         return VideoTargets(class_labels, self.ids, self.masks, self.video_index, self.num_videos)
 
     def frame_labels(self) -> list[dict]:
-        """Labels of the B * T frames for the frame detector: in each frame the objects that are visible there."""
+        """Return the labels of the B * T frames for the frame detector: in each frame the objects visible there."""
         frames = self.select(*self._frame_targets, num_clips=self.num_frames, device=self.masks.device)
         return [
             {"class_labels": class_labels, "masks": masks}
@@ -117,17 +127,24 @@ class VideoTargets:
         ]
 
     def frame_matches(self, matched_queries: torch.Tensor) -> torch.Tensor:
-        """`matched_queries` `(L, frame targets)` of `frame_labels()` as `(L, M, T)`, -1 where an object has none."""
+        """Sort the queries matched to `frame_labels()` by object and frame.
+
+        Args:
+            matched_queries: `(L, objects of all frames)`.
+
+        Returns:
+            `(L, M, T)`, -1 where an object has no query.
+        """
         objects, frames = (index.to(matched_queries.device) for index in self._frame_targets)
         matches = matched_queries.new_full((matched_queries.shape[0], *self.ids.shape), -1)
         matches[:, objects, frames] = matched_queries
         return matches
 
     def clip_ids(self, num_clips: int) -> torch.Tensor:
-        """`ids` by clip, `(M, clips, W)` on the host.
+        """Return `ids` by clip, `(M, clips, W)` on the host.
 
         Raises:
-            ValueError: when the frames are not a whole number of clips.
+            ValueError: The frames are not a whole number of clips.
         """
         if self.num_frames % num_clips:
             raise ValueError(
@@ -137,13 +154,19 @@ class VideoTargets:
         return self.ids.unflatten(1, (num_clips, -1))
 
     def pairs(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Objects and clips (or frames) where `chosen` `(M, clips)` is true, by video, then clip, then object; host."""
+        """Return the objects and clips (or frames) where `chosen` `(M, clips)` is true, on the host.
+
+        They are sorted by video, then clip, then object.
+        """
         objects, clips = chosen.nonzero().unbind(1)
         order = (self.video_index[objects] * chosen.shape[1] + clips).argsort(stable=True)
         return objects[order], clips[order]
 
     def select(self, objects: torch.Tensor, clips: torch.Tensor, num_clips: int, device: torch.device) -> Targets:
-        """Targets of the `pairs` of objects and clips; problem `video * num_clips + clip` holds those of a clip."""
+        """Return the targets of `pairs` of objects and clips.
+
+        Those of a clip are problem `video * num_clips + clip`.
+        """
         problem_index = self.video_index[objects] * num_clips + clips
         objects, clips = objects.to(self.masks.device), clips.to(self.masks.device)
         return Targets(
@@ -155,6 +178,7 @@ class VideoTargets:
 
 
 def _check_labels(labels: list[dict], num_labels: int, mask_dimensions: int) -> None:
+    """Raise a ValueError if labels and masks do not fit, or a class is not below `num_labels`."""
     axes = "(objects, frames, height, width)" if mask_dimensions == 4 else "(objects, height, width)"
     for number, label in enumerate(labels):
         class_labels, masks = label["class_labels"], label["masks"]
@@ -173,5 +197,5 @@ def _check_labels(labels: list[dict], num_labels: int, mask_dimensions: int) -> 
 
 
 def repeat_index(counts: list[int]) -> torch.Tensor:
-    """0 `counts[0]` times, then 1 `counts[1]` times, and so on; on the host."""
+    """Return 0 `counts[0]` times, then 1 `counts[1]` times, and so on; on the host."""
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))

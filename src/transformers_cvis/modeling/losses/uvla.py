@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unified video label assignment: an object keeps, over all clips of a video, the query it was given first."""
+"""Unified video label assignment: an object keeps its first query in all later clips of a video."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -15,19 +15,21 @@ def unified_video_label_assignment(
     """Give each object of one video a query in the clip where it first appears.
 
     Args:
-        costs: per clip the matching cost `(S, Q, newcomers)` of the objects which first appear in it, in their order; S
-            independent assignments (layers).
-        visible: `(objects, clips)` bool.
-        rule: which queries newcomers may not take. `"paper"`: every query ever given to an object. `"released"`: only
-            those whose object is visible in the clip, so that a newcomer may take the query of an object that is away,
-            and both share it when the object returns; it reproduces the training of released checkpoints.
-        leave_surplus: newcomers beyond the free queries, those that cost most, stay without one, in later clips, too.
+        costs: Per clip the matching cost `(assignments, Q, newcomers)` of the objects that first appear in it, in their
+            order. Assignments are independent of each other; each is that of one layer.
+        visible: `(M, clips)` bool.
+        rule: Queries that newcomers may not take. `"paper"`: every query that was ever given to an object.
+            `"released"`: only those whose object is visible in the clip, so that a newcomer may take the query of an
+            absent object, and both share it when the object returns; it reproduces the training of released
+            checkpoints.
+        leave_surplus: Leave newcomers beyond the free queries, those that cost most, without a query for the whole
+            video, instead of raising.
 
     Returns:
-        `(clips, S, objects)`: the query of each object after each clip, -1 before its first appearance.
+        `(clips, assignments, M)`: the query of each object after each clip, -1 before its first appearance.
 
     Raises:
-        ValueError: when there are more objects than queries and none may be left.
+        ValueError: The video has more objects than queries, without `leave_surplus`.
 
     Source: Heo et al., A Generalized Framework for Video Instance Segmentation, section 3.3.
     """

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of video queries: a sample as one clip (VITA), or clip by clip with labels that stay (GenVIS)."""
+"""Losses of video queries: a sample as one clip (VITA), or clip by clip with one assignment of labels (GenVIS)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from ...messages import check_choice
 from ...precision import at_least_float32
 from ..outputs import LayerPrediction
 from .mask_classification import MaskClassificationLoss, average_over_ranks, name_losses
@@ -21,17 +23,17 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
     decoder layers are L problems per video with the same targets.
 
     Args:
-        num_labels: classes without no-object.
-        name: part of the keys of the losses, `loss_{name}_ce` and so on.
-        similarity_weight: weight of the similarity loss.
-        kwargs: weights and points as in `MaskClassificationLoss`.
+        num_labels: Classes without no-object.
+        name: Part of the keys of the losses, `loss_{name}_ce` and so on.
+        similarity_weight: Weight of the similarity loss.
+        kwargs: Weights and points as in `MaskClassificationLoss`.
 
     Source: Heo et al., VITA: Video Instance Segmentation via Object Token Association, section 3.3.
     """
 
-    uvla = "paper"  # of no consequence for one clip: every object is new in it
+    uvla = "paper"  # has no effect on one clip, in which every object is new
 
-    def __init__(self, num_labels: int, name: str, similarity_weight: float = 0.5, **kwargs):
+    def __init__(self, num_labels: int, name: str, similarity_weight: float = 0.5, **kwargs: Any) -> None:
         super().__init__(num_labels, **kwargs)
         self.name = name
         self.similarity_weight = similarity_weight
@@ -45,21 +47,21 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
         frame_similarity: torch.Tensor,
         video_similarity: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Weighted losses of B videos.
+        """Compute the weighted losses of B videos.
 
         Args:
-            predictions: per decoder layer class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)`.
+            predictions: Per decoder layer class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)`.
             mask_features: `(B, T, C, h, w)`.
             targets: M objects of the B videos.
-            frame_matches: `(L, M, T)`: frame query of each object in each frame, -1 where it has none.
-            frame_similarity: `(L, B, T, frame queries, S)`: similarity embeddings of the frame queries.
-            video_similarity: `(L, B, Q, S)`: those of the video queries of the last decoder layer.
+            frame_matches: Frame query of each object in each frame, `(L, M, T)`, -1 where it has none.
+            frame_similarity: Similarity embeddings of the frame queries, `(L, B, T, F, C)`.
+            video_similarity: Those of the video queries of the last decoder layer, `(L, B, Q, C)`.
 
         Returns:
             Scalars `loss_{name}_ce`, `_mask`, `_dice`, `_sim` of the last layer, `loss_{name}_ce_0`, ... of the others.
 
         Raises:
-            ValueError: when a video has more objects than queries (unless `leave_surplus`), or a matching cost is not
+            ValueError: A video has more objects than queries (unless `leave_surplus`), or a matching cost is not
                 finite.
         """
         losses = self._clip_losses(
@@ -67,8 +69,16 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
         )
         return name_losses({key: value.squeeze(1) for key, value in losses.items()})
 
-    def _clip_losses(self, predictions, mask_features, targets, frame_matches, frame_similarity, video_similarity):
-        """Weighted losses `(D, clips)` by name; the similarity has one row, that of the last layer."""
+    def _clip_losses(
+        self,
+        predictions: Sequence[Sequence[LayerPrediction]],
+        mask_features: torch.Tensor,
+        targets: VideoTargets,
+        frame_matches: torch.Tensor,
+        frame_similarity: torch.Tensor,
+        video_similarity: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Compute the weighted losses `(D, clips)` by name; the similarity has one row, that of the last layer."""
         num_clips = len(predictions)
         clip_ids = targets.clip_ids(num_clips)
         visible = (clip_ids != -1).any(dim=2)  # (M, clips)
@@ -100,8 +110,10 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
         losses = {f"loss_{self.name}_{kind}": value for kind, value in values.items()}
         return {**losses, f"loss_{self.name}_sim": self.similarity_weight * similarity.unsqueeze(0)}
 
-    def _assign_labels(self, prediction, mask_features, targets, visible) -> torch.Tensor:
-        """Query `(D, L, M, clips)` (host) of each object once it has appeared, -1 before."""
+    def _assign_labels(
+        self, prediction: LayerPrediction, mask_features: torch.Tensor, targets: VideoTargets, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """Assign each object a query from its first clip on: `(D, L, M, clips)` on the host, -1 before that clip."""
         num_clips = visible.shape[1]
         newcomers = visible & (visible.cumsum(dim=1) == 1)
         costs = self._costs(
@@ -120,19 +132,25 @@ class VideoMaskClassificationLoss(MaskClassificationLoss):
         return torch.from_numpy(history).permute(1, 2, 0).unflatten(0, (num_sets, num_layers))
 
     def _similarity(
-        self, targets, clip_ids, matched, frame_matches, frame_similarity, video_similarity
+        self,
+        targets: VideoTargets,
+        clip_ids: torch.Tensor,
+        matched: torch.Tensor,
+        frame_matches: torch.Tensor,
+        frame_similarity: torch.Tensor,
+        video_similarity: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Similarity loss `(clips,)` of matched frame queries and video queries, each clip of each video for itself."""
+        """Compute the similarity loss `(clips,)` of the matched frame queries and video queries within each clip."""
         num_layers, num_objects, num_clips = matched.shape
         device = matched.device
         video = targets.video_index.to(device)
         frame_similarity = at_least_float32(frame_similarity)
-        video_similarity = at_least_float32(torch.stack(list(video_similarity), dim=2))  # (L, B, clips, Q, S)
+        video_similarity = at_least_float32(torch.stack(list(video_similarity), dim=2))  # (L, B, clips, Q, C)
         layer = torch.arange(num_layers, device=device)[:, None, None]
         frame = torch.arange(targets.num_frames, device=device)
         clip = torch.arange(num_clips, device=device)
-        frame_entries = frame_similarity[layer, video[:, None], frame, frame_matches.clamp(min=0)]  # (L, M, T, S)
-        video_entries = video_similarity[layer, video[:, None], clip, matched.clamp(min=0)]  # (L, M, clips, S)
+        frame_entries = frame_similarity[layer, video[:, None], frame, frame_matches.clamp(min=0)]  # (L, M, T, C)
+        video_entries = video_similarity[layer, video[:, None], clip, matched.clamp(min=0)]  # (L, M, clips, C)
         entries = torch.cat([frame_entries.unflatten(2, (num_clips, -1)), video_entries.unsqueeze(3)], dim=3)
         matches = torch.cat([frame_matches.unflatten(2, (num_clips, -1)), matched.unsqueeze(3)], dim=3)
         ids = torch.cat([clip_ids, clip_ids.amax(dim=2, keepdim=True)], dim=2).to(device)  # (M, clips, W + 1)
@@ -158,19 +176,20 @@ class ClipwiseMaskClassificationLoss(VideoMaskClassificationLoss):
     (`unified_video_label_assignment`). In each clip visible objects are supervised; all other queries are no-object.
 
     Args:
-        uvla: rule of the assignment, `"paper"` or `"released"`.
-        kwargs: as in `VideoMaskClassificationLoss`.
+        num_labels: Classes without no-object.
+        name: Part of the keys of the losses, `loss_{name}_ce` and so on.
+        uvla: Rule of the assignment, `"paper"` or `"released"`.
+        kwargs: Other arguments of `VideoMaskClassificationLoss`.
 
     Raises:
-        ValueError: when `uvla` is neither.
+        ValueError: `uvla` is unknown.
 
     Source: Heo et al., A Generalized Framework for Video Instance Segmentation, section 3.
     """
 
-    def __init__(self, num_labels: int, name: str, uvla: str = "paper", **kwargs):
+    def __init__(self, num_labels: int, name: str, uvla: str = "paper", **kwargs: Any) -> None:
         super().__init__(num_labels, name, **kwargs)
-        if uvla not in RULES:
-            raise ValueError(f"`uvla` must be one of {', '.join(RULES)}, got {uvla!r}.")
+        check_choice("uvla", uvla, RULES)
         self.uvla = uvla
 
     def forward(
@@ -182,18 +201,22 @@ class ClipwiseMaskClassificationLoss(VideoMaskClassificationLoss):
         frame_similarity: torch.Tensor,
         video_similarity: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Weighted losses of the clips of B videos, which are equal parts of the T frames.
+        """Compute the weighted losses of the clips of B videos, which are equal parts of the T frames.
 
         Args:
-            predictions: per clip what `VideoMaskClassificationLoss` takes.
-            mask_features, targets, frame_matches, frame_similarity: as there, over all T frames.
-            video_similarity: per clip `(L, B, Q, S)`.
+            predictions: Per clip and decoder layer class logits `(L, B, Q, K + 1)` and mask embeddings `(L, B, Q, C)`.
+            mask_features: `(B, T, C, h, w)`.
+            targets: M objects of the B videos.
+            frame_matches: Frame query of each object in each frame, `(L, M, T)`, -1 where it has none.
+            frame_similarity: Similarity embeddings of the frame queries, `(L, B, T, F, C)`.
+            video_similarity: Per clip those of the video queries of the last decoder layer, `(L, B, Q, C)`.
 
         Returns:
-            The scalars of `VideoMaskClassificationLoss` for each clip, with `_clip0`, `_clip1`, ... behind their names.
+            The scalars of `VideoMaskClassificationLoss` for each clip, with `_clip0`, `_clip1`, ... appended.
 
         Raises:
-            ValueError: as there, and when the frames are not a whole number of clips.
+            ValueError: A video has more objects than queries (unless `leave_surplus`), a matching cost is not finite,
+                or the frames are not a whole number of clips.
         """
         losses = self._clip_losses(
             predictions, mask_features, targets, frame_matches, frame_similarity, video_similarity

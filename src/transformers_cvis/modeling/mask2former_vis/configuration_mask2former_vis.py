@@ -4,13 +4,15 @@
 from huggingface_hub.dataclasses import strict
 
 from ..clip_detector.configuration_clip_detector import ClipDetectorConfig
+from ..docstrings import document_config
 
 
+@document_config
 @strict
 class Mask2FormerVisConfig(ClipDetectorConfig):
-    r"""
-    Configuration of [`Mask2FormerVisForVideoInstanceSegmentation`] (Cheng et al., "Mask2Former for Video Instance
-    Segmentation", arXiv:2112.10764). Fields as in `ClipDetectorConfig`.
+    r"""Configuration of [`Mask2FormerVisForVideoInstanceSegmentation`].
+
+    Source: Cheng et al., "Mask2Former for Video Instance Segmentation", arXiv:2112.10764.
 
     Example:
     ```python

@@ -4,14 +4,18 @@
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_base import VideoConfigMixin
+from ..docstrings import document_config
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 
 
+@document_config
 @strict
 class MinVisConfig(VideoConfigMixin, FrameDetectorConfig):
-    r"""
-    Configuration of [`MinVisForVideoInstanceSegmentation`]: that of the frame detector, so the `config.json` of a
-    Mask2Former checkpoint loads as it is, and the fields of `VideoConfigMixin`.
+    r"""Configuration of [`MinVisForVideoInstanceSegmentation`].
+
+    Source: Huang et al., "MinVIS: A Minimal Video Instance Segmentation Framework without Video-based Training",
+    NeurIPS 2022. The configuration extends that of the frame detector, so that the `config.json` of a Mask2Former
+    checkpoint loads as it is.
 
     Example:
     ```python

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.utils import can_return_tuple
 
+from ..docstrings import PREVIOUS_STATE, document_forward
 from ..frame_detector.modeling_frame_detector import FrameDetector
 from ..layers.mask_logits import mask_logits
 from ..layers.query_matching import match_frame_queries
@@ -52,6 +53,14 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
     state_class = MinVisState
 
     @can_return_tuple
+    @document_forward(
+        pixel_values_videos="A clip of any length.",
+        state=PREVIOUS_STATE,
+        labels="Every frame is an image of its own, with the objects visible there; published training has T = 1.",
+        output_embeddings="the queries, in the order of the tracks, and mask features.",
+        output_hidden_states="the learned queries and those of every layer of the frame decoder, `(B, T, Q, C)`, in the "
+        "order of the tracks.",
+    )
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
@@ -63,28 +72,38 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         output_attentions: bool | None = None,
         original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): a clip of any length, normalised; H and W
-                multiples of 32.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
-                at inference, where each video of a batch gives what it gives alone.
-            state (`MinVisState`, *optional*): `state` of the output for the clip before; None for the first clip.
-            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
-                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions. Every frame is an
-                image of its own, with the objects visible there; published training has T = 1.
-            output_embeddings (`bool`): also return the queries, in the order of the tracks, and mask features.
-            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the learned queries and those of
-                every layer of the frame decoder, `(B, T, Q, C)`, in the order of the tracks.
-            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
-            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
-                resize, as the video processor gives them; the output carries them to the post-processing.
+        r"""Segment the next clip of each video, or compute the losses of its frames if `labels` are given.
 
         Returns:
-            `class_queries_logits` are the mean over the frames of the clip.
+            [`VideoInstanceSegmentationOutput`]. `class_queries_logits` are the mean over the frames of the clip; `state`
+            belongs to the next call.
 
         Raises:
-            ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch.
+            ValueError: An input has the wrong shape, type or range, or `state` belongs to another batch.
+
+        Example:
+        ```python
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from transformers_cvis import MinVisConfig, MinVisForVideoInstanceSegmentation
+
+        >>> # A small model with random weights; `from_pretrained` loads a trained one.
+        >>> backbone = ResNetConfig(
+        ...     layer_type="basic", hidden_sizes=[8, 8, 16, 16], out_features=["stage1", "stage2", "stage3", "stage4"]
+        ... )
+        >>> config = MinVisConfig(
+        ...     backbone_config=backbone, feature_size=32, hidden_dim=32, encoder_layers=1, decoder_layers=3,
+        ...     num_queries=10,
+        ... )
+        >>> model = MinVisForVideoInstanceSegmentation(config).eval()
+
+        >>> video = torch.randn(1, 2, 3, 64, 96)  # (B, T, 3, H, W)
+        >>> with torch.no_grad():
+        ...     output = model(video)
+        >>> output.class_queries_logits.shape, output.masks_queries_logits.shape
+        (torch.Size([1, 10, 3]), torch.Size([1, 10, 2, 16, 24]))
+
+        ```
         """
         keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)

@@ -7,61 +7,59 @@ from huggingface_hub.dataclasses import strict
 
 from ...messages import check_at_least
 from ..configuration_base import VideoConfigMixin, switch
+from ..docstrings import document_config
 from ..frame_detector.configuration_frame_detector import FrameDetectorConfig
 
 
+@document_config
 @strict
 class SpvisConfig(VideoConfigMixin, FrameDetectorConfig):
-    r"""
-    Configuration of [`SpvisForVideoInstanceSegmentation`]: that of the frame detector, so the `config.json` of a MinVIS
-    or Mask2Former checkpoint loads as it is, the fields of `VideoConfigMixin`, and the following.
+    r"""Configuration of [`SpvisForVideoInstanceSegmentation`].
 
-    The defaults are those of online SPVIS. DVIS is `filter="referring"`, `alignment="released"`, offline with
-    `refiner="dvis"`.
+    It extends the configuration of the frame detector, so that the `config.json` of a MinVIS or Mask2Former checkpoint
+    loads as it is. The defaults are those of online SPVIS. DVIS is `filter="referring"`, `alignment="released"`,
+    offline with `refiner="dvis"`.
 
-    tracker_layers (`int`, defaults to 6):
-        Layers of the tracker.
-    tracker_dim_feedforward (`int`, defaults to 2048):
-        Width of the feed-forward layers of tracker and refiner.
-    filter (`"disturbance"` or `"referring"`, defaults to `"disturbance"`):
-        How tracks read the queries of a frame: through the disturbance filter of SPVIS, or the referring
-        cross-attention of DVIS.
-    filter_dim_feedforward (`int`, defaults to 2048):
-        Width of the feed-forward layer inside the disturbance filter.
-    filter_residual (`"identity"` or `"released"`, defaults to `"identity"`):
-        What the disturbance filter adds its reading to: the matched queries of the frame, then the output of the layer
-        before, as in DVIS. The released code leaves them out, so that its layers start from the last frame one by one
-        and only the last of them counts; choose it to repeat published numbers.
-    alignment (`"corrected"` or `"released"`, defaults to `"corrected"`):
-        How the queries of a frame are put in the order of the tracks. The released trackers of DVIS and SPVIS apply the
-        inverse of the assignment that they compute; weights trained with it need it.
-    refiner (`"spvis"`, `"dvis"`, *optional*):
-        What sees the whole video after the tracker: the refinement compensator and spatial interaction of SPVIS, or the
-        temporal refiner of DVIS. None is online.
-    refiner_layers (`int`, defaults to 6):
-        Layers of the spatial interaction or of the temporal refiner.
-    compensator_repeats (`int`, defaults to 1):
-        How often the compensator applies its second half.
-    joint (`"sum"`, `"sequential"` or `"interaction_only"`, defaults to `"sum"`):
-        How compensator and interaction meet: both read the tracker and are added in every layer; the interaction reads
-        the compensator; or the interaction is alone, as released training has it.
-    gate (`"sigmoid"` or `"none"`, defaults to `"sigmoid"`):
-        What ends a layer of the interaction; published is the sigmoid.
-    conv_residual (`bool`, defaults to `False`):
-        Add a residual around the convolution over time of the interaction, as DVIS does.
-    refiner_dropout (`float`, defaults to 0.1):
-        Dropout of compensator and interaction.
-    freeze_detector (`bool`, defaults to `True`):
-        Train without the frame detector. The detector alone trains as MinVIS.
-    freeze_tracker (`bool`, defaults to `True`):
-        Train the refiner alone, where there is one.
-    guided_share (`float`, defaults to 0.5):
-        Share of the training, from its beginning, in which objects are matched to the predictions of the stage before
-        (the detector's for the tracker, the tracker's for the refiner); see `set_training_progress`.
-    class_targets (`"visible"` or `"released"`, defaults to `"visible"`):
-        Which class tracker and refiner are to give an object: that of the frames of the clip which show it. The
-        released code reads classes from the last frame, so that an object which is absent there is to be no object;
-        choose it to repeat published training.
+    Args:
+        tracker_layers (`int`, *optional*, defaults to `6`):
+            Layers of the tracker.
+        tracker_dim_feedforward (`int`, *optional*, defaults to `2048`):
+            Width of the feed-forward layers of tracker and refiner.
+        filter (`"disturbance"` or `"referring"`, *optional*, defaults to `"disturbance"`):
+            Layer through which tracks read the queries of a frame: the disturbance filter of SPVIS, or the referring
+            cross-attention of DVIS.
+        filter_dim_feedforward (`int`, *optional*, defaults to `2048`):
+            Width of the feed-forward layer inside the disturbance filter.
+        filter_residual (`"identity"` or `"released"`, *optional*, defaults to `"identity"`):
+            Residual of the disturbance filter: the matched queries of the frame, then the output of the previous layer,
+            as in DVIS. The released code leaves it out, so that every layer starts from the last frame and only the
+            last layer counts; choose it to repeat published numbers.
+        alignment (`"corrected"` or `"released"`, *optional*, defaults to `"corrected"`):
+            Assignment that puts the queries of a frame in the order of the tracks. The released trackers of DVIS and
+            SPVIS apply the inverse of the assignment that they compute; weights trained with it need it.
+        refiner (`"spvis"` or `"dvis"`, *optional*):
+            Refiner that reads the whole video after the tracker: the refinement compensator and spatial interaction of
+            SPVIS, or the temporal refiner of DVIS. None is online.
+        refiner_layers (`int`, *optional*, defaults to `6`):
+            Layers of the spatial interaction or of the temporal refiner.
+        compensator_repeats (`int`, *optional*, defaults to `1`):
+            Repetitions of the second half of the compensator.
+        joint (`"sum"`, `"sequential"` or `"interaction_only"`, *optional*, defaults to `"sum"`):
+            Combination of compensator and interaction: both read the tracker and are added in every layer; the
+            interaction reads the compensator; or the interaction is alone, as in released training.
+        gate (`"sigmoid"` or `"none"`, *optional*, defaults to `"sigmoid"`):
+            Last operation of a layer of the interaction; published is the sigmoid.
+        conv_residual (`bool`, *optional*, defaults to `False`):
+            Add a residual around the convolution over time of the interaction, as DVIS does.
+        refiner_dropout (`float`, *optional*, defaults to `0.1`):
+            Dropout of compensator and interaction.
+        freeze_detector (`bool`, *optional*, defaults to `True`):
+            Train without the frame detector. The detector alone trains as MinVIS.
+        freeze_tracker (`bool`, *optional*, defaults to `True`):
+            Train the refiner alone, if the model has one.
+        guided_share (`float`, *optional*, defaults to `0.5`):
+            Share of the training, from its beginning, in which objects are matched to the predictions of the previous
+            stage (the detector's for the tracker, the tracker's for the refiner); see `set_training_progress`.
 
     Example:
     ```python

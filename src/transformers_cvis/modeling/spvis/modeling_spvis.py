@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from ...precision import at_least_float32_dtype
+from ..docstrings import document_forward
 from ..frame_detector.modeling_frame_detector import FrameDetector
 from ..layers.mask_logits import mask_logits
 from ..losses import FramewiseTrackLoss, VideoTargets, VideoTrackLoss
@@ -90,6 +91,12 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         self.training_progress = progress
 
     @can_return_tuple
+    @document_forward(
+        pixel_values_videos="Online a clip of any length, offline whole videos.",
+        state="Online, `state` of the output for the previous clip; None for the first clip, and offline.",
+        output_embeddings="queries and mask features.",
+        output_hidden_states="the normed tracks `(B, T, Q, C)` of every layer of the tracker, offline those of the refiner.",
+    )
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
@@ -101,31 +108,40 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         output_attentions: bool | None = None,
         original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): normalised; H and W multiples of 32.
-                Online a clip of any length, offline whole videos.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
-                at inference, where each video of a batch gives what it gives alone.
-            state (`SpvisState`, *optional*): online, `state` of the output for the clip before; None for the
-                first clip.
-            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
-                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
-            output_embeddings (`bool`): also return queries and mask features.
-            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed tracks `(B, T, Q, C)` of
-                every layer of the tracker, offline those of the refiner.
-            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
-            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
-                resize, as the video processor gives them; the output carries them to the post-processing.
+        r"""Segment the next clip, offline whole videos, or compute the losses if `labels` are given.
 
         Returns:
-            `class_queries_logits` are the mean over the frames of the clip; offline, the logarithm of the larger of the
-            refiner's and the tracker's probability for each class. Where these larger ones exceed 1 together, they are
-            scaled to 1.
+            [`VideoInstanceSegmentationOutput`]. Online, `class_queries_logits` are the mean over the frames of the clip, and
+            `state` belongs to the next call. Offline, they are for each class the logarithm of the larger of the refiner's and
+            the tracker's probability; where these sum to more than 1, they are scaled to a sum of 1.
 
         Raises:
-            ValueError: when an input has the wrong shape, type or range, or `state` belongs to another batch or is
-                given to an offline model.
+            ValueError: An input has the wrong shape, type or range, or `state` belongs to another batch or is given to an
+                offline model.
+
+        Example:
+        ```python
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from transformers_cvis import SpvisConfig, SpvisForVideoInstanceSegmentation
+
+        >>> # A small model with random weights; `from_pretrained` loads a trained one.
+        >>> backbone = ResNetConfig(
+        ...     layer_type="basic", hidden_sizes=[8, 8, 16, 16], out_features=["stage1", "stage2", "stage3", "stage4"]
+        ... )
+        >>> config = SpvisConfig(
+        ...     backbone_config=backbone, feature_size=32, hidden_dim=32, encoder_layers=1, decoder_layers=3,
+        ...     num_queries=10, tracker_layers=1,
+        ... )
+        >>> model = SpvisForVideoInstanceSegmentation(config).eval()
+
+        >>> video = torch.randn(1, 2, 3, 64, 96)  # (B, T, 3, H, W)
+        >>> with torch.no_grad():
+        ...     output = model(video)
+        >>> output.class_queries_logits.shape, output.masks_queries_logits.shape
+        (torch.Size([1, 10, 3]), torch.Size([1, 10, 2, 16, 24]))
+
+        ```
         """
         keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)

@@ -7,26 +7,22 @@ from huggingface_hub.dataclasses import strict
 
 from ..clip_detector.configuration_clip_detector import ClipDetectorConfig
 from ..configuration_base import switch
+from ..docstrings import document_config
 from ..tasks.learning import check_tasks
 
 
+@document_config
 @strict
 class TaskClipDetectorConfig(ClipDetectorConfig):
-    r"""
-    Configuration of [`TaskClipDetectorForVideoInstanceSegmentation`]. Fields as in `ClipDetectorConfig`, and the
-    following.
+    r"""Configuration of [`TaskClipDetectorForVideoInstanceSegmentation`], the clip detector that learns task by task.
 
-    task_class_counts (`list[int]`, *optional*):
-        Classes of each task, the base first; `id2label` lists them in this order. One task of all classes by default.
-    task_prompt_counts (`list[int]`, *optional*):
-        Prompts of each task after the base; 0 for each of them in a model that learns by all its weights.
-    num_prompts (`int` or `"classes"`, defaults to 10):
-        Prompts of a new task unless `add_task` is given a number; "classes" is one for each of its classes, as in the
-        algorithm of the CRISP paper.
-    calibration_deltas (`list[float]`, defaults to `[0.5, 0.6]`):
-        One for each task, see `calibrate_class_logits`; cut to the number of tasks, or continued with the last one.
-    deep_class_head (`bool`, defaults to `True`):
-        Class heads of three layers instead of one.
+    Args:
+        num_prompts (`int` or `"classes"`, *optional*, defaults to `10`):
+            Prompts of a new task unless `add_task` is given a number. "classes" is one for each of its classes, as in
+            the algorithm of the CRISP paper; 0 is a model that learns by all its weights.
+        calibration_deltas (`list[float]`, *optional*, defaults to `[0.5, 0.6]`):
+            One number for each task, see `calibrate_class_logits`; cut to the number of tasks, or continued with the
+            last number.
 
     Example:
     ```python

@@ -8,36 +8,38 @@ from transformers import PreTrainedConfig
 
 from ...messages import check_at_least
 from ..configuration_base import ScoreRule, VideoConfigMixin
+from ..docstrings import document_config
 from ..frame_detector.configuration_frame_detector import FRAME_DETECTORS, FrameDetectorConfig
 
 
+@document_config
 @strict
 class CvisVideoConfig(VideoConfigMixin, PreTrainedConfig):
-    r"""
-    Configuration of a video model: a frame detector and a head that reads its frame queries.
+    r"""Configuration shared by the video models made of a frame detector and a video head.
 
-    `id2label` is the only truth for the classes; the detector's follow it. A key that is no field is dropped with a
-    warning that names the nearest field, so that a typo shows and files of newer versions can be read.
+    The head reads the frame queries of the detector. The detector has the classes of this configuration (`id2label`).
 
     Args:
-        detector_config (`dict` or `FrameDetectorConfig`, *optional*): the frame detector.
-        num_queries (`int`): video queries, the most objects that one video can have.
-        encoder_layers (`int`): layers of the object encoder over frame queries.
-        decoder_layers (`int`): layers of the object decoder over video queries.
-        dim_feedforward (`int`): width of the feed-forward layers of the video head.
-        num_attention_heads (`int`): heads of the attention layers of the video head.
-        encoder_window_size (`int`): frames in one window of the object encoder; 0 attends over all frames.
-        num_frame_query_layers (`int`): last layers of the frame decoder whose queries the video head is trained on.
-        freeze_detector (`bool`): train the video head alone; no gradient reaches the detector.
-        detector_chunk_size (`int`): frames that go through the detector at once at inference.
-        no_object_weight (`float`): weight of the no-object class in the classification loss.
-        class_weight (`float`): weight of the video classification loss.
-        mask_weight (`float`): weight of the video mask loss.
-        dice_weight (`float`): weight of the video dice loss.
-        similarity_weight (`float`): weight of the similarity loss between frame queries and video queries.
-        train_num_points (`int`): points per mask in matching and mask losses.
-        oversample_ratio (`float`): candidate points per point of a mask loss.
-        importance_sample_ratio (`float`): share of the points of a mask loss taken where the mask is most uncertain.
+        detector_config (`dict` or `FrameDetectorConfig`, *optional*):
+            Configuration of the frame detector.
+        num_queries (`int`, *optional*, defaults to `100`):
+            Video queries, the most objects that one video can have.
+        encoder_layers (`int`, *optional*, defaults to `6`):
+            Layers of the object encoder over frame queries.
+        decoder_layers (`int`, *optional*, defaults to `3`):
+            Layers of the object decoder over video queries.
+        dim_feedforward (`int`, *optional*, defaults to `2048`):
+            Width of the feed-forward layers of the video head.
+        num_attention_heads (`int`, *optional*, defaults to `8`):
+            Heads of the attention layers of the video head.
+        encoder_window_size (`int`, *optional*, defaults to `0`):
+            Frames in one window of the object encoder; 0 attends over all frames.
+        num_frame_query_layers (`int`, *optional*, defaults to `3`):
+            Last layers of the frame decoder whose queries train the video head.
+        freeze_detector (`bool`, *optional*, defaults to `False`):
+            Train the video head alone; no gradient reaches the detector.
+        similarity_weight (`float`, *optional*, defaults to `0.5`):
+            Weight of the similarity loss between frame queries and video queries.
     """
 
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"detector_config": FrameDetectorConfig}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.utils import can_return_tuple
 
+from ..docstrings import NO_STATE, document_forward
 from ..frame_detector.modeling_frame_detector import FrameDetector
 from ..layers.mask_logits import mask_logits
 from ..losses import VideoMaskClassificationLoss, VideoTargets
@@ -198,6 +199,11 @@ class WholeVideoModel(CvisVideoModel):
     is_online = False
 
     @can_return_tuple
+    @document_forward(
+        state=NO_STATE,
+        output_embeddings="queries, mask embeddings, mask features and similarity embeddings.",
+        output_hidden_states="the normed video queries `(B, Q, C)` of every layer of the object decoder.",
+    )
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
@@ -209,24 +215,38 @@ class WholeVideoModel(CvisVideoModel):
         output_attentions: bool | None = None,
         original_sizes: torch.Tensor | None = None,
     ) -> VideoInstanceSegmentationOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): whole videos, normalised; H and W multiples
-                of 32.
-            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 where a video is, 0 where it is padded. Used
-                at inference, where each video of a batch gives what it gives alone.
-            state: None; nothing is carried from clip to clip.
-            labels (*optional*): per video `{"class_labels": (N,) long, "ids": (N, T) long and -1 where an object is
-                absent, "masks": (N, T, H, W)}`; gives `loss` and `loss_dict` instead of predictions.
-            output_embeddings (`bool`): also return queries, mask features and similarity embeddings.
-            output_hidden_states (`bool`, *optional*): also return `hidden_states`, the normed video queries
-                `(B, Q, C)` of every layer of the object decoder.
-            output_attentions (`bool`, *optional*): refused, see `hidden_states_requested`.
-            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of the videos before the
-                resize, as the video processor gives them; the output carries them to the post-processing.
+        r"""Segment whole videos, or compute the losses if `labels` are given.
+
+        Returns:
+            [`VideoInstanceSegmentationOutput`], without a `state`.
 
         Raises:
-            ValueError: when an input has the wrong shape, type or range, or a `state` is given.
+            ValueError: An input has the wrong shape, type or range, or a `state` is given.
+
+        Example:
+        ```python
+        >>> import torch
+        >>> from transformers import ResNetConfig
+        >>> from transformers_cvis import VitaConfig, VitaForVideoInstanceSegmentation
+        >>> from transformers_cvis.modeling.frame_detector import FrameDetectorConfig
+
+        >>> # A small model with random weights; `from_pretrained` loads a trained one.
+        >>> backbone = ResNetConfig(
+        ...     layer_type="basic", hidden_sizes=[8, 8, 16, 16], out_features=["stage1", "stage2", "stage3", "stage4"]
+        ... )
+        >>> detector = FrameDetectorConfig(
+        ...     backbone_config=backbone, feature_size=32, hidden_dim=32, encoder_layers=1, decoder_layers=3
+        ... )
+        >>> config = VitaConfig(detector_config=detector, num_queries=10, encoder_layers=1, num_attention_heads=4)
+        >>> model = VitaForVideoInstanceSegmentation(config).eval()
+
+        >>> video = torch.randn(1, 2, 3, 64, 96)  # (B, T, 3, H, W)
+        >>> with torch.no_grad():
+        ...     output = model(video)
+        >>> output.class_queries_logits.shape, output.masks_queries_logits.shape
+        (torch.Size([1, 10, 3]), torch.Size([1, 10, 2, 16, 24]))
+
+        ```
         """
         keeps_layers = hidden_states_requested(self.config, output_hidden_states, output_attentions)
         self.check_inputs(pixel_values_videos, pixel_mask, labels)

@@ -3,16 +3,18 @@
 
 from huggingface_hub.dataclasses import strict
 
+from ..docstrings import document_config
 from ..video_head.configuration_video import CvisVideoConfig
 
 
+@document_config
 @strict
 class VitaConfig(CvisVideoConfig):
-    r"""
-    Configuration of [`VitaForVideoInstanceSegmentation`]; the defaults are those of VITA on YouTube-VIS with ResNet-50
-    (Heo et al., "VITA: Video Instance Segmentation via Object Token Association", NeurIPS 2022).
+    r"""Configuration of [`VitaForVideoInstanceSegmentation`].
 
-    Fields as in `CvisVideoConfig`; here the object encoder attends in windows of 6 frames and the detector trains.
+    Source: Heo et al., "VITA: Video Instance Segmentation via Object Token Association", NeurIPS 2022. The defaults are
+    those of VITA on YouTube-VIS with ResNet-50: the object encoder attends in windows of 6 frames, and the detector
+    trains.
 
     Example:
     ```python

@@ -16,6 +16,7 @@ from transformers_cvis import AutoModelForVideoInstanceSegmentation, demo_video_
 from transformers_cvis.assets import ASSETS, demo_ground_truth_path
 from transformers_cvis.evaluation import evaluate_ytvis
 from transformers_cvis.hub.owned_files import read_files_of_report
+from transformers_cvis.training import Recipe
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "switch_tasks.py"
 
@@ -35,6 +36,12 @@ def test_each_task_that_ships_loads_by_its_folder(number):
 def test_a_task_that_does_not_ship_is_named():
     with pytest.raises(FileNotFoundError, match="task-3.*is missing.*continual_moving_shapes.py --ship"):
         task_adapter_path(3)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_recipe_of_each_task_can_be_read(number):
+    summary = json.loads((task_adapter_path(number) / "training_summary.json").read_text())
+    assert Recipe.from_dict(summary["recipe"]).max_steps == summary["steps"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -190,7 +190,9 @@ class ClipDetectorTests(CommonTests):
         model = self.model()
         monkeypatch.setattr(model, "read_frames", None)
         memory(1000)
-        with pytest.raises(MemoryError, match="clip of 2 frames of 64 x 96 needs about .*, but only 0.0 GB are available"):
+        with pytest.raises(
+            MemoryError, match="clip of 2 frames of 64 x 96 needs about .*, but only 0.0 GB are available"
+        ):
             model(video_batch())
         with pytest.raises(MemoryError, match="lower `config.detector_chunk_size`"):
             next(model.stream(video_batch(batch_size=1).split(2, dim=1)))

@@ -96,7 +96,9 @@ class CommonTests(ConventionTests, TrackTests, TrainingTests):
         assert fresh(video_batch()).class_queries_logits.shape[-1] == 5
         assert fresh.untrained_parts
         assert all(self.class_parts & set(part.split(".")) for part in fresh.untrained_parts)
-        with pytest.raises(ValueError, match=r"cannot be used for inference: .*class_predictor.* Train the model first"):
+        with pytest.raises(
+            ValueError, match=r"cannot be used for inference: .*class_predictor.* Train the model first"
+        ):
             fresh.check_trained()
 
     def test_corrupt_weights_are_an_error(self, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import PartialState
@@ -151,7 +152,7 @@ class ContinualRun:
             callback.after_task(task)
         model.eval()
         evaluation = self._evaluate(number, model, processor)
-        if state.is_main_process:
+        if evaluation is not None:  # in the main process
             report = self._report([*evaluations, evaluation])
             report.save(self.plan.output_dir / REPORT_FOLDER)
             self._save(number, model, processor, {**summary, **self._measured(evaluation)}, report)
@@ -288,7 +289,7 @@ class ContinualRun:
         model = self._model_after(number) if model is None else model
         processor = self._processor(number)
         repository = self.plan.repository
-        card = {
+        card: dict[str, Any] = {
             "report": self._report(evaluations),
             "training_summary": read_training_summary(self.folder(number)),
             "license": self._license,

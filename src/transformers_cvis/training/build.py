@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -57,7 +58,7 @@ def build_model(recipe: Recipe, names: Sequence[str]) -> PreTrainedModel:
     if source is None:
         return model_class(config)
 
-    loading = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    loading: dict[str, Any] = {"revision": revision, "ignore_mismatched_sizes": True, "output_loading_info": True}
     if _gives_detector(source, type(config)):
         model = model_class(config)
         detector, info = FrameDetector.from_pretrained(start, config=config.detector_config, **loading)
@@ -225,11 +226,10 @@ def build_dataset(recipe: Recipe) -> tuple[Dataset, list[str]]:
     names = data.class_names
     clips = []
     for source in data.used_sources:
-        load, augmentation = load_ytvis, data.augmentation
-        if source.kind == "images":
-            load = load_coco
-            if data.image_rotation is not None:
-                augmentation = PseudoVideoAugmentation(augmentation, data.image_rotation)
+        load: Callable[..., Any] = load_coco if source.kind == "images" else load_ytvis
+        augmentation: Any = data.augmentation
+        if source.kind == "images" and data.image_rotation is not None:
+            augmentation = PseudoVideoAugmentation(augmentation, data.image_rotation)
         table = load(
             source.json, source.images, labels=names, class_mapping=source.class_mapping, class_filter=source.classes
         )

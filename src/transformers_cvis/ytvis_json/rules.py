@@ -114,7 +114,7 @@ def mask_structure_message(segmentation: Any, size: tuple[int, int], holder: str
         return None
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
-        if "size" not in segmentation or not isinstance(counts, (str, bytes)) and not _is_number_list(counts):
+        if "size" not in segmentation or (not isinstance(counts, (str, bytes)) and not _is_number_list(counts)):
             return "the RLE has no 'size' or no 'counts' (a text or a list of integers); give both."
         given, expected = segmentation["size"], list(size)
         given = list(given) if isinstance(given, tuple) else given

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line `transformers-cvis`: its parsers, and `main`.
+"""Command line `transformers-cvis`: the parsers and `main`.
 
-It lies outside of the package and imports only the standard library, so that help, the version and mistakes answer at
-once. A command itself is a function `run_x(options) -> int` of `transformers_cvis.cli`, which is imported when it runs.
+This module lies outside the package and imports only the standard library, so that help, the version and wrong usage
+answer at once. Each command is a function `run_x(options) -> int` in `transformers_cvis.cli`, imported when it runs.
 
 Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 interrupted.
@@ -23,31 +23,31 @@ PACKAGE = Path(__file__).parent / "transformers_cvis"
 RECIPES = PACKAGE / "training" / "recipes"
 SCHEDULES = PACKAGE / "continual" / "schedules"
 
-# Values of the package, which is not imported here; a test compares them.
+# Values of the package, which is not imported here. A test compares them.
 DTYPES = ("float32", "bfloat16", "float16")
 CONVERTED_SYSTEMS = ("vita", "genvis", "hvpl", "crisp", "spvis", "dvis", "minvis", "mask2former-vis", "mask2former")
 THRESHOLD = 0.3
 TOP_K = 10
 
-# Values of inputs that are not paths.
+# Patterns of inputs that are not paths.
 URL = "(?i:[a-z][a-z0-9+.-]+://.*)"
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
 
-# The module of `transformers_cvis.cli` that has a command, if it is not called like the command.
+# Module of `transformers_cvis.cli` that holds a command, if its name differs from that of the command.
 MODULES = {"train-continual": "train", **dict.fromkeys(("validate", "import-data", "split-data", "make-data"), "data")}
 
-OVERWRITE = "replace files that are there already"  # the help of a flag of several commands
+OVERWRITE = "replace existing files"  # help of a flag that several commands have
 
 
 class CommandError(Exception):
-    """A failure that its message explains to the user."""
+    """A failure whose message is written for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        arguments: the words after the name of the program; None takes those of this process.
+        arguments: words after the name of the program; None takes those of this process.
 
     Raises:
         SystemExit: help or the version was printed (code 0), or the usage is wrong (code 2).
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe(error: Exception) -> str:
-    """Return one line about a failure, with its type if it is not one whose messages are written for users."""
+    """Return one line about a failure. It names the type of an error whose message is not written for users."""
     message = " ".join(str(error).split())
     expected = isinstance(error, (CommandError, ValueError, OSError, ImportError, FloatingPointError))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
@@ -89,7 +89,7 @@ def describe(error: Exception) -> str:
 
 
 def print_error(message: str) -> None:
-    """Print the one line that tells the user what failed."""
+    """Print the line that tells the user what failed."""
     print(f"{PROGRAM}: error: {message}", file=sys.stderr)
 
 
@@ -97,20 +97,20 @@ def print_error(message: str) -> None:
 
 
 class Input(NamedTuple):
-    """An argument that names something that must exist, unless its value matches the regular expression `unless`."""
+    """An argument that must name an existing file or folder."""
 
-    option: str
-    destination: str
+    option: str  # name of the argument in messages
+    destination: str  # name of the argument in the parsed options
     kind: str  # "file" (which may be a pipe), "folder" or "file or folder"
-    unless: str
-    expected: str  # the last words of the error: what to give
+    unless: str  # regular expression of values that need not exist
+    expected: str  # last words of the error, which tell what to give
 
 
 def check_inputs(options: argparse.Namespace) -> None:
     """Check that the inputs of a command exist.
 
     Raises:
-        FileNotFoundError: one of them does not; the message names the option, the path, and what to give.
+        FileNotFoundError: an input does not exist. The message names the option, the path, and what to give.
     """
     for option, destination, kind, unless, expected in options.inputs:
         given = getattr(options, destination)
@@ -118,7 +118,7 @@ def check_inputs(options: argparse.Namespace) -> None:
             path = os.path.expanduser(text)
             wrong_kind = {"file": os.path.isdir(path), "folder": not os.path.isdir(path)}.get(kind, False)
             if (wrong_kind or not os.path.exists(path)) and not re.fullmatch(unless, text):
-                raise FileNotFoundError(f"{option}: There is no {kind} {text!r}. Give {expected}.")
+                raise FileNotFoundError(f"{option}: No {kind} {text!r} found. Give {expected}.")
 
 
 def check_yaml(kind: str, shipped: Path, options: argparse.Namespace) -> None:
@@ -138,20 +138,20 @@ def check_import_data(options: argparse.Namespace) -> None:
     if options.kind == "masks" and options.frames is None:
         raise CommandError("Masks need their frames: give the folder with --frames.")
     if options.kind == "coco" and (options.frames or options.classes or options.valid):
-        raise CommandError("--frames, --classes and --valid are for masks; a COCO json says what it is.")
+        raise CommandError("--frames, --classes and --valid are for masks: leave them out for a COCO JSON.")
     if options.valid is not None and Path(options.valid) == Path(options.out):
         raise CommandError("--out and --valid are the same file: give each its own.")
 
 
 def positive_int(text: str) -> int:
-    """Return a whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def probability(text: str) -> float:
-    """Return a number between 0 and 1."""
+    """Parse a number between 0 and 1."""
     try:
         value = float(text)
     except ValueError:
@@ -162,7 +162,7 @@ def probability(text: str) -> float:
 
 
 def frame_size(text: str) -> tuple[int, int]:
-    """Return height and width in pixels."""
+    """Parse `HEIGHTxWIDTH`, in pixels."""
     height, separator, width = text.lower().partition("x")
     if not separator or not height.isdigit() or not width.isdigit():
         raise argparse.ArgumentTypeError(f"must look like HEIGHTxWIDTH, e.g. 96x160, got {text!r}")
@@ -173,10 +173,10 @@ def frame_size(text: str) -> tuple[int, int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the program with all its commands."""
+    """Build the parser of the program with all its commands."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Detect, segment and track every object of a video; train, measure and publish models that do so.",
+        description="Detect, segment and track the objects of videos. Train, evaluate and publish models for this.",
         epilog="`transformers-cvis COMMAND --help` explains a command. Start with: transformers-cvis segment my.mp4",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {read_version()}")
@@ -191,13 +191,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_version() -> str:
-    """Return the version of the package, without importing it."""
+    """Read the version of the package without importing it."""
     text = (PACKAGE / "_version.py").read_text(encoding="utf-8")
     return re.search('^__version__ = "(.+)"$', text, re.MULTILINE)[1]
 
 
 def _add_command(commands: Any, name: str, summary: str, description: str, example: str, check: Any = None) -> Any:
-    """Add a command and return its parser; `check` raises if its parsed options do not fit together."""
+    """Add a command and return its parser. `check` raises an error if the parsed options do not fit together."""
     parser = commands.add_parser(
         name,
         help=summary,
@@ -206,18 +206,18 @@ def _add_command(commands: Any, name: str, summary: str, description: str, examp
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(check=check, inputs=())
-    # Without a default, so that a flag before the name of the command is kept.
+    # A default would overwrite a flag that was given before the name of the command.
     _add_common_flags(parser, default=argparse.SUPPRESS)
     return parser
 
 
 def _add(parser: Any, name: str, metavar: str, text: str, **settings: Any) -> None:
-    """Add an argument with a value; `text` is its help."""
+    """Add an argument with a value and the help `text`."""
     parser.add_argument(name, metavar=metavar, help=text, **settings)
 
 
 def _add_input(parser: Any, name: str, metavar: str, text: str, kind: str, unless: str = "", **settings: Any) -> None:
-    """Add an argument that names something that must exist, see [`Input`]; its help says what to give."""
+    """Add an argument that must name an existing file or folder (see [`Input`]); its help tells what to give."""
     action = parser.add_argument(name, metavar=metavar, help=text, **settings)
     option = name if name.startswith("-") else metavar
     entry = Input(option, action.dest, kind, unless, text.partition(" (default")[0])
@@ -231,24 +231,24 @@ def _add_flag(parser: Any, name: str, text: str, default: Any = False) -> None:
 
 def _add_common_flags(parser: argparse.ArgumentParser, default: Any) -> None:
     """Add the flags that every command takes, before or after its name."""
-    _add_flag(parser, "--quiet", "print results and errors only: no messages, no progress", default)
-    _add_flag(parser, "--verbose", "also print what the libraries log", default)
+    _add_flag(parser, "--quiet", "print results and errors only, no messages and no progress", default)
+    _add_flag(parser, "--verbose", "also print the log messages of the libraries", default)
     _add_flag(parser, "--debug", "show the full traceback of an error", default)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a model, its device and its precision."""
-    text = "the folder of a saved model, or its name on the Hub (default: the small model that ships with the package; "
-    _add_input(parser, "--model", "MODEL", f"{text}it knows moving shapes only)", "folder", unless=HUB_NAME)
+    text = "the folder of a saved model, or its name on the Hub (default: the small model that ships with the package, "
+    _add_input(parser, "--model", "MODEL", f"{text}which knows moving shapes only)", "folder", unless=HUB_NAME)
     _add(parser, "--revision", "NAME", "branch, tag or commit of a model on the Hub, e.g. task-1")
     _add(parser, "--device", "NAME", "cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     text = f"precision of the model (default: {DTYPES[0]})"
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=text)
 
 
-def _add_set(parser: argparse.ArgumentParser, what: str, example: str) -> None:
+def _add_set(parser: argparse.ArgumentParser, purpose: str, example: str) -> None:
     """Add the option `--set`, which changes single values."""
-    text = f"{what}, e.g. {example}; may be repeated"
+    text = f"{purpose}, e.g. {example}; can be repeated"
     _add(parser, "--set", "KEY=VALUE", text, action="append", default=[], dest="overrides")
 
 
@@ -256,30 +256,30 @@ def _add_segment(commands: Any) -> None:
     parser = _add_command(
         commands,
         "segment",
-        "find, segment and track the objects of videos",
-        "Segments videos: prints a table of the tracks found, and writes into the folder --out, for each video,\n"
-        "an annotated mp4 and a contact sheet (png), and for all of them one results.json in YouTube-VIS format.",
+        "detect, segment and track the objects of videos",
+        "Segment videos. Print a table of the tracks found, and write into the folder --out an annotated mp4 and a\n"
+        "contact sheet (png) of each video, and one results.json in YouTube-VIS format for all of them.",
         "  transformers-cvis segment my.mp4\n"
         "  transformers-cvis segment a.mp4 b.mp4 --model you/your-model --revision task-1 --threshold 0.5",
     )
     text = "a video file (mp4, webm, gif), URL, or folder of images"
     _add_input(parser, "videos", "VIDEO", text, "file or folder", unless=URL, nargs="+")
     _add_model(parser)
-    text = "frames per step: 1 is online; more frames see more context and give one answer per N frames "
-    _add(parser, "--clip-length", "N", f"{text}(default: what the model was made for)", type=positive_int)
-    text = f"least score of a track (default: {THRESHOLD})"
+    text = "frames per step: 1 is online; more give more context, with one answer per N frames "
+    _add(parser, "--clip-length", "N", f"{text}(default: set by the model)", type=positive_int)
+    text = f"lowest score of a track (default: {THRESHOLD})"
     _add(parser, "--threshold", "P", text, type=probability, default=THRESHOLD)
     _add(parser, "--max-frames", "N", "stop after N frames of a video (default: all)", type=positive_int)
     _add(parser, "--stride", "N", "use every N-th frame (default: 1)", type=positive_int, default=1)
-    _add(parser, "--out", "FOLDER", "where results are written (default: segmented)", default="segmented")
-    _add(parser, "--json", "FILE", "write the json to FILE instead ('-' prints it in place of the table)")
-    _add_flag(parser, "--no-video", "write no mp4 and no contact sheet")
+    _add(parser, "--out", "FOLDER", "write results into FOLDER (default: segmented)", default="segmented")
+    _add(parser, "--json", "FILE", "write the JSON to FILE ('-' prints it instead of the table)")
+    _add_flag(parser, "--no-video", "do not write mp4 and contact sheet")
     _add_flag(parser, "--overwrite", OVERWRITE)
 
 
-def _add_fields(parser: Any, what: str, example: str) -> None:
-    """Add the option that prints the reference of a kind of settings."""
-    text = f"print the fields of {what} with their defaults, or those below KEY, e.g. {example}, and stop"
+def _add_fields(parser: Any, settings: str, example: str) -> None:
+    """Add the option that prints the reference of a recipe or a schedule."""
+    text = f"print the fields of {settings} with their defaults, or those below KEY, e.g. {example}, and stop"
     parser.add_argument("--fields", nargs="?", const="", metavar="KEY", help=text)
 
 
@@ -288,21 +288,20 @@ def _add_train(commands: Any) -> None:
         commands,
         "train",
         "train a model from a recipe",
-        "Trains a model as a recipe (YAML) says. An interrupted run that is started again with the same command\n"
-        "continues from its last checkpoint. Recipes that ship with the package go by their name, without a path;\n"
-        "`--list` shows them.",
+        "Train a model from a recipe (YAML). To continue an interrupted run from its last checkpoint, start the same\n"
+        "command again. Name a recipe that ships with the package without a path; `--list` shows them.",
         "  transformers-cvis make-data moving-shapes moving_shapes\n"
         "  transformers-cvis train vita_moving_shapes\n"
         "  transformers-cvis train my.yaml --out runs/mine --set max_steps=2000 --set data.num_workers=2",
         check=partial(check_yaml, "recipe", RECIPES),
     )
-    _add(parser, "recipe", "RECIPE", "YAML file, or name of a shipped recipe", nargs="?")
-    _add_flag(parser, "--list", "list the shipped recipes, say where they are, and stop")
+    _add(parser, "recipe", "RECIPE", "a YAML file, or the name of a shipped recipe", nargs="?")
+    _add_flag(parser, "--list", "list the shipped recipes and their folder, and stop")
     _add_fields(parser, "a recipe", "optimizer")
-    _add(parser, "--out", "FOLDER", "where the model and checkpoints go (default: from the recipe)")
+    _add(parser, "--out", "FOLDER", "write model and checkpoints into FOLDER (default: from the recipe)")
     _add_set(parser, "change a value of the recipe", "optimizer.learning_rate=5e-5")
-    text = "auto: continue from the last checkpoint in --out, if any; restart: delete them and start again; or the "
-    text += "folder of a checkpoint to continue from (default: auto)"
+    text = "auto: continue from the last checkpoint in --out, if any; restart: delete all checkpoints and start over; "
+    text += "or the folder of a checkpoint to continue from (default: auto)"
     _add_input(parser, "--resume", "auto|restart|FOLDER", text, "folder", unless="auto|restart", default="auto")
 
 
@@ -311,22 +310,22 @@ def _add_train_continual(commands: Any) -> None:
         commands,
         "train-continual",
         "train a model that learns new classes task by task",
-        "Trains a model task after task as a schedule (YAML) says, and evaluates it after each. The folder --out gets\n"
-        "the base as task-0, then what each task added as task-1, task-2, ..., each a folder to segment with, and\n"
-        "report/ with tables and plots of what was learnt and forgotten. With `push` in the schedule every task is\n"
-        "published as a revision. An interrupted run that is started again with the same command continues where it\n"
-        "was. Schedules that ship with the package go by their name; `--list` shows them.",
+        "Train a model task by task from a schedule (YAML), and evaluate it after each task. Write into the folder\n"
+        "--out the base as task-0, the additions of each task as task-1, task-2, ..., each a folder to segment with,\n"
+        "and report/ with tables and plots of learning and forgetting. With `push` in the schedule, publish every\n"
+        "task as a revision. To continue an interrupted run, start the same command again. Name a schedule that ships\n"
+        "with the package without a path; `--list` shows them.",
         "  transformers-cvis train-continual my.yaml --out runs/mine\n"
         "  transformers-cvis train-continual crisp_r50_ytvis2019_20-2 --set method=eclipse --out runs/eclipse\n"
         "  accelerate launch --num_processes 2 -m transformers_cvis.cli train-continual hvpl_r50_ovis_15-5",
         check=partial(check_yaml, "schedule", SCHEDULES),
     )
-    _add(parser, "schedule", "SCHEDULE", "YAML file, or name of a shipped schedule", nargs="?")
-    _add_flag(parser, "--list", "list the shipped schedules, say where they are, and stop")
+    _add(parser, "schedule", "SCHEDULE", "a YAML file, or the name of a shipped schedule", nargs="?")
+    _add_flag(parser, "--list", "list the shipped schedules and their folder, and stop")
     _add_fields(parser, "a schedule", "classes")
-    _add(parser, "--out", "FOLDER", "where everything goes (default: from the schedule)")
+    _add(parser, "--out", "FOLDER", "write tasks and report into FOLDER (default: from the schedule)")
     _add_set(parser, "change a value of the schedule", "classes.split=20-2 or recipe.batch_size=8")
-    text = "auto: continue in --out where a run was interrupted; restart: delete it and start again (default: auto)"
+    text = "auto: continue an interrupted run in --out; restart: delete it and start over (default: auto)"
     parser.add_argument("--resume", default="auto", choices=["auto", "restart"], help=text)
 
 
@@ -335,22 +334,22 @@ def _add_evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         "measure video AP and AR against a ground truth",
-        "Measures average precision and recall of tracks, as YouTube-VIS defines them: either of results that exist\n"
-        "(--results), or of a model which first segments every video of the data set (--images, with --model).",
+        "Measure average precision and recall of tracks as YouTube-VIS defines them: of existing results (--results),\n"
+        "or of a model that first segments every video of the data set (--images, with --model).",
         "  transformers-cvis evaluate valid.json --results results.json\n"
         "  transformers-cvis evaluate valid.json --images JPEGImages --model you/your-model",
     )
     _add_input(parser, "ground_truth", "JSON", "the ground truth in YouTube-VIS format", "file")
     source = parser.add_mutually_exclusive_group(required=True)
-    text = "the results to measure: of `transformers-cvis segment`, or a results.json list"
+    text = "the results to measure: a JSON of `transformers-cvis segment`, or a results.json list"
     _add_input(source, "--results", "FILE", text, "file")
-    _add_input(source, "--images", "FOLDER", "the frames of the data set, to segment them with --model", "folder")
+    _add_input(source, "--images", "FOLDER", "the folder of the frames, to segment them with --model", "folder")
     _add_model(parser)
-    _add(parser, "--clip-length", "N", "frames per step (default: the model's)", type=positive_int)
+    _add(parser, "--clip-length", "N", "frames per step (default: set by the model)", type=positive_int)
     text = f"tracks per video (default: {TOP_K}, as published for YouTube-VIS; OVIS is published with 20)"
     _add(parser, "--top-k", "N", text, type=positive_int, default=TOP_K)
-    _add(parser, "--json", "FILE", "also write the numbers there")
-    _add(parser, "--submission", "ZIP", "also write the results as a zip for the servers of YouTube-VIS and OVIS")
+    _add(parser, "--json", "FILE", "also write the numbers to FILE")
+    _add(parser, "--submission", "ZIP", "also write the results to ZIP, for the test servers of YouTube-VIS and OVIS")
     _add_flag(parser, "--overwrite", OVERWRITE)
 
 
@@ -359,19 +358,19 @@ def _add_push(commands: Any) -> None:
         commands,
         "push",
         "publish a saved model on the Hub",
-        "Uploads model, processor and a generated model card to one revision of a Hub repository, in one commit.\n"
-        "What a task added (a folder task-1, task-2, ... of `train-continual`) goes to the revision of that name;\n"
-        "push its base, task-0, before. Log in first with `hf auth login`.",
+        "Upload model, processor and a generated model card to one revision of a Hub repository, in one commit.\n"
+        "A task adapter (a folder task-1, task-2, ... of `train-continual`) goes to the revision of that name; push\n"
+        "its base, task-0, first. Log in before with `hf auth login`.",
         "  transformers-cvis push runs/shapes you/shapes --license apache-2.0\n"
         "  transformers-cvis push runs/mine/task-0 you/mine && transformers-cvis push runs/mine/task-1 you/mine",
     )
-    _add_input(parser, "folder", "FOLDER", "the folder of a model, as `transformers-cvis train` writes it", "folder")
-    _add(parser, "repo_id", "REPOSITORY", "owner/name on the Hub; made if it does not exist")
-    _add(parser, "--revision", "BRANCH", "branch to push to; made if needed (default: main, for a task its name)")
+    _add_input(parser, "folder", "FOLDER", "the folder of a model saved by `transformers-cvis train`", "folder")
+    _add(parser, "repo_id", "REPOSITORY", "owner/name on the Hub; created if needed")
+    _add(parser, "--revision", "BRANCH", "branch to push to; created if needed (default: main; for a task its name)")
     _add(parser, "--message", "TEXT", "commit message")
     text = "licence of the weights by its Hub name, e.g. apache-2.0 (default: unknown)"
     _add(parser, "--license", "ID", text, default="unknown")
-    text = "model which the training started from; of a task its base, where it is in another repository"
+    text = "model that the training started from; for a task its base, if that is in another repository"
     _add(parser, "--base-model", "REPOSITORY", text)
     _add_flag(parser, "--private", "make a new repository private", default=None)
     _add_flag(parser, "--create-pr", "open a pull request instead of committing")
@@ -382,37 +381,37 @@ def _add_validate(commands: Any) -> None:
         commands,
         "validate",
         "check a data set of your own",
-        "Checks a json in YouTube-VIS or COCO format and lists what is wrong, with the ids of videos or images and of\n"
-        "annotations. The exit code is 1 if there is anything.",
+        "Check a JSON in YouTube-VIS or COCO format. List its problems with the ids of videos or images and of\n"
+        "annotations. The exit code is 1 if any problem is found.",
         "  transformers-cvis validate train.json --images JPEGImages",
     )
     _add_input(parser, "json", "JSON", "annotations in YouTube-VIS or COCO format", "file")
-    _add_input(parser, "--images", "FOLDER", "the folder of the pictures, to check that they are there", "folder")
-    _add(parser, "--limit", "N", "list at most N (default: 20)", type=positive_int, default=20)
+    _add_input(parser, "--images", "FOLDER", "the folder of the pictures, to check that they exist", "folder")
+    _add(parser, "--limit", "N", "list at most N problems (default: 20)", type=positive_int, default=20)
 
 
 def _add_import_data(commands: Any) -> None:
     parser = _add_command(
         commands,
         "import-data",
-        "bring a data set of another form into YouTube-VIS format",
-        "Writes a json in YouTube-VIS format; the pictures stay where they are. SOURCE is, for\n"
-        "  masks  a folder of masks, as of DAVIS and YouTube-VOS: a folder per video, in it a PNG per frame, whose\n"
+        "convert a data set to YouTube-VIS format",
+        "Write a JSON in YouTube-VIS format; the pictures stay where they are. SOURCE is, for\n"
+        "  masks  a folder of masks, as in DAVIS and YouTube-VOS: a folder per video with a PNG per frame, whose\n"
         "         pixel values are instance ids; --frames holds the frames, in folders and files of the same names\n"
-        "  coco   a json in COCO format, whose images become videos of one frame: for `evaluate`. Training takes COCO\n"
-        "         json as it is (`kind: images` in a recipe), and so does `validate`.",
+        "  coco   a JSON in COCO format, whose images become videos of one frame, for `evaluate`. Training\n"
+        "         (`kind: images` in a recipe) and `validate` read a COCO JSON directly.",
         "  transformers-cvis import-data masks Annotations --frames JPEGImages --classes meta.json --out train.json\n"
         "  transformers-cvis import-data coco instances_val.json --out valid.json",
         check=check_import_data,
     )
-    parser.add_argument("kind", choices=["masks", "coco"], help="what the source is")
-    _add_input(parser, "source", "SOURCE", "a folder of masks, or a json in COCO format", "file or folder")
+    parser.add_argument("kind", choices=["masks", "coco"], help="the kind of the source")
+    _add_input(parser, "source", "SOURCE", "a folder of masks, or a JSON in COCO format", "file or folder")
     _add(parser, "--out", "JSON", "the file to write", required=True)
     _add_input(parser, "--frames", "FOLDER", "the folder of the frames that the masks belong to", "folder")
-    text = 'the class of each id in the masks: json {"video": {"1": "dog"}}, the meta.json of YouTube-VOS, or csv with '
+    text = 'the class of each id in the masks: JSON {"video": {"1": "dog"}}, the meta.json of YouTube-VOS, or CSV with '
     text += "the columns video,id,class (default: from the folder, so that dog_0001 and dog/0001 are dogs)"
     _add_input(parser, "--classes", "FILE", text, "file")
-    text = "of masks: hold out a fifth of the videos of each class there, to evaluate on"
+    text = "for masks: write a fifth of the videos of each class to this file instead, to evaluate on"
     _add(parser, "--valid", "JSON", text)
     _add_flag(parser, "--overwrite", OVERWRITE)
 
@@ -422,15 +421,15 @@ def _add_split_data(commands: Any) -> None:
         commands,
         "split-data",
         "hold out a part of a data set to evaluate on",
-        "Splits a json in YouTube-VIS format by videos into train_split.json and test_split.json, with every class in\n"
-        "both parts wherever it can be: for benchmarks that hide the labels of their own test videos. The same\n"
-        "arguments give the same split.",
+        "Split a JSON in YouTube-VIS format by videos into train_split.json and test_split.json, with every class in\n"
+        "both parts if possible. This is for benchmarks that hide the labels of their test videos. The same arguments\n"
+        "give the same split.",
         "  transformers-cvis split-data ytvis_2019/train.json --out splits --test-share 0.2",
     )
     _add_input(parser, "json", "JSON", "annotations in YouTube-VIS format", "file")
-    _add(parser, "--out", "FOLDER", "gets both files", required=True)
+    _add(parser, "--out", "FOLDER", "write both files into FOLDER", required=True)
     _add(parser, "--test-share", "P", "share of the videos held out (default: 0.2)", type=probability, default=0.2)
-    _add(parser, "--seed", "N", "another seed, another split (default: 0)", type=int, default=0)
+    _add(parser, "--seed", "N", "seed of the random split (default: 0)", type=int, default=0)
     _add_flag(parser, "--overwrite", OVERWRITE)
 
 
@@ -438,25 +437,25 @@ def _add_make_data(commands: Any) -> None:
     parser = _add_command(
         commands,
         "make-data",
-        "generate a data set to try things on",
-        "Generates videos of moving shapes with exact masks, in YouTube-VIS format: train.json, valid.json and\n"
+        "generate a data set for experiments",
+        "Generate videos of moving shapes with exact masks, in YouTube-VIS format: train.json, valid.json and\n"
         "JPEGImages/. The same arguments give the same data set.",
         "  transformers-cvis make-data moving-shapes data/shapes --train-videos 200 --valid-videos 20",
     )
-    parser.add_argument("kind", choices=["moving-shapes"], help="what to generate")
+    parser.add_argument("kind", choices=["moving-shapes"], help="the kind of videos")
     _add(parser, "folder", "FOLDER", "a new folder")
-    _add(parser, "--train-videos", "N", "default: 200", type=positive_int, default=200)
-    _add(parser, "--valid-videos", "N", "default: 20", type=positive_int, default=20)
+    _add(parser, "--train-videos", "N", "videos in train.json (default: 200)", type=positive_int, default=200)
+    _add(parser, "--valid-videos", "N", "videos in valid.json (default: 20)", type=positive_int, default=20)
     _add(parser, "--frames", "N", "frames per video (default: 16)", type=positive_int, default=16)
-    _add(parser, "--size", "HxW", "in pixels (default: 96x160)", type=frame_size, default=(96, 160))
-    _add(parser, "--categories", "N", "kinds of shapes, the first N of 10 (default: all)", type=positive_int)
-    _add(parser, "--seed", "N", "another seed, other videos (default: 0)", type=int, default=0)
-    _add_input(parser, "--backgrounds", "FOLDER", "pictures to use as background of half of the videos", "folder")
+    _add(parser, "--size", "HxW", "frame size in pixels (default: 96x160)", type=frame_size, default=(96, 160))
+    _add(parser, "--categories", "N", "use the first N of 10 kinds of shapes (default: all)", type=positive_int)
+    _add(parser, "--seed", "N", "seed of the random videos (default: 0)", type=int, default=0)
+    _add_input(parser, "--backgrounds", "FOLDER", "pictures for the background of half of the videos", "folder")
     _add_flag(parser, "--mp4", "also write each video as mp4, in videos/")
 
 
 def converted_systems() -> tuple[str, ...]:
-    """Return the systems of `convert`: once the package is imported also those that were registered with it."""
+    """Return the systems that `convert` knows, with those registered from outside once the package is imported."""
     conversion = sys.modules.get("transformers_cvis.conversion")
     return CONVERTED_SYSTEMS if conversion is None else tuple(conversion.CONVERSIONS)
 
@@ -466,27 +465,27 @@ def _add_convert(commands: Any) -> None:
         commands,
         "convert",
         "turn a checkpoint released by research code into a model folder",
-        "Converts a checkpoint with Detectron2's names into a folder with configuration, safetensors, video processor\n"
-        "and card. Backbone, sizes, number of classes and tasks are read from the tensors; what these do not tell is\n"
-        "given with --set. Every tensor has to find its place, and every weight its tensor. Nothing in a file is run.",
+        "Convert a checkpoint with Detectron2's names into a folder with configuration, safetensors, video processor\n"
+        "and card. Backbone, sizes, number of classes and tasks are read from the tensors; give other settings with\n"
+        "--set. Every tensor must match a weight, and every weight a tensor. Code in the file is never run.",
         "  transformers-cvis convert genvis_r50_ytvis2019.pth --system genvis --classes train.json --out genvis-r50\n"
         "  transformers-cvis convert model_final_3c8ec9.pkl --system mask2former --out mask2former-r50\n"
         "  transformers-cvis convert step4/model_final.pth --system hvpl --set calibration_deltas=[0.4,0.5] --out hvpl",
     )
     _add_input(parser, "source", "SOURCE", "a checkpoint: .pth, .pkl or .safetensors", "file")
-    text = f"what the checkpoint is of: {', '.join(converted_systems())}. An image checkpoint of Mask2Former becomes "
-    text += "one of transformers as mask2former, and one that tracks as minvis"
+    text = f"the system of the checkpoint: {', '.join(converted_systems())}. As mask2former, an image "
+    text += "checkpoint becomes a Mask2Former of transformers; as minvis, a model that tracks"
     _add(parser, "--system", "NAME", text, required=True, choices=converted_systems())
-    _add(parser, "--out", "DIR", "a new folder for the model", required=True)
-    text = "of a model that learns by tasks (hvpl, crisp): what it was after task N, 0 for the base (default: the last)"
+    _add(parser, "--out", "FOLDER", "a new folder for the model", required=True)
+    text = "for a model that learns by tasks (hvpl, crisp): its state after task N, 0 for the base (default: the last)"
     _add(parser, "--task", "N", text, type=int)
-    text = "class names: a YouTube-VIS json of the data set, or a text file with one name per line"
+    text = "class names: a YouTube-VIS JSON of the data set, or a text file with one name per line"
     _add_input(parser, "--classes", "FILE", text, "file")
-    _add_set(parser, "a configuration field", "clip_length=3 or encoder_window_size=6")
-    text = "short side of videos in pixels (default: as published for system and backbone, 360 to 480)"
+    _add_set(parser, "set a configuration field", "clip_length=3 or encoder_window_size=6")
+    text = "short side of videos in pixels (default: the published value of system and backbone, 360 to 480)"
     _add(parser, "--short-side", "N", text, type=positive_int)
-    text = "leave out tensors that have no place, and start weights at random that the file lacks, e.g. to train on"
+    text = "leave out tensors without a weight, and start weights without a tensor at random, e.g. to train further"
     _add_flag(parser, "--allow-missing", text)
-    text = "also write there, as json, what became of every tensor; replaced if it exists"
+    text = "also write to FILE, as JSON, what became of every tensor; an existing file is replaced"
     _add(parser, "--report", "FILE", text)
     _add(parser, "--license", "ID", "licence of the weights by its Hub name (default: unknown)", default="unknown")

@@ -48,7 +48,7 @@ def test_the_wheel_is_pure_and_holds_every_file_of_the_package(wheel):
         (["train-continual", "--help"], 0, "usage: transformers-cvis train-continual [-h]"),
         (["--version"], 0, "transformers-cvis 0.1.0"),
         (["segment", "--no-such-option", "a.mp4"], 2, "unrecognized arguments: --no-such-option"),
-        (["segment", "absent.mp4"], 1, "VIDEO: There is no file or folder 'absent.mp4'"),
+        (["segment", "absent.mp4"], 1, "VIDEO: No file or folder 'absent.mp4' found"),
         (["train", "absent"], 1, "No recipe 'absent': give a YAML file or one of genvis_moving_shapes"),
     ],
 )

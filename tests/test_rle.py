@@ -39,7 +39,7 @@ def test_masks_are_read_column_by_column():
 def test_no_mask_at_all():
     assert rle.from_run_lengths([], (3, 4)) == []
     assert rle.encode_or_none(np.zeros((3, 4), dtype=bool)) is None
-    with pytest.raises(ValueError, match="There are no masks to decode"):
+    with pytest.raises(ValueError, match="No masks to decode"):
         rle.decode_all([])
 
 

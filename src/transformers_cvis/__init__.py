@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video instance segmentation that keeps learning, the Hugging Face way.
+"""Continual video instance segmentation with transformers.
 
-Importing the package registers its models with transformers' Auto classes, its video processor, and the pipeline
-"video-instance-segmentation". What training, data and evaluation need is imported when it is first used.
+Importing the package registers its models with the Auto classes of transformers, its video processor, and the pipeline
+"video-instance-segmentation". Names from training, data and evaluation are imported at first use.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .assets import default_model_path, demo_ground_truth_path, demo_video_path, task_adapter_path
@@ -50,7 +50,7 @@ _LAZY_NAMES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY_NAMES:
         return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version of the package."""
+"""Version of the package."""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear under their name only when they are complete.
 
-This is the only place in the package that makes temporary names, renames, flushes to the disk, and hashes files. Every
-temporary name of something that is being written ends in `TEMPORARY_SUFFIX`, so what a killed process left is known.
+Only this module makes temporary names, renames files, flushes them to the disk, and hashes them. The temporary name of
+an unfinished file or folder ends in `TEMPORARY_SUFFIX`, which marks the remains of a killed process.
 """
 
 import hashlib
@@ -20,13 +20,16 @@ TEMPORARY_SUFFIX = ".incomplete"
 
 @contextmanager
 def complete_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a binary file for writing that becomes `path` when the block ends well, and vanishes when it does not.
+    """Open a binary file for writing. It becomes `path` if the block succeeds, and is deleted if it fails.
 
     Args:
-        path: the file. One that exists is replaced; readers see the old file or the new one, never half of one.
+        path: path of the file. An existing file is replaced at once: readers get the old content or the new one.
+
+    Yields:
+        The open file.
 
     Raises:
-        OSError: the file cannot be written (no such folder, no permission, disk full ...); the message names it.
+        OSError: the file cannot be written (no such folder, no permission, disk full, ...). The message names it.
     """
     path = Path(path)
     temporary = None
@@ -52,14 +55,17 @@ def complete_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextmanager
 def complete_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Make a folder to write into that becomes `path` when the block ends well, and vanishes when it does not.
+    """Make a folder to write into. It becomes `path` if the block succeeds, and is deleted if it fails.
 
     Args:
-        path: the folder; it must not exist, or be empty. Its parents are made.
+        path: path of the folder, which must not exist or be empty. Missing parents are made.
+
+    Yields:
+        The temporary folder.
 
     Raises:
         FileExistsError: `path` exists and is not an empty folder.
-        OSError: it cannot be written; the message names the folder that refuses.
+        OSError: the folder cannot be written. The message names the folder that cannot be written into.
     """
     path = Path(path).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -81,17 +87,20 @@ def complete_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replace_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
-    """Make a folder to write files into, which are moved into `folder` when the block ends well.
+    """Make a folder to write files into. They are moved into `folder` if the block succeeds.
 
     Files of the same name are replaced, all others stay. If the block fails, `folder` stays as it was.
 
     Args:
-        folder: receives the files; it is made if it does not exist.
-        last: the name of the file that is moved after all others. Where it is, the others are complete.
+        folder: folder that receives the files; made if it does not exist.
+        last: name of the file that is moved after all others. If it exists, the others are complete.
+
+    Yields:
+        The temporary folder.
     """
     folder = Path(folder)
     temporary = incomplete_path(folder / ".files")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -103,17 +112,17 @@ def replace_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
 
 @contextmanager
 def set_aside(paths: Iterable[Path], folder: Path) -> Iterator[None]:
-    """Move files and folders out of the way. They are deleted when the block ends well, and back when it does not.
+    """Move files and folders aside. They are deleted if the block succeeds, and restored if it fails.
 
     Args:
-        paths: what is moved; all names differ, and all lie in `folder`.
-        folder: where they are kept meanwhile, in a folder of their own.
+        paths: files and folders to move, all directly below `folder`.
+        folder: folder in which they are kept meanwhile, in a folder of their own.
     """
     paths = list(paths)
     if not paths:
         yield
         return
-    # What it holds is complete, so it must not end in `TEMPORARY_SUFFIX`: nobody may clear it away.
+    # The name must not end in `TEMPORARY_SUFFIX`: the files are complete, and nothing may delete them as remains.
     aside = Path(tempfile.mkdtemp(prefix=".former-", dir=folder))
     try:
         for path in paths:
@@ -129,33 +138,33 @@ def set_aside(paths: Iterable[Path], folder: Path) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder that is deleted when the block ends, for files that are on their way elsewhere."""
+    """Make a folder that is deleted when the block ends, for files that will be copied or uploaded."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 def incomplete_path(path: Path) -> Path:
-    """Return where the folder `path` is written before [`finish_folder`] renames it.
+    """Return the temporary path of the folder `path`, until [`finish_folder`] renames it.
 
-    Use it in place of [`complete_folder`] where several processes write into one folder.
+    Use it instead of [`complete_folder`] if several processes write into one folder.
     """
     return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def finish_folder(path: Path) -> None:
-    """Rename the folder that was written to `incomplete_path(path)`, after its files have reached the disk.
+    """Flush the files in `incomplete_path(path)` to the disk, then rename that folder to `path`.
 
     Raises:
-        OSError: `path` exists and is not an empty folder, or the disk refuses.
+        OSError: `path` exists and is not an empty folder, or the disk reports an error.
     """
-    for file in incomplete_path(path).iterdir():  # contents reach the disk before the name does
+    for file in incomplete_path(path).iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     os.replace(incomplete_path(path), path)
 
 
 def discard_folder(path: Path) -> None:
-    """Delete a folder; it loses its name before its first file goes."""
+    """Delete a folder. It is renamed first, so a folder under its own name is always complete."""
     doomed = incomplete_path(path)
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
@@ -169,16 +178,16 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = None) -> None:
-    """Write JSON in UTF-8, as [`complete_file`] does.
+    """Write JSON in UTF-8, through [`complete_file`].
 
     Args:
-        path: the file; one that exists is replaced.
-        content: the values, all of types that JSON has.
-        indent: spaces per level, for files that people read; None writes one line.
+        path: path of the file; an existing file is replaced.
+        content: values of types that JSON has.
+        indent: spaces per level, for files that people read. None writes one line.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
-        TypeError: `content` holds a type that JSON does not have; nothing is written.
+        OSError: the file cannot be written. The message names it.
+        TypeError: `content` holds a type that JSON does not have. Nothing is written.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False)
     with complete_file(path) as file:

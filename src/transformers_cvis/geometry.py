@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes that every model and the video processor agree on."""
+"""Sizes that all models and the video processor share."""
 
 SIZE_DIVISOR = 32
-"""Height and width of the network's input are multiples of it: the stride of the coarsest map."""
+"""Divisor of the height and width of a network input, in pixels: the stride of the coarsest feature map."""
 
 MASK_STRIDE = 4
-"""Pixels of the network's input, along each axis, per pixel of its mask logits."""
+"""Pixels of the network input along each axis per pixel of the mask logits."""

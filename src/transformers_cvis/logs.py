@@ -7,7 +7,7 @@ Each module logs through `transformers.utils.logging.get_logger(__name__)`. The 
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from transformers.utils import logging
@@ -21,30 +21,31 @@ logger = logging.get_logger(__name__)
 def follow_transformers() -> None:
     """Give the messages of the package the level and the handlers of transformers.
 
-    A logger takes both from the logger above it. Names decide which one that is, and by its name `transformers_cvis`
-    does not lie below `transformers`.
+    A logger inherits both from its parent. By its name, the logger `transformers_cvis` is not a child of
+    `transformers`, so its parent is set here.
     """
-    logging.get_logger(PACKAGE).parent = logging.get_logger()
+    package: Any = logging.get_logger(PACKAGE)
+    package.parent = logging.get_logger()
 
 
 def silence_other_processes(is_main_process: bool) -> None:
-    """Let only the main process of a distributed run show messages; errors are shown by all."""
+    """Show messages of the main process of a distributed run only, and errors of all processes."""
     if not is_main_process:
         logging.get_logger(PACKAGE).setLevel(logging.ERROR)
 
 
 def draws_progress_bars() -> bool:
-    """Return whether a progress bar can be drawn: in a terminal or a notebook, but not into a file or a pipe."""
+    """Return whether progress bars can be drawn: in a terminal or a notebook, not in a file or a pipe."""
     return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
 
 
 def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **settings: Any) -> Any:
-    """Return a progress bar; where none can be drawn, an object that logs the progress now and then.
+    """Return a progress bar, or an object that logs the progress if bars cannot be drawn.
 
     Args:
-        iterable: iterated over by the bar; None if the caller calls `update`.
-        disable: show no progress at all.
-        settings: of `tqdm`: `total`, `initial`, `desc`, `unit`.
+        iterable: items that the bar iterates over; None if the caller calls `update`.
+        disable: show no progress.
+        settings: `total`, `initial`, `desc` and `unit` of `tqdm`.
     """
     if disable or draws_progress_bars():
         return logging.tqdm(iterable, disable=disable, **settings)
@@ -52,16 +53,16 @@ def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **s
 
 
 class ProgressLines:
-    """Stands in for a progress bar of `tqdm` where standard error is not a terminal.
+    """Progress as log lines, with the interface of a `tqdm` bar, for runs without a terminal.
 
-    Logs a line every half minute at level INFO, so a task that is done sooner logs nothing.
+    It logs a line every half minute at level INFO. A shorter task logs nothing.
 
     Args:
-        iterable: iterated over; None if the caller calls `update`.
-        total: number of steps; None takes the length of `iterable` if it has one.
-        initial: number of steps that were done before.
-        desc: the task.
-        unit: one step, in the singular.
+        iterable: items to iterate over; None if the caller calls `update`.
+        total: number of steps; None takes the length of `iterable`, if it has one.
+        initial: number of steps done before.
+        desc: name of the task.
+        unit: name of one step, in the singular.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class ProgressLines:
         desc: str = "progress",
         unit: str = "step",
     ) -> None:
-        self.iterable, self.desc, self.unit = iterable, desc, unit
-        self.total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+        self.iterable: Iterable = () if iterable is None else iterable
+        self.desc, self.unit = desc, unit
+        self.total = len(iterable) if total is None and isinstance(iterable, Sized) else total
         self.count = initial
         self.postfix: dict[str, str] = {}
         self.started = self.last_line = time.monotonic()
@@ -100,8 +102,8 @@ class ProgressLines:
             logger.info(f"{self.desc}: {self.count}{of_total} {self.unit}s, {now - self.started:.0f} s{values}")
 
     def set_postfix(self, values: Mapping[str, str], refresh: bool = True) -> None:
-        """Set the values that the next line ends with; `refresh` is for `tqdm`."""
+        """Set the values at the end of the next line. `refresh` has no effect; `tqdm` has it."""
         self.postfix = dict(values)
 
     def close(self) -> None:
-        """Do nothing; a progress bar is closed here."""
+        """Do nothing. A `tqdm` bar needs to be closed."""

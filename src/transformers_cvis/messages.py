@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks and hints whose wording the whole package shares."""
+"""Checks of arguments and hints for error messages, with one wording for the whole package."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -7,14 +7,23 @@ from typing import Any
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a hint at the known name that is nearest to an unknown one, to be appended to an error message.
+    """Suggest the known name nearest to an unknown one, at the end of an error message.
 
     Args:
-        name: the name that nobody knows. Upper and lower case count as the same.
-        names: the known names.
+        name: unknown name. Upper and lower case count as the same.
+        names: known names.
 
     Returns:
         " Did you mean 'nearest'?", with a leading space, or "" if no name is near.
+
+    Example:
+    ```python
+    >>> from transformers_cvis.messages import did_you_mean
+
+    >>> did_you_mean("hvlp", ["crisp", "genvis", "hvpl"])
+    " Did you mean 'hvpl'?"
+
+    ```
     """
     spelling = {str(known).lower(): str(known) for known in names}
     nearest = difflib.get_close_matches(str(name).lower(), spelling, n=1, cutoff=0.5)
@@ -22,15 +31,15 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Check that a value is one of those allowed.
+    """Check that a value is one of the allowed values.
 
     Args:
-        name: the argument or field, as the message gives it.
-        value: its value.
-        choices: the allowed values.
+        name: argument or field, for the message.
+        value: value to check.
+        choices: allowed values.
 
     Raises:
-        ValueError: `value` is not one of `choices`; the message lists them.
+        ValueError: `value` is not one of `choices`. The message lists them.
     """
     if value not in choices:
         hint = did_you_mean(value, [choice for choice in choices if isinstance(choice, str)])
@@ -41,10 +50,10 @@ def check_at_least(name: str, value: float, least: float, unit: str = "") -> Non
     """Check that a number is not too small.
 
     Args:
-        name: the argument or field, as the message gives it.
-        value: its value.
-        least: the smallest allowed value.
-        unit: what is counted or measured, such as "frames"; empty for a bare number.
+        name: argument or field, for the message.
+        value: value to check.
+        least: smallest allowed value.
+        unit: unit of the value, such as "frames"; empty for a bare number.
 
     Raises:
         ValueError: `value` is below `least`, or not a number.

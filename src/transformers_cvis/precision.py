@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Computing in float32 where tensors have a smaller type."""
+"""Promotion of tensors to float32 for computations that half precision is too coarse for."""
 
 import torch
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in float32, or as it is in float64.
-
-    Half precision and integers become float32. A tensor that is float32 or float64 already is returned itself.
+    """Convert a tensor to float32, unless it is float64.
 
     Args:
-        tensor: of any shape and real type.
+        tensor: tensor of any shape and real dtype.
+
+    Returns:
+        The tensor in float32 or float64. A tensor that has one of them already is returned itself.
     """
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def at_least_float32_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """Return the smallest type that holds all of `dtypes` and float32.
+    """Return the smallest dtype that holds float32 and all of `dtypes`.
 
     Args:
-        dtypes: of the tensors that are computed with.
+        dtypes: dtypes of the tensors of a computation.
     """
     common = torch.float32
     for dtype in dtypes:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks as run lengths (RLE): the one place that knows the format, and that uses pycocotools to compute with it.
+"""Run-length encoded masks (RLE). Only this module knows the format and calls pycocotools to compute with it.
 
 A mask of shape `(height, width)` is read in column-major order: the first column from top to bottom, then the second,
-and so on. Its run lengths count pixels that are off, on, off, ... in turn. The first run is off, and 0 long where the
+and so on. Its run lengths count pixels that are off, on, off, ... in turn. The first run is off, with length 0 if the
 first pixel is on. An RLE is a dict:
 
     size    [height, width]
-    counts  uncompressed: the run lengths, a list of integers whose sum is height * width
-            compressed: the same as a text (or bytes, as pycocotools gives it)
+    counts  uncompressed: run lengths, a list of integers whose sum is height * width
+            compressed: the same as a string (or bytes, as pycocotools returns it)
 
-The text holds each run in groups of 5 bits, the lowest first. A group is the character of code 48 + its value, and 32
-more if another group follows. The last group carries the sign. From the fourth run on, the number is the difference to
-the run two before (`run_lengths` reads the text).
+The string holds each run in groups of 5 bits, the lowest first. A group is the character with code 48 + its value, plus
+32 if another group follows. The last group carries the sign. From the fourth run on, the number is the difference to
+the run two before (`run_lengths` reads the string).
 
-Every function that returns an RLE returns a compressed one whose counts are a text, ready for json.
+Every function that returns an RLE returns a compressed one whose counts are a string, ready for JSON.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-MASKS_AT_ONCE = 255  # pycocotools counts the masks of a call of `area` in a byte
+MASKS_AT_ONCE = 255  # `area` of pycocotools counts the masks of a call in one byte
 
 _FIRST_CODE = 48
 _GROUP_BITS = 5
@@ -34,16 +34,16 @@ def encode(mask: np.ndarray) -> dict:
     """Return the RLE of a mask.
 
     Args:
-        mask: bool or uint8 of shape `(height, width)`; what is not 0 is on.
+        mask: bool or uint8 array of shape `(height, width)`. Pixels that are not 0 are on.
     """
     return _with_text(mask_utils.encode(np.asfortranarray(mask, dtype=bool).view(np.uint8)))
 
 
 def encode_or_none(mask: np.ndarray) -> dict | None:
-    """Return the RLE of a mask, None for a mask that is off everywhere.
+    """Return the RLE of a mask, or None for a mask that is off everywhere.
 
     Args:
-        mask: bool or uint8 of shape `(height, width)`.
+        mask: bool or uint8 array of shape `(height, width)`.
     """
     return encode(mask) if mask.any() else None
 
@@ -52,7 +52,7 @@ def empty(size: tuple[int, int]) -> dict:
     """Return the RLE of a mask that is off everywhere.
 
     Args:
-        size: its height and width.
+        size: height and width of the mask.
     """
     return from_run_lengths([[size[0] * size[1]]], size)[0]
 
@@ -61,7 +61,7 @@ def from_run_lengths(runs: Sequence[Sequence[int]], size: tuple[int, int]) -> li
     """Compress the run lengths of masks.
 
     Args:
-        runs: the run lengths of each mask, in column-major order and beginning with a run that is off.
+        runs: run lengths of each mask, in column-major order, beginning with a run that is off.
         size: height and width of all the masks.
     """
     if not runs:
@@ -75,17 +75,17 @@ def from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
     """Return the RLE of the union of polygons.
 
     Args:
-        polygons: the corners of each, `[x1, y1, x2, y2, ...]` in pixels.
+        polygons: corners of each polygon, `[x1, y1, x2, y2, ...]` in pixels.
         size: height and width of the mask.
     """
     return _with_text(mask_utils.merge(mask_utils.frPyObjects(polygons, *size)))
 
 
 def compress(segmentation: dict | list | None, size: tuple[int, int]) -> dict:
-    """Return the RLE of a segmentation of any form.
+    """Return the RLE of a segmentation in any form.
 
     Args:
-        segmentation: an RLE of `size`, compressed or not; polygons; or nothing (None, or empty) for an empty mask.
+        segmentation: RLE of `size`, compressed or not; list of polygons; or None (or empty) for an empty mask.
         size: height and width of the mask.
     """
     if not segmentation:
@@ -98,30 +98,30 @@ def compress(segmentation: dict | list | None, size: tuple[int, int]) -> dict:
 
 
 def decode(rle: dict) -> np.ndarray:
-    """Return the mask of a compressed RLE, bool of shape `(height, width)`.
+    """Return the mask of a compressed RLE, a bool array of shape `(height, width)`.
 
     Raises:
-        ValueError: the counts are of more pixels than the mask has.
+        ValueError: the counts cover more pixels than the mask has.
     """
     return mask_utils.decode(rle).astype(bool)
 
 
 def decode_all(rles: Sequence[dict]) -> np.ndarray:
-    """Return the masks of compressed RLEs of one size, bool of shape `(num_masks, height, width)`.
+    """Return the masks of compressed RLEs of one size, a bool array of shape `(num_masks, height, width)`.
 
     Args:
-        rles: at least one.
+        rles: at least one RLE.
 
     Raises:
-        ValueError: there is none, or the counts of one are of more pixels than the mask has.
+        ValueError: `rles` is empty, or the counts of an RLE cover more pixels than its mask has.
     """
     if not rles:
-        raise ValueError("There are no masks to decode; give at least one.")
+        raise ValueError("No masks to decode: the list is empty. Give at least one.")
     return mask_utils.decode(rles).transpose(2, 0, 1).astype(bool)
 
 
 def boxes(rles: Sequence[dict]) -> np.ndarray:
-    """Return the tight boxes of compressed RLEs, float64 of shape `(num_masks, 4)`: x, y, width, height in pixels.
+    """Return the tight boxes of compressed RLEs, x, y, width, height in pixels, float64 of shape `(num_masks, 4)`.
 
     The box of an empty mask is 0, 0, 0, 0.
     """
@@ -131,7 +131,7 @@ def boxes(rles: Sequence[dict]) -> np.ndarray:
 def corner_boxes(rles: Sequence[dict | None]) -> list[tuple[float, float, float, float] | None]:
     """Return the tight boxes `(x0, y0, x1, y1)` of compressed RLEs in pixels, ends exclusive; None for None."""
     found = iter(boxes([rle for rle in rles if rle is not None]).tolist())
-    corners = []
+    corners: list[tuple[float, float, float, float] | None] = []
     for rle in rles:
         if rle is None:
             corners.append(None)
@@ -142,17 +142,17 @@ def corner_boxes(rles: Sequence[dict | None]) -> list[tuple[float, float, float,
 
 
 def areas(rles: Sequence[dict]) -> np.ndarray:
-    """Return how many pixels are on in compressed RLEs, int64 of shape `(num_masks,)`."""
+    """Return the number of pixels that are on in each compressed RLE, int64 of shape `(num_masks,)`."""
     parts = [mask_utils.area(list(part)) for part in _parts(rles)]
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64)
 
 
 def intersection_areas(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarray:
-    """Return how many pixels are on in both masks of each pair, int64 of shape `(num_masks,)`.
+    """Return the number of pixels that are on in both masks of each pair, int64 of shape `(num_masks,)`.
 
     Args:
         rles: compressed RLEs.
-        others: as many, each of the size of its partner.
+        others: as many compressed RLEs, each of the size of its partner.
     """
     return areas([mask_utils.merge([one, other], intersect=True) for one, other in zip(rles, others, strict=True)])
 
@@ -160,7 +160,7 @@ def intersection_areas(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarr
 def ious(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarray:
     """Return the intersection over union of every pair, float64 of shape `(num_masks, num_others)`.
 
-    A pair of empty masks has 0, a pair of two sizes 0 or -1.
+    A pair of empty masks has 0; a pair of masks of different sizes has 0 or -1.
 
     Args:
         rles: compressed RLEs.
@@ -172,10 +172,10 @@ def ious(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarray:
 
 
 def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray | None:
-    """Return the run lengths of an RLE, int64 of shape `(num_runs,)`; None where they cannot be read.
+    """Return the run lengths of an RLE, int64 of shape `(num_runs,)`, or None if they cannot be read.
 
     Args:
-        counts: of the RLE, compressed or not. Whether they make up a mask of its size is not looked at.
+        counts: counts of the RLE, compressed or not. Their sum is not compared with the size of the mask.
     """
     if not isinstance(counts, (str, bytes)):
         return np.asarray(counts, dtype=np.int64)
@@ -197,13 +197,16 @@ def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray | None:
 
 
 def window_run_lengths(window: np.ndarray, top: int, left: int, size: tuple[int, int]) -> list[int] | None:
-    """Return the run lengths of a mask that is off outside a window, without building it; None if it is empty.
+    """Return the run lengths of a mask that is off outside a window, without building the mask.
 
     Args:
-        window: bool of shape `(window_height, window_width)`.
+        window: bool array of shape `(window_height, window_width)`.
         top: row of the mask where the window begins.
         left: column of the mask where the window begins.
         size: height and width of the mask.
+
+    Returns:
+        The run lengths, or None if the mask is empty.
     """
     height, width = window.shape
     columns = np.zeros((width, height + 2), dtype=bool)  # off above and below, so that no run leaves its column

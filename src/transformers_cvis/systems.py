@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Systems from inside and outside the package: one call makes every part of it know them."""
+"""Registration of systems from inside and outside the package, for all its parts at once."""
 
 from importlib.metadata import entry_points
 
@@ -16,17 +16,17 @@ ENTRY_POINT_GROUP = "transformers_cvis.systems"
 
 
 def register_system(config_class: type[PreTrainedConfig], model_class: type[CvisPreTrainedModel]) -> None:
-    """Make the package know a system: Auto classes, pipeline, command line, recipes (`system: <model_type>`), trainer.
+    """Register a system with Auto classes, pipeline, command line, recipes (`system: <model_type>`) and trainer.
 
     An installed package can name a module that calls `register_system` as an entry point of the group
     "transformers_cvis.systems"; the module is imported with `transformers_cvis`.
 
     Args:
-        config_class: Configuration of the system, with a `model_type` of its own.
-        model_class: The model, whose `config_class` it is.
+        config_class: configuration of the system, with a `model_type` of its own.
+        model_class: model of the system, whose `config_class` is `config_class`.
 
     Raises:
-        ValueError: The configuration has no `model_type`, or one that another system has.
+        ValueError: the configuration has no `model_type`, or has that of another system.
 
     Example:
     ```python
@@ -47,7 +47,7 @@ def register_system(config_class: type[PreTrainedConfig], model_class: type[Cvis
 
 
 def register_own_systems() -> None:
-    """Register the processor of the models of the package, then the systems of installed packages."""
+    """Register the video processor for the models of the package, then the systems of installed packages."""
     for config_class in (*MODELS, *IMAGE_MODELS):
         AutoVideoProcessor.register(config_class, CvisVideoProcessor, exist_ok=True)
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):

@@ -77,11 +77,11 @@ def test_a_converted_mask2former_segments_videos(checkpoints, video, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.pth"], "SOURCE: There is no file 'absent.pth'"),
+        (["absent.pth"], "SOURCE: No file 'absent.pth' found"),
         (["{file}"], "is not a checkpoint: it begins with b'hello'"),
         (["{genvis}", "--set", "clip_length"], "--set clip_length: must look like KEY=VALUE"),
-        (["{genvis}", "--classes", "absent.txt"], "--classes: There is no file 'absent.txt'"),
-        (["{genvis}", "--classes", "{broken}"], "is no YouTube-VIS json with 'categories'"),
+        (["{genvis}", "--classes", "absent.txt"], "--classes: No file 'absent.txt' found"),
+        (["{genvis}", "--classes", "{broken}"], "is not a YouTube-VIS JSON: it needs 'categories'"),
         (["{genvis}", "--out", "{file}/out"], "Cannot write into the folder .*file: Not a directory"),
         (["{genvis}", "--out", "{file}"], "file exists and is not an empty folder"),
         (["{genvis}", "--report", "{file}/report.json"], "Cannot write into the folder .*file"),

@@ -79,11 +79,11 @@ def test_broken_video_does_not_stop_the_others(video, model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.mp4"], "There is no file or folder 'absent.mp4'"),
+        (["absent.mp4"], "No file or folder 'absent.mp4' found"),
         ([__file__], "cannot be opened as a video"),
         (["VIDEO", "--out", "{tmp}/file/out"], "Cannot write into the folder .*file"),
         (["VIDEO", "--json", "out.mp4"], "must end in .json"),
-        (["VIDEO", "--model", "{tmp}/absent"], "--model: There is no folder '.*/absent'. Give the folder of a saved"),
+        (["VIDEO", "--model", "{tmp}/absent"], "--model: No folder '.*/absent' found. Give the folder of a saved"),
         (
             ["VIDEO", "--model", "tester/absent"],
             "--model tester/absent: .* Give the folder of a saved model, or the name",
@@ -134,7 +134,7 @@ def test_wrong_usage_has_exit_code_2(option, value, message, capsys):
 def test_models_of_other_kinds_are_refused(video, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     assert run("segment", video, "--model", tmp_path, "--out", tmp_path / "out") == 1
-    assert "a 'resnet' model, which is no video instance segmentation model" in error_line(capsys)
+    assert "a 'resnet' model, not a video instance segmentation model" in error_line(capsys)
 
 
 def test_a_mask2former_checkpoint_of_the_hub_segments_a_video(video, mask2former_on_the_hub, tmp_path):

@@ -30,22 +30,22 @@ def both(*spoils):
 
 
 STRUCTURE = [
-    (lambda c: c.pop("videos"), "^The top-level key 'videos' is missing or no list; add it"),
-    (lambda c: c.update(categories={}), "^The top-level key 'categories' is missing or no list"),
+    (lambda c: c.pop("videos"), "^The top-level key 'videos' is missing or not a list; add it"),
+    (lambda c: c.update(categories={}), "^The top-level key 'categories' is missing or not a list"),
     (lambda c: c.update(annotations={"1": 2}), "^'annotations' is a dict; make it a list"),
     (lambda c: c.update(videos=[], annotations=[]), "^'videos' is empty; add at least one video"),
     (lambda c: c.update(categories=[], annotations=[]), "^'categories' is empty"),
     (change("categories", 0, id=1), r"^categories\[1\] uses the category id 1 again; give every category its own id"),
     (change("categories", 0, name="ape"), "^category 1: the name 'ape' appears twice; merge the two or rename one"),
-    (change("categories", 0, name=5), "^category 3: its name is 5; give a text"),
+    (change("categories", 0, name=5), "^category 3: its name is 5; give a string"),
     (remove("categories", 1, "name"), r"^categories\[1\] has no 'name'; add it"),
     (remove("videos", 1, "id"), r"^videos\[1\] has no 'id'; add it"),
     (remove("videos", 1, "length"), r"^video 2: videos\[1\] has no 'length'; add it"),
     (change("videos", 1, id=1), r"^video 1: videos\[1\] uses the video id 1 again; give every video its own id"),
-    (change("videos", 1, id="2"), r"^video 2: videos\[1\]: its id is '2', no integer"),
+    (change("videos", 1, id="2"), r"^video 2: videos\[1\]: its id is '2'; give an integer"),
     (change("videos", 1, width=0), "^video 2: 'width' is 0; give a positive integer"),
     (change("videos", 1, length=4), "^video 2: 'length' is 4 but there are 3 file_names; make them agree"),
-    (change("videos", 1, file_names="a.jpg"), "^video 2: 'file_names' is no list of texts; give one"),
+    (change("videos", 1, file_names="a.jpg"), "^video 2: 'file_names' is not a list of strings; give one"),
     (lambda c: c["annotations"].append(3), r"^annotations\[3\] is a int; an object is expected"),
     (remove("annotations", 2, "id"), r"^video 2: annotations\[2\] has no 'id'; add it"),
     (
@@ -90,7 +90,7 @@ STRUCTURE = [
 ]
 
 CONTENT = [
-    (lambda c: c.pop("annotations"), "^There are no annotations: the file can be used for prediction"),
+    (lambda c: c.pop("annotations"), "^The file has no annotations: it can be used for prediction"),
     (
         frame("segmentations", 0, 1, {"size": [20, 30], "counts": [5, 10]}),
         r"^video 1, annotation 10: frame 1: the RLE covers 15 pixels, its size \[20, 30\] asks for 600; encode",
@@ -140,10 +140,10 @@ def test_missing_frames(tiny_file):
 
 
 COCO = [
-    (lambda c: c.update(images=None), "^The top-level key 'images' is missing or no list; add it"),
+    (lambda c: c.update(images=None), "^The top-level key 'images' is missing or not a list; add it"),
     (lambda c: c.update(images=[], annotations=[]), "^'images' is empty; add at least one image"),
     (remove("images", 1, "file_name"), r"^image 8: images\[1\] has no 'file_name'; add it"),
-    (change("images", 1, file_name=3), "^image 8: 'file_name' is 3; give a text"),
+    (change("images", 1, file_name=3), "^image 8: 'file_name' is 3; give a string"),
     (change("images", 1, height=0), "^image 8: 'height' is 0; give a positive integer"),
     (change("images", 1, id=7), r"^image 7: images\[1\] uses the image id 7 again; give every image its own id"),
     (
@@ -168,7 +168,7 @@ COCO = [
         r"^image 7, annotation 102: the RLE has the size \[80, 60\] but the image is \[60, 80\] \(height, width\) "
         r"\(height and width are swapped\); encode the mask at the size of the image",
     ),
-    (lambda c: c.pop("annotations"), "^There are no annotations"),
+    (lambda c: c.pop("annotations"), "^The file has no annotations"),
     (
         change("annotations", 3, segmentation=[]),
         "^image 8, annotation 103: there is a box but no segmentation, so the annotation is dropped; give both",
@@ -199,7 +199,7 @@ def test_the_format_is_told_by_its_sections(tiny_file, tiny_coco):
     assert validate_annotations(tiny_file.write(), tiny_file.images) == []
     assert validate_annotations(tiny_coco.write(), tiny_coco.images) == []
     (problem,) = validate_ytvis(tiny_coco.write())
-    assert "'videos' is missing or no list; add it. It has 'images', so it is of COCO format" in problem.message
+    assert "'videos' is missing or not a list; add it. It has 'images', so it is of COCO format" in problem.message
 
 
 def test_missing_images(tiny_coco):

@@ -207,7 +207,7 @@ BAD_GROUND_TRUTH = {
         lambda g: g["annotations"][2].pop("id"),
         r"video 2: annotations\[2\] has no 'id'; add it",
     ),
-    "text as id": (lambda g: change(g["categories"][0], id="1"), r"categories\[0\]: its id is '1', no integer"),
+    "text as id": (lambda g: change(g["categories"][0], id="1"), r"categories\[0\]: its id is '1'; give an integer"),
     "duplicate video id": (lambda g: change(g["videos"][1], id=1), r"videos\[1\] uses the video id 1 again"),
     "duplicate annotation id": (
         lambda g: change(g["annotations"][0], id=2),
@@ -240,7 +240,7 @@ BAD_GROUND_TRUTH = {
         lambda g: change(g["annotations"][0], segmentations=[3] * 4),
         "frame 0: the segmentation is 3; give an RLE",
     ),
-    "no videos": (lambda g: g.pop("videos"), "The top-level key 'videos' is missing or no list; add it"),
+    "no videos": (lambda g: g.pop("videos"), "The top-level key 'videos' is missing or not a list; add it"),
 }
 
 

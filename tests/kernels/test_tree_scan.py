@@ -262,7 +262,7 @@ def test_bad_input_is_named():
     trees = random_trees(2, 2, 2)
     with pytest.raises(ValueError, match=r"\(2, 4, 3\) and edge_weights \(2, 4, 1\)"):
         TreeScan()(torch.rand(2, 4, 3), torch.rand(2, 4, 1), trees)
-    with pytest.raises(ValueError, match="2 trees have 8 nodes, the features 3 x 4"):
+    with pytest.raises(ValueError, match="2 trees have 8 nodes, but the features have 3 x 4"):
         TreeScan()(torch.rand(3, 4, 1), torch.rand(3, 4, 1), trees)
-    with pytest.raises(ValueError, match="2 trees have 8 nodes, the features 1 x 8"):
+    with pytest.raises(ValueError, match="2 trees have 8 nodes, but the features have 1 x 8"):
         TreeScan()(torch.rand(1, 8, 1), torch.rand(1, 8, 1), trees)

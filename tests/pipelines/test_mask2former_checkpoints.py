@@ -257,7 +257,7 @@ class TestOthers:
         assert (
             cli.main(["segment", str(tmp_path / "my.mp4"), "--model", maskformer, "--out", str(tmp_path / "out")]) == 1
         )
-        assert "is a 'maskformer' model, which is no video instance segmentation model" in capsys.readouterr().err
+        assert "is a 'maskformer' model, not a video instance segmentation model" in capsys.readouterr().err
 
     def test_a_model_with_a_video_head(self, checkpoint, tmp_path):
         detector = MinVisForVideoInstanceSegmentation.from_pretrained(checkpoint[1]).config.to_dict()

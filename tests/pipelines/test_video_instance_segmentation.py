@@ -309,7 +309,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("video", "error", "message"),
         [
-            ("no/such.mp4", FileNotFoundError, "There is no file or folder 'no/such.mp4'"),
+            ("no/such.mp4", FileNotFoundError, "No file or folder 'no/such.mp4' found"),
             (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "holds no frame"),
             (np.full((2, 4, 4, 3), np.nan), ValueError, "holds NaN"),
             (np.zeros((2, 4, 4, 3), np.int64), ValueError, "has dtype int64"),

@@ -140,7 +140,7 @@ class TestPreprocess:
             processor(video, return_tensors="pt")
 
     def test_no_such_file(self, processor):
-        with pytest.raises(FileNotFoundError, match="There is no file or folder '/no/such.mp4'"):
+        with pytest.raises(FileNotFoundError, match="No file or folder '/no/such.mp4' found"):
             processor("/no/such.mp4", return_tensors="pt")
 
 

@@ -201,7 +201,7 @@ class TestImagesAndArrays:
 
 class TestBadInput:
     def test_no_such_file(self):
-        with pytest.raises(FileNotFoundError, match="There is no file or folder '/no/such.mp4'"):
+        with pytest.raises(FileNotFoundError, match="No file or folder '/no/such.mp4' found"):
             open_video("/no/such.mp4")
 
     @pytest.mark.parametrize("content", [b"", b"this is text, not a video\n" * 50])
@@ -250,7 +250,7 @@ class TestBadInput:
             open_video(tmp_path)
 
     def test_missing_image_of_a_list(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no image '.*0.png'"):
+        with pytest.raises(FileNotFoundError, match="no image '.*0.png' found"):
             open_video([tmp_path / "0.png"])
 
     def test_broken_image(self, tmp_path):

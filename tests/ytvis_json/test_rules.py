@@ -96,7 +96,7 @@ def test_run_lengths():
     [
         (["a", "b"], None),
         (["a"], "'length' is 2 but there are 1 file_names; make them agree."),
-        (None, "'file_names' is no list of texts; give one file name per frame."),
+        (None, "'file_names' is not a list of strings; give one file name per frame."),
     ],
 )
 def test_file_names(file_names, message):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files which ship with the package: the embedded default model, a short video with its ground truth, task adapters.
+"""Files that ship with the package: the embedded default model, a short video with its ground truth, task adapters.
 
-`examples/train_default_model.py` makes the first two, `benchmarks/continual_moving_shapes.py` the adapters.
+`examples/train_default_model.py` makes the model and the video, `benchmarks/continual_moving_shapes.py` the adapters.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ def _shipped(path: Path, maker: str = "examples/train_default_model.py") -> Path
 
 
 def default_model_path() -> Path:
-    """Folder of the embedded default model, a GenVIS trained on generated videos of moving shapes.
+    """Return the folder of the embedded default model, a GenVIS trained on generated videos of moving shapes.
 
     It loads like any saved model: `AutoModelForVideoInstanceSegmentation.from_pretrained(default_model_path())`.
 
@@ -35,7 +35,7 @@ def default_model_path() -> Path:
 
 
 def demo_video_path() -> Path:
-    """The mp4 which `make demo` segments: generated moving shapes which the default model has not seen.
+    """Return the mp4 that `make demo` segments: generated moving shapes that the default model was not trained on.
 
     Raises:
         FileNotFoundError: the installation is incomplete.
@@ -44,7 +44,7 @@ def demo_video_path() -> Path:
 
 
 def demo_ground_truth_path() -> Path:
-    """YouTube-VIS json with the exact masks of the video of `demo_video_path()`.
+    """Return the YouTube-VIS JSON with the exact masks of the video of `demo_video_path()`.
 
     Raises:
         FileNotFoundError: the installation is incomplete.
@@ -53,14 +53,26 @@ def demo_ground_truth_path() -> Path:
 
 
 def task_adapter_path(number: int = 2) -> Path:
-    """Folder of a small HVPL, trained task by task on generated videos of moving shapes; it loads like any model.
+    """Return the folder of a small HVPL trained task by task on generated videos of moving shapes.
+
+    It loads like any saved model.
 
     Args:
-        number (`int`, defaults to 2): 0 is the base, which knows four kinds of shapes; 1 and 2 are the task adapters
-            which know two more each. Adapter 2 brings what adapter 1 added and finds the base beside it.
+        number: 0 is the base, which knows four kinds of shapes. 1 and 2 are task adapters, which add two kinds each.
+            Adapter 2 includes the weights that adapter 1 added, and finds the base in the folder `task-0` next to it.
 
     Raises:
-        FileNotFoundError: there is no such task, or the installation is incomplete.
+        FileNotFoundError: the task does not exist, or the installation is incomplete.
+
+    Example:
+    ```python
+    >>> from transformers_cvis import AutoModelForVideoInstanceSegmentation, task_adapter_path
+
+    >>> model = AutoModelForVideoInstanceSegmentation.from_pretrained(task_adapter_path(1))
+    >>> model.config.num_labels
+    6
+
+    ```
     """
     folder = ASSETS / "hvpl-moving-shapes" / f"task-{number}"
     files = ("model.safetensors",) if number == 0 else ("task_adapter_config.json", "task_adapter_model.safetensors")

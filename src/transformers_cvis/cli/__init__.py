@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `transformers-cvis`, a module per family; their parsers lie in `transformers_cvis_cli`."""
+"""Commands of `transformers-cvis`, one module per family. `transformers_cvis_cli` holds their parsers."""

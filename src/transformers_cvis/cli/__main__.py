@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m transformers_cvis.cli`."""
+"""Run the command line as `python -m transformers_cvis.cli`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts that commands share: messages, the model, and checks of what they will write."""
+"""Parts that commands share: messages, loading of the model, and checks of output files."""
 
 import argparse
 import sys
@@ -26,10 +26,10 @@ logger = logging.get_logger(__name__)
 
 
 class MessageHandler(Handler):
-    """Prints messages to standard error as it is now, above a progress bar if there is one."""
+    """Log handler that prints to the current standard error, above a progress bar if one is drawn."""
 
     def emit(self, record: LogRecord) -> None:
-        """Print a message; a warning or an error says that it is one."""
+        """Print a message. Warnings and errors begin with their level."""
         kind = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         with tqdm.external_write_mode(file=sys.stderr):
             print(f"{kind}{self.format(record)}", file=sys.stderr)
@@ -37,7 +37,7 @@ class MessageHandler(Handler):
 
 @contextmanager
 def messages(quiet: bool, verbose: bool) -> Iterator[None]:
-    """Show messages and progress as a command line does, while the block runs.
+    """Show messages and progress in the style of a command line while the block runs.
 
     Messages of the package are shown from level INFO on, those of libraries from WARNING on, unless
     `TRANSFORMERS_VERBOSITY` sets another level for both. No progress bar is drawn if standard error is not a terminal.
@@ -78,13 +78,13 @@ def load_model(options: argparse.Namespace) -> tuple[PreTrainedModel, CvisVideoP
     """Load the model that the options name.
 
     Args:
-        options: with `model`, `revision`, `device` and `dtype`.
+        options: parsed options, with `model`, `revision`, `device` and `dtype`.
 
     Returns:
         The model in evaluation mode on its device, and its video processor.
 
     Raises:
-        CommandError: the device is not available, or the model is of another kind.
+        CommandError: the device is not available, or the model is not a video instance segmentation model.
         OSError: the model cannot be found or read.
     """
     try:
@@ -92,7 +92,7 @@ def load_model(options: argparse.Namespace) -> tuple[PreTrainedModel, CvisVideoP
     except RuntimeError as error:
         raise CommandError(f"--device {options.device}: use cpu, cuda, cuda:1 or mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise CommandError(f"--device {options.device}: torch sees no GPU here. Use --device cpu.")
+        raise CommandError(f"--device {options.device}: torch finds no GPU here. Use --device cpu.")
     name = options.model
     if name is None:
         name = str(default_model_path())
@@ -101,7 +101,7 @@ def load_model(options: argparse.Namespace) -> tuple[PreTrainedModel, CvisVideoP
     config = load_config(name, options.revision, f"--model {name}", remedy)
     if type(config) not in (*MODELS, *IMAGE_MODELS):
         raise CommandError(
-            f"{name} is a {config.model_type!r} model, which is no video instance segmentation model. A recipe with "
+            f"{name} is a {config.model_type!r} model, not a video instance segmentation model. A recipe with "
             "`model.init_from` can train one from a Mask2Former checkpoint (`transformers-cvis train --help`)."
         )
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(
@@ -113,10 +113,10 @@ def load_model(options: argparse.Namespace) -> tuple[PreTrainedModel, CvisVideoP
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Return a folder, made if needed, after a trial write: a mistake shows before the work, not after it.
+    """Return a folder, made if needed, after a trial write, so that a wrong path fails before the work.
 
     Raises:
-        CommandError: it cannot be made or written into.
+        CommandError: the folder cannot be made or written into.
     """
     folder = Path(path).expanduser()
     try:
@@ -129,10 +129,10 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def check_new_files(paths: Sequence[Path], overwrite: bool) -> None:
-    """Check that no file will be replaced, unless that is wanted.
+    """Check that no file exists, unless existing files may be replaced.
 
     Raises:
-        CommandError: some exist; the message names the first of them.
+        CommandError: files exist. The message names the first of them.
     """
     existing = [str(path) for path in paths if path.exists()]
     if existing and not overwrite:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis convert`."""
+"""Command `transformers-cvis convert`."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ from .common import writable_folder
 
 
 def run_convert(options: argparse.Namespace) -> int:
-    """Convert a released checkpoint, and report what became of every tensor."""
+    """Convert a released checkpoint, and print a report on every tensor."""
     settings = {}
     for override in options.overrides:
         key, separator, value = override.partition("=")
@@ -52,10 +52,10 @@ def run_convert(options: argparse.Namespace) -> int:
 
 
 def read_class_names(path: str) -> list[str]:
-    """Return names in label order, from a YouTube-VIS json (by rising category id) or a text file (by line).
+    """Read class names in label order, from a YouTube-VIS JSON (by rising category id) or a text file (by line).
 
     Raises:
-        CommandError: the json holds no categories.
+        CommandError: the JSON has no categories.
         OSError: the file cannot be read.
     """
     text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -65,4 +65,4 @@ def read_class_names(path: str) -> list[str]:
         categories = json.loads(text)["categories"]
         return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
     except (ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{path} is no YouTube-VIS json with 'categories'.") from error
+        raise CommandError(f"{path} is not a YouTube-VIS JSON: it needs 'categories'.") from error

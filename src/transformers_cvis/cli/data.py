@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis validate`, `import-data`, `split-data` and `make-data`."""
+"""Commands `transformers-cvis validate`, `import-data`, `split-data` and `make-data`."""
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers_cvis_cli import CommandError
@@ -34,11 +35,12 @@ def run_validate(options: argparse.Namespace) -> int:
 
 
 def run_import_data(options: argparse.Namespace) -> int:
-    """Write a data set of another form as YouTube-VIS json."""
+    """Convert a data set to YouTube-VIS JSON."""
     outputs = [Path(path).expanduser() for path in (options.out, options.valid) if path is not None]
     for path in outputs:
         writable_folder(path.parent)
     check_new_files(outputs, options.overwrite)
+    contents: Sequence[dict]
     if options.kind == "coco":
         contents = [read_annotations(options.source, kind="images")]
     else:
@@ -51,7 +53,7 @@ def run_import_data(options: argparse.Namespace) -> int:
 
 
 def run_split_data(options: argparse.Namespace) -> int:
-    """Split an annotation file by videos into two."""
+    """Split an annotation file by videos into two files."""
     folder = writable_folder(options.out)
     check_new_files([folder / f"{name}_split.json" for name in ("train", "test")], options.overwrite)
     for path in split_ytvis(options.json, folder, options.test_share, options.seed):
@@ -62,7 +64,7 @@ def run_split_data(options: argparse.Namespace) -> int:
 def run_make_data(options: argparse.Namespace) -> int:
     """Generate a data set."""
     if options.categories is not None and options.categories > len(SHAPES):
-        raise CommandError(f"--categories {options.categories}: there are {len(SHAPES)} kinds of shapes.")
+        raise CommandError(f"--categories {options.categories}: give at most {len(SHAPES)}, the number of shapes.")
     folder = make_moving_shapes(
         options.folder,
         num_train_videos=options.train_videos,
@@ -80,7 +82,7 @@ def run_make_data(options: argparse.Namespace) -> int:
 
 
 def describe_annotations(content: dict) -> str:
-    """Return one line about a YouTube-VIS json: its numbers of videos, frames, and objects of each category."""
+    """Describe a YouTube-VIS JSON in one line: its numbers of videos, of frames, and of objects of each category."""
     counts = Counter(annotation["category_id"] for annotation in content["annotations"])
     categories = ", ".join(f"{category['name']} {counts[category['id']]}" for category in content["categories"])
     frames = sum(video["length"] for video in content["videos"])

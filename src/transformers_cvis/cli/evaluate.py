@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis evaluate`."""
+"""Command `transformers-cvis evaluate`."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from .common import check_new_files, load_model, writable_folder
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    """Measure results, or those of a model, against a ground truth."""
+    """Evaluate results, or a model, against a ground truth."""
     outputs = [Path(path).expanduser() for path in (options.json, options.submission) if path is not None]
     for path in outputs:
         writable_folder(path.parent)

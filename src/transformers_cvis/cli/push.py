@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis push`."""
+"""Command `transformers-cvis push`."""
 
 import argparse
 from pathlib import Path
@@ -16,9 +16,12 @@ from ..modeling.tasks.adapter_files import ADAPTER_CONFIG_FILE
 
 
 def run_push(options: argparse.Namespace) -> int:
-    """Upload a saved model, or what a task added to one, and print where it is."""
+    """Upload a saved model or task adapter, and print the address of the commit."""
     if not (Path(options.folder) / "config.json").is_file():
-        raise CommandError(f"{options.folder} holds no saved model: there is no config.json in it.")
+        raise CommandError(
+            f"{options.folder} holds no saved model: config.json is missing. Give a folder that "
+            "`transformers-cvis train` or `save_pretrained` wrote."
+        )
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(options.folder)
     video_processor = AutoVideoProcessor.from_pretrained(options.folder)
     report_path = Path(options.folder) / "report.json"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis segment`."""
+"""Command `transformers-cvis segment`."""
 
 import argparse
 import json
@@ -23,12 +23,14 @@ logger = logging.get_logger(__name__)
 def run_segment(options: argparse.Namespace) -> int:
     """Segment videos, print the tracks found, and write the results."""
     folder = writable_folder(options.out)
-    json_path = folder / "results.json"
+    json_path: Path | None = folder / "results.json"
     if options.json is not None:
         json_path = None if options.json == "-" else Path(options.json).expanduser()
         if json_path is not None:
             if json_path.suffix != ".json":
-                raise CommandError(f"--json {options.json}: the name of the file must end in .json (- prints it).")
+                raise CommandError(
+                    f"--json {options.json}: the name of the file must end in .json, or be - to print it."
+                )
             writable_folder(json_path.parent)
     names = output_names(options.videos)
     pictures = [] if options.no_video else [folder / f"{name}{suffix}" for name in names for suffix in (".mp4", ".png")]
@@ -38,7 +40,7 @@ def run_segment(options: argparse.Namespace) -> int:
         raise CommandError(f"{clash[0]} is one of the videos and would be replaced: choose another --out.")
 
     sampling = {"stride": options.stride, "max_frames": options.max_frames}
-    for video in options.videos:  # a file that is not a video is found out before the model is loaded
+    for video in options.videos:  # fail on a file that is not a video before the model is loaded
         open_video(video, **sampling)
     model, video_processor = load_model(options)
 
@@ -78,7 +80,7 @@ def run_segment(options: argparse.Namespace) -> int:
 
 
 def output_names(videos: Sequence[str]) -> list[str]:
-    """Return a file name without suffix for each video: its own, numbered where two are called the same."""
+    """Return a file name without suffix for each video: its own name, with a number if it repeats an earlier one."""
     names: list[str] = []
     for video in videos:
         path = Path(video.rstrip("/"))
@@ -91,12 +93,12 @@ def output_names(videos: Sequence[str]) -> list[str]:
 
 
 def track_table(video: str, segmentation: VideoSegmentation, seconds: float) -> str:
-    """Return a table of the tracks of a video, a line each; times are those of the first and last frame with a mask.
+    """Format the tracks of a video as a table, with the times of the first and last frame with a mask.
 
     Args:
-        video: its name.
-        segmentation: what was found in it.
-        seconds: how long that took.
+        video: name of the video.
+        segmentation: its tracks.
+        seconds: time that the segmentation took.
     """
     height, width = segmentation.size
     speed = segmentation.num_frames / max(seconds, 1e-9)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers-cvis train` and `transformers-cvis train-continual`."""
+"""Commands `transformers-cvis train` and `transformers-cvis train-continual`."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train a model as a recipe says, and print its metrics."""
+    """Train a model from a recipe, and print its metrics."""
     if options.fields is not None:
         print(describe_fields(Recipe, options.fields), end="")
         return 0
@@ -34,7 +34,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_train_continual(options: argparse.Namespace) -> int:
-    """Train a model task after task as a schedule says, and print the report."""
+    """Train a model task by task from a schedule, and print the report."""
     if options.fields is not None:
         print(describe_fields(Schedule, options.fields), end="")
         return 0
@@ -49,7 +49,7 @@ def run_train_continual(options: argparse.Namespace) -> int:
 
 
 def print_shipped(folder: Path) -> None:
-    """Print a line for each YAML file of a folder: its name, and what it is."""
+    """Print name and description of each YAML file of a folder, one per line."""
     descriptions = describe_shipped(folder)
     width = max(map(len, descriptions))
     for name, description in descriptions.items():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models on the Hub: cards, and pushes of one commit to one revision."""
+"""Models on the Hub: model cards, and pushes in one commit to one revision."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards: what a model does, its classes, how to load it, what was measured, and how it was trained."""
+"""Model cards: task and classes of a model, how to load it, its measurements, and its training."""
 
 import json
 import os
@@ -11,29 +11,30 @@ from typing import Any, Protocol
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ..files import write_json
 from .owned_files import declare_owned_files
 
 TASK = "video-instance-segmentation"
 LIBRARY = "transformers-cvis"
 TRAINING_SUMMARY_FILE = "training_summary.json"
-NOTHING_TO_FIND = -1  # COCO's mark for a measurement over no objects
+NOTHING_TO_FIND = -1  # value of COCO for a measurement over no objects
 
 declare_owned_files(TRAINING_SUMMARY_FILE)
 
 
 class Report(Protocol):
-    """Measurements after every task of a schedule, as a card and a push need them."""
+    """Measurements after every task of a schedule, with the methods that a card and a push need."""
 
     def to_markdown(self) -> str:
         """Return the section of the card."""
 
     def save(self, folder: str | os.PathLike) -> Any:
-        """Write the report's files into a folder; `REPORT_FILE` must be one of them and list them all as "files"."""
+        """Write the report's files into a folder. One of them is `REPORT_FILE`, which lists them all as "files"."""
 
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What a model card tells beyond the model itself, and the files that go with it. All fields are optional.
+    """Content of a model card beyond the model itself, and files that go with it. All fields are optional.
 
     Attributes:
         license (`str`, defaults to "unknown"): identifier of the Hub, such as "apache-2.0", for the weights.
@@ -60,9 +61,10 @@ def model_card(model: PreTrainedModel, name: str, card: CardInfo, *, revision: s
     """Build the card of a model.
 
     Args:
-        model: its class, size, classes and, where it has them, `card_title(name)` and `card_note()` are shown.
+        model: model to describe by its class, size and classes, and by `card_title(name)` and `card_note()` if it has
+            these methods.
         name: the repository, or the folder, that loads the model.
-        card: what else to show.
+        card: further content.
         revision: the revision that loads the model; None is the default branch.
 
     Returns:
@@ -100,9 +102,9 @@ def model_card(model: PreTrainedModel, name: str, card: CardInfo, *, revision: s
 
 
 def name_of_folder(folder: str | os.PathLike) -> str:
-    """Return the last two parts of a folder's path, by which a card calls the model that it holds.
+    """Return the last two parts of a folder's path, as the name of its model on a card.
 
-    Of a folder `task-1`, the last part alone would not tell whose task it is.
+    The last part alone, such as `task-1`, would not name the model of the task.
     """
     return "/".join(Path(folder).resolve().parts[-2:])
 
@@ -118,8 +120,7 @@ def write_training_summary(training_summary: Mapping[str, Any], folder: str | os
     Raises:
         OSError: the file cannot be written.
     """
-    text = json.dumps(training_summary, indent=2, ensure_ascii=False)
-    (Path(folder) / TRAINING_SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(Path(folder) / TRAINING_SUMMARY_FILE, training_summary, indent=2)
 
 
 def read_training_summary(folder: str | os.PathLike) -> dict[str, Any] | None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a revision a push may delete: those that a part of the package has declared as its own.
+"""Ownership of the files of a revision: a push may delete only files that a part of the package has declared.
 
-A revision may hold a whole model at one time and a task adapter at another. A push deletes what any writer of the
-package owns and it did not write itself; all other files of the revision stay.
+A revision may hold a whole model at one time and a task adapter at another. A push deletes the owned files of the
+revision that it does not write itself. All other files of the revision stay.
 
-The writers that `import transformers_cvis` always loads call [`declare_owned_files`]. A report is written by a room
-that a pushing process need not have loaded. So it carries its declaration with it: `REPORT_FILE` lists the files of the
-report that the revision holds, under the names that they had when they were written.
+The writers that `import transformers_cvis` always loads call [`declare_owned_files`]. The module that writes reports
+may not be loaded in a pushing process, so a report carries its own declaration: `REPORT_FILE` lists the files of the
+report in the revision, under the names that they had when they were written.
 """
 
 import fnmatch
@@ -43,10 +43,10 @@ def read_files_of_report(path: str | os.PathLike) -> list[str]:
     """Return the files that a report has declared in its `REPORT_FILE`.
 
     Args:
-        path: the `REPORT_FILE`, a JSON object whose key "files" holds a list of names.
+        path: path of the `REPORT_FILE`, a JSON object whose key "files" holds a list of names.
 
     Returns:
-        The names; none if the file declares none, or is not a report of this package.
+        The names. The list is empty if the file declares none, or is not a report of this package.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models on the Hub: weights, video processor and a generated card, pushed in one commit to one revision."""
+"""Push of weights, video processor and a generated model card to one revision of the Hub, in one commit."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ declare_owned_files("model*.safetensors", SAFE_WEIGHTS_INDEX_NAME)  # the weight
 
 
 class Processor(Protocol):
-    """A video processor, as far as saving it needs one."""
+    """A video processor that can be saved."""
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> Any:
         """Write the processor's configuration into a folder."""
 
 
 class HubMixin:
-    """The models of the package on the Hub. Precedes `PreTrainedModel` in the bases of a model."""
+    """Mixin for models on the Hub. It must precede `PreTrainedModel` in the bases of a model."""
 
     def card_title(self, name: str) -> str:
         """Return the title of the model card.
@@ -39,7 +39,7 @@ class HubMixin:
         return last_part(name)
 
     def card_note(self) -> str | None:
-        """Return a remark for the users of the weights, which the model card shows, or None."""
+        """Return a remark for users of the weights, to be shown on the model card, or None."""
         return None
 
     def push_to_hub(self, repo_id: str, *, video_processor: Processor | None = None, **kwargs: Any) -> CommitInfo:
@@ -97,11 +97,11 @@ def push_to_hub(
         report: see [`CardInfo`]; its files are uploaded as well.
 
     Returns:
-        The commit, with `commit_url` and `oid`. A push of files that are all there already makes no new commit.
+        The commit, with `commit_url` and `oid`. A push that changes no file makes no new commit.
 
     Raises:
-        HfHubHTTPError: the Hub refuses; the revision is unchanged.
-        RuntimeError: someone else wrote to the revision meanwhile; it is as the other left it.
+        HfHubHTTPError: the Hub rejects the push. The revision is unchanged.
+        RuntimeError: someone else wrote to the revision meanwhile. It stays as they left it.
     """
     card = CardInfo(license, base_model, tuple(tags or ()), training_summary, report)
     with temporary_folder() as folder:
@@ -128,13 +128,13 @@ def save_model(
     revision: str | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
-    """Write into a folder what [`push_to_hub`] uploads: weights, configuration, processor, card, summary and report.
+    """Write the files that [`push_to_hub`] uploads: weights, configuration, processor, card, summary and report.
 
     Args:
         model: the model to save.
         video_processor: its processor, or None.
         folder: receives the files; made if needed.
-        card: what the card tells beyond the model.
+        card: content of the card beyond the model.
         name: the repository, or the folder, that loads the model, for the card.
         revision: the revision that loads the model, for the card; None is the default branch.
         max_shard_size: size of the largest file of weights, in bytes or like "5GB".
@@ -152,13 +152,13 @@ def save_next_to_weights(
     name: str,
     revision: str | None = None,
 ) -> None:
-    """Write into a folder what goes with the weights, whether of a whole model or of a task adapter.
+    """Write the files that go with the weights of a whole model or of a task adapter.
 
     Args:
         model: the model that the card describes.
         video_processor: its processor, or None.
         folder: receives processor, card, training summary and report; must exist.
-        card: what the card tells beyond the model.
+        card: content of the card beyond the model.
         name: the repository, or the folder, that loads the model, for the card.
         revision: the revision that loads the model, for the card; None is the default branch.
     """
@@ -199,15 +199,15 @@ def commit_folder(
         The commit, with `commit_url` and `oid`.
 
     Raises:
-        HfHubHTTPError: the Hub refuses; the revision is unchanged.
-        RuntimeError: someone else wrote to the revision meanwhile; it is as the other left it.
+        HfHubHTTPError: the Hub rejects the push. The revision is unchanged.
+        RuntimeError: someone else wrote to the revision meanwhile. It stays as they left it.
     """
     api = HfApi(token=token)
     branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(repo_id).branches}
     new_branch = revision is not None and not revision.startswith("refs/pr/") and revision not in branches
     if new_branch:
-        # Not from `main`: were this process killed before its commit, the branch would pass off the model of `main` as
-        # its own. The first commit of a repository holds no model.
+        # A branch from `main` would show the model of `main` as its own, if this process were killed before its commit.
+        # The first commit of a repository holds no model.
         parent = api.list_repo_commits(repo_id)[-1].commit_id
     else:
         parent = api.repo_info(repo_id, revision=revision).sha
@@ -217,7 +217,7 @@ def commit_folder(
         repo_id, additions, revision=None if new_branch else revision, create_pr=create_pr, free_memory=False
     )
     if new_branch:
-        additions = _additions(Path(folder))  # those above have been compared with `main`, and leave out what it has
+        additions = _additions(Path(folder))  # the former ones were compared with `main`, and lack its files
         try:
             api.create_branch(repo_id, branch=revision, revision=parent)
         except HfHubHTTPError as error:
@@ -233,7 +233,7 @@ def commit_folder(
             parent_commit=parent,
         )
     except BaseException as error:
-        if new_branch:  # there is nothing on it
+        if new_branch:  # it is still empty
             api.delete_branch(repo_id, branch=revision)
         if isinstance(error, HfHubHTTPError):
             raise _explained(error, repo_id, revision) from error
@@ -255,12 +255,12 @@ def _deletions(api: HfApi, repo_id: str, parent: str, written: set[str]) -> list
 
 
 def _explained(error: HfHubHTTPError, repo_id: str, revision: str | None) -> Exception:
-    """Return a RuntimeError that tells of another writer where one came first, otherwise the error itself."""
+    """Return a RuntimeError if another writer has changed the revision meanwhile, otherwise the error itself."""
     if error.response is None or error.response.status_code not in (409, 412):
         return error
     return RuntimeError(
-        f"{repo_id}, revision {revision or 'main'}: somebody else wrote to it during this push, of which nothing was "
-        "committed. Look at what is there now, and push again to replace it."
+        f"{repo_id}, revision {revision or 'main'}: somebody else wrote to it during this push, and nothing was "
+        "committed. Check its present content, and push again to replace it."
     )
 
 

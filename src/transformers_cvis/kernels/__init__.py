@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compute kernels behind `nn.Module` layers; knows no model."""
+"""Layers and functions with fast kernels: attention, tree scan, linear layers. They depend on no model."""
 
 from .batch_invariance import BatchInvariance, batch_invariant_linear
 from .deformable_attention import MultiScaleDeformableAttention

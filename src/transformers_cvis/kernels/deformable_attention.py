@@ -1,56 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention as one weighted gather-sum, fast on CPU and right everywhere.
+"""Multi-scale deformable attention as one weighted gather-sum, fast on CPU and correct on every device.
 
-Letters in shape comments: B batch, Q queries, H heads, L levels, P points, D head_dim, S = sum of level pixels,
-N = B*Q*H bags, K = L*P samples of a bag, 4 corners of a sample, M = N*K.
+Letters in shapes: B batch, Q queries, H heads, L levels, P points, D channels of a head, S sum of the pixels of all
+levels, N = B*Q*H bags, K = L*P samples of a bag (of 4 corners each), M = N*K samples.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from kernels import use_kernel_forward_from_hub
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from ..precision import at_least_float32
 
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class MultiScaleDeformableAttention(nn.Module):
-    """The sampling core of deformable attention (Zhu et al. 2021, arXiv:2010.04159, eq. 3), without projections.
+    """Sampling core of deformable attention (Zhu et al. 2021, arXiv:2010.04159, eq. 3), without projections.
 
-    Stateless, with the forward signature of the Hub kernel `kernels-community/deformable-detr`, which takes its place
-    after [`use_kernels`]. The forward here needs no compiled extension: every (query, head) is a bag of
-    levels * points * 4 pixels of the flattened value table, summed with bilinear times attention weights by one
-    `embedding_bag`. Runs on any device, in eager mode, under `torch.compile(fullgraph=True)` and `torch.export`.
+    The module has no weights. Its forward has the signature of the Hub kernel `kernels-community/deformable-detr`,
+    which replaces it after [`use_kernels`]. The forward here needs no compiled extension: for every pair of query and
+    head, one `embedding_bag` sums L * P * 4 pixels of the flattened values, weighted by bilinear times attention
+    weights. It runs on any device, in eager mode, under `torch.compile(fullgraph=True)` and under `torch.export`.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from transformers_cvis.kernels import MultiScaleDeformableAttention
+
+    >>> shapes = [(4, 6), (2, 3)]  # two levels: 24 + 6 pixels
+    >>> value = torch.randn(1, 30, 2, 8)  # two heads of 8 channels
+    >>> locations = torch.rand(1, 5, 2, 2, 4, 2)  # 5 queries, 4 points in each level
+    >>> weights = torch.full((1, 5, 2, 2, 4), 1 / 8)
+    >>> attention = MultiScaleDeformableAttention()
+    >>> attention(value, torch.tensor(shapes), shapes, torch.tensor([0, 24]), locations, weights, 64).shape
+    torch.Size([1, 5, 16])
+
+    ```
     """
 
     def forward(
         self,
-        value: Tensor,
-        value_spatial_shapes: Tensor,
+        value: torch.Tensor,
+        value_spatial_shapes: torch.Tensor,
         value_spatial_shapes_list: list[tuple[int, int]],
-        level_start_index: Tensor,
-        sampling_locations: Tensor,
-        attention_weights: Tensor,
+        level_start_index: torch.Tensor,
+        sampling_locations: torch.Tensor,
+        attention_weights: torch.Tensor,
         im2col_step: int,
-    ) -> Tensor:
+    ) -> torch.Tensor:
         """Sum bilinear samples of all levels with the attention weights; samples outside a level read zeros.
 
         Args:
-            value: `(batch, sum of height * width over levels, heads, head_dim)`, levels in order, row-major.
-            value_spatial_shapes: `(levels, 2)` long, height and width of every level. Read by the Hub kernel only.
-            value_spatial_shapes_list: the same as python integers.
-            level_start_index: `(levels,)` long, first row of every level. Read by the Hub kernel only.
-            sampling_locations: `(batch, queries, heads, levels, points, 2)`, x and y, 0..1 edge to edge.
-            attention_weights: `(batch, queries, heads, levels, points)`.
-            im2col_step: batch elements per launch of the Hub kernel; has to divide the batch there.
+            value: values of the pixels `(B, S, H, D)`: all levels in order, each row by row.
+            value_spatial_shapes: height and width of every level `(L, 2)`, int64. Only the Hub kernel reads it.
+            value_spatial_shapes_list: height and width of every level, as Python integers.
+            level_start_index: first row of every level in `value`, `(L,)`, int64. Only the Hub kernel reads it.
+            sampling_locations: x and y of every sample `(B, Q, H, L, P, 2)`, 0 to 1 from edge to edge.
+            attention_weights: weight of every sample `(B, Q, H, L, P)`.
+            im2col_step: batch elements per launch of the Hub kernel, which must divide B there.
 
         Returns:
-            `(batch, queries, heads * head_dim)`, heads outermost, in the dtype of `value`. Weights and positions are
-            computed in the dtype of `sampling_locations`, at least in float32.
+            Tensor `(B, Q, H * D)` with the channels of the first head first, in the dtype of `value`. Weights and
+            positions are computed in the dtype of `sampling_locations`, at least in float32.
 
         Raises:
-            ValueError: when the levels do not add up to the rows of `value` or a shape does not fit the others.
+            ValueError: the levels do not add up to the rows of `value`, or a shape does not fit the others.
         """
         shapes = [(int(height), int(width)) for height, width in value_spatial_shapes_list]
         _check_shapes(value, shapes, sampling_locations, attention_weights)
@@ -61,10 +78,16 @@ class MultiScaleDeformableAttention(nn.Module):
 
 
 class _DeformableAttention(torch.autograd.Function):
-    """Forward as above; backward sorts the samples by pixel, so that it also consists of gather-sums only."""
+    """Autograd function of the gather-sum. The backward sorts the samples by pixel, and so needs only gather-sums."""
 
     @staticmethod
-    def forward(ctx, value, sampling_locations, attention_weights, shapes):
+    def forward(
+        ctx: Any,
+        value: torch.Tensor,
+        sampling_locations: torch.Tensor,
+        attention_weights: torch.Tensor,
+        shapes: list[tuple[int, int]],
+    ) -> torch.Tensor:
         index, weight, _ = _windows(value, sampling_locations, attention_weights, shapes)
         ctx.save_for_backward(value, sampling_locations, attention_weights, index, weight)
         ctx.shapes = shapes
@@ -72,9 +95,11 @@ class _DeformableAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(
+        ctx: Any, grad_output: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None]:
         value, sampling_locations, attention_weights, index, weight = ctx.saved_tensors
-        grad_bags = grad_output.reshape(index.shape[0], value.shape[-1]).to(weight.dtype)  # [N, D]
+        grad_bags = grad_output.reshape(index.shape[0], value.shape[-1]).to(weight.dtype)  # (N, D)
         grad_value = grad_locations = grad_attention = None
         if ctx.needs_input_grad[0]:
             grad_value = _value_gradient(grad_bags, index, weight, value.shape, ctx.shapes).to(value.dtype)
@@ -87,21 +112,27 @@ class _DeformableAttention(torch.autograd.Function):
         return grad_value, grad_locations, grad_attention, None
 
 
-def _attend(index: Tensor, weight: Tensor, value: Tensor) -> Tensor:
-    """Gather-sum the value table: index and weight `[N, K*4]` -> `[B, Q, H*D]`."""
+def _attend(index: torch.Tensor, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Sum the rows of the value table with `index` and `weight` `(N, K*4)`, and return `(B, Q, H*D)`."""
     batch_size, _, num_heads, head_dim = value.shape
-    table = value.reshape(-1, head_dim)  # [B*S*H, D]
-    bags = F.embedding_bag(index, table, per_sample_weights=weight.to(value.dtype), mode="sum")
+    table = value.reshape(-1, head_dim)  # (B*S*H, D)
+    bags = nn.functional.embedding_bag(index, table, per_sample_weights=weight.to(value.dtype), mode="sum")
     return bags.view(batch_size, -1, num_heads * head_dim)
 
 
 def _windows(
-    value: Tensor, sampling_locations: Tensor, attention_weights: Tensor, shapes: list[tuple[int, int]]
-) -> tuple[Tensor, Tensor, tuple["_Axis", "_Axis"]]:
-    """The 2x2 pixels that each sample reads: rows of the value table and their weights, both `[N, K*4]`.
+    value: torch.Tensor,
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+    shapes: list[tuple[int, int]],
+) -> tuple[torch.Tensor, torch.Tensor, tuple["_Axis", "_Axis"]]:
+    """Compute the 2x2 pixels that each sample reads.
 
-    A window is moved inside its level, and a pixel weighs `relu(1 - distance)` on either axis: that equals bilinear
-    interpolation inside, and zero padding outside, without any masking.
+    A window is moved inside its level, and a pixel weighs `relu(1 - distance)` along each axis. That equals bilinear
+    interpolation inside the level, and zero padding outside, without any masking.
+
+    Returns:
+        The rows of the value table `(N, K*4)`, their weights `(N, K*4)`, and the x and y axes of the samples.
     """
     batch_size, num_tokens, num_heads, _ = value.shape
     num_queries, num_points = sampling_locations.shape[1], sampling_locations.shape[4]
@@ -110,12 +141,12 @@ def _windows(
     rows = batch_size * num_tokens * num_heads
     integer = torch.int32 if rows < 2**31 else torch.int64
 
-    def per_sample(levels: list[float], dtype: torch.dtype) -> Tensor:  # one number a level -> [H*K]
+    def per_sample(levels: Sequence[float], dtype: torch.dtype) -> torch.Tensor:  # one number per level -> (H*K,)
         numbers = [number for number in levels for _ in range(num_points)] * num_heads
         return torch.tensor(numbers, dtype=dtype, device=value.device)
 
-    locations = at_least_float32(sampling_locations).reshape(batch_size, num_queries, -1, 2)  # [B, Q, H*K, 2]
-    attention = at_least_float32(attention_weights).reshape(batch_size, num_queries, -1)  # [B, Q, H*K]
+    locations = at_least_float32(sampling_locations).reshape(batch_size, num_queries, -1, 2)  # (B, Q, H*K, 2)
+    attention = at_least_float32(attention_weights).reshape(batch_size, num_queries, -1)  # (B, Q, H*K)
     x = _Axis(locations[..., 0], widths, per_sample)
     y = _Axis(locations[..., 1], heights, per_sample)
 
@@ -124,7 +155,7 @@ def _windows(
     top_left += x.low.to(integer).clamp_(min=0) * num_heads
     top_left += torch.tensor(head, dtype=integer, device=value.device)
     top_left += (torch.arange(batch_size, dtype=integer, device=value.device) * (num_tokens * num_heads)).view(-1, 1, 1)
-    # A level of one column (row) has no second one: its weight is zero, its index stays on the first.
+    # A level of one column (row) has no second one: the index stays on the first, with a weight of zero.
     top_right = top_left + per_sample([num_heads if width > 1 else 0 for width in widths], integer)
     down = per_sample([width * num_heads if height > 1 else 0 for height, width in shapes], integer)
     index = torch.stack((top_left, top_right, top_left + down, top_right + down), dim=-1)
@@ -136,23 +167,34 @@ def _windows(
 
 
 class _Axis:
-    """One coordinate of every sample, in pixels: the first pixel of its window, the offset from it, both weights."""
+    """One coordinate of every sample in pixels: the first pixel of its window, the offset from it, and both weights.
 
-    def __init__(self, locations: Tensor, sizes: list[int], per_sample) -> None:
+    Args:
+        locations: coordinates `(B, Q, H*K)`, 0 to 1 from edge to edge.
+        sizes: length of every level along this axis, in pixels.
+        per_sample: repeats one number per level for the samples of all heads, in a dtype, as a tensor `(H*K,)`.
+    """
+
+    def __init__(
+        self,
+        locations: torch.Tensor,
+        sizes: Sequence[int],
+        per_sample: Callable[[Sequence[float], torch.dtype], torch.Tensor],
+    ) -> None:
         dtype = locations.dtype
         self.sizes = per_sample(sizes, dtype)
         pixel = (locations * self.sizes).sub_(0.5)
-        # NaN stays NaN here; as an index it is clamped by the caller, so that it reaches the output as NaN.
+        # NaN stays NaN here. The caller clamps the index, and the weight carries NaN to the output.
         self.low = pixel.clamp(min=0).minimum(per_sample([max(size - 2, 0) for size in sizes], dtype)).floor_()
-        self.offset = pixel.sub_(self.low)  # [0, 1) inside, [-1, 0) and [1, 2) where one pixel of two counts
+        self.offset = pixel.sub_(self.low)  # [0, 1) inside, [-1, 0) or [1, 2) if only one pixel counts
         self.has_second = per_sample([float(size > 1) for size in sizes], dtype) if 1 in sizes else None
         self.first = torch.rsub(self.offset.abs(), 1).relu_()
         self.second = torch.rsub((self.offset - 1).abs_(), 1).relu_()
         if self.has_second is not None:
             self.second = self.second * self.has_second
 
-    def slopes(self) -> tuple[Tensor, Tensor]:
-        """Derivatives of both weights by the normalised location, from the right where they jump."""
+    def slopes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the derivatives of both weights by the normalised location, from the right where they jump."""
         cell = self.offset.floor()
         inside, before, after = cell == 0, cell == -1, cell == 1
         first = (before.to(cell.dtype) - inside.to(cell.dtype)).mul_(self.sizes)
@@ -160,8 +202,8 @@ class _Axis:
         return first, second if self.has_second is None else second * self.has_second
 
 
-def _weight_gradient(grad_bags: Tensor, index: Tensor, value: Tensor) -> Tensor:
-    """Scalar product of each bag's gradient with every table row that it read: `[N, K*4]`."""
+def _weight_gradient(grad_bags: torch.Tensor, index: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Compute the scalar products `(N, K*4)` of each bag's gradient with the table rows that the bag reads."""
     num_bags, bag_size = index.shape
     table = value.reshape(-1, value.shape[-1]).to(grad_bags.dtype)
     bag = torch.arange(num_bags, dtype=index.dtype, device=index.device)
@@ -171,9 +213,11 @@ def _weight_gradient(grad_bags: Tensor, index: Tensor, value: Tensor) -> Tensor:
     ).view(num_bags, bag_size)
 
 
-def _sample_gradients(grad_weight: Tensor, x: _Axis, y: _Axis, attention_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Chain rule through the corner weights: gradients of the sampling locations and of the attention weights."""
-    top_left, top_right, bottom_left, bottom_right = grad_weight.view(*x.offset.shape, 4).unbind(-1)  # [B, Q, H*K]
+def _sample_gradients(
+    grad_weight: torch.Tensor, x: _Axis, y: _Axis, attention_weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply the chain rule to the corner weights; return the gradients of locations and attention weights."""
+    top_left, top_right, bottom_left, bottom_right = grad_weight.view(*x.offset.shape, 4).unbind(-1)  # (B, Q, H*K)
     top = x.first * top_left + x.second * top_right
     bottom = x.first * bottom_left + x.second * bottom_right
     grad_attention = y.first * top + y.second * bottom
@@ -190,22 +234,26 @@ def _sample_gradients(grad_weight: Tensor, x: _Axis, y: _Axis, attention_weights
 
 
 def _value_gradient(
-    grad_bags: Tensor, index: Tensor, weight: Tensor, value_shape: torch.Size, shapes: list[tuple[int, int]]
-) -> Tensor:
-    """Gradient of the value table `[B, S, H, D]`, without atomics or a random scatter.
+    grad_bags: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    value_shape: torch.Size,
+    shapes: list[tuple[int, int]],
+) -> torch.Tensor:
+    """Compute the gradient of the value table `(B, S, H, D)`, without atomics or a random scatter.
 
-    Samples are sorted by the first pixel of their window; then the gradient of each of the four corners is again a
-    gather-sum, over the bags that read it, and is shifted by its place in the window.
+    The samples are sorted by the first pixel of their window. The gradient of each of the four corners is then a
+    gather-sum over the bags that read it, shifted by the place of the corner in the window.
     """
-    batch_size, num_tokens, num_heads, head_dim = value_shape
+    batch_size, num_tokens, num_heads, _ = value_shape
     samples_per_bag = index.shape[1] // 4
-    top_left, order = torch.sort(index.view(-1, 4)[:, 0].contiguous())  # [M]
+    top_left, order = torch.sort(index.view(-1, 4)[:, 0].contiguous())  # (M,)
     rows = torch.arange(batch_size * num_tokens * num_heads, dtype=index.dtype, device=index.device)
     offsets = torch.searchsorted(top_left, rows)
     bags = order.div(samples_per_bag, rounding_mode="floor")
-    corner_weights = weight.view(-1, 4).index_select(0, order).t().contiguous()  # [4, M]
+    corner_weights = weight.view(-1, 4).index_select(0, order).t().contiguous()  # (4, M)
     top_left, top_right, bottom_left, bottom_right = (
-        F.embedding_bag(bags, grad_bags, offsets, per_sample_weights=weights, mode="sum").view(value_shape)
+        nn.functional.embedding_bag(bags, grad_bags, offsets, per_sample_weights=weights, mode="sum").view(value_shape)
         for weights in corner_weights
     )
     gradient = top_left
@@ -225,12 +273,17 @@ def _level_starts(shapes: list[tuple[int, int]]) -> list[int]:
     return starts
 
 
-def _check_shapes(value, shapes, sampling_locations, attention_weights) -> None:
+def _check_shapes(
+    value: torch.Tensor,
+    shapes: list[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> None:
     num_tokens = _level_starts(shapes)[-1]
     if value.dim() != 4 or value.shape[1] != num_tokens:
         raise ValueError(
             f"value has shape {tuple(value.shape)}, but the levels {shapes} need "
-            f"(batch, {num_tokens}, heads, head_dim): the rows are all levels' pixels in order."
+            f"(batch, {num_tokens}, heads, head_dim), with the pixels of all levels in order."
         )
     batch_size, _, num_heads, _ = value.shape
     given = tuple(sampling_locations.shape)

@@ -1,57 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aggregation along the paths of trees that span grids: which tree, and the scan up and down it.
+"""Aggregation along the paths of trees that span grids: building the trees, and the scan up and down them.
 
-Letters in shape comments: B grids of H rows and W columns, N = H*W nodes of a grid numbered row by row, E edges between
+Letters in shapes: B grids of H rows and W columns, N = H*W nodes of a grid, numbered row by row, E edges between
 4-neighbours, C channels.
 """
 
 from functools import lru_cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from kernels import use_kernel_forward_from_hub
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from ..precision import at_least_float32, at_least_float32_dtype
 
 
 class SpanningTrees(NamedTuple):
-    """Trees that together hold every node of B grids, and the walk from their roots that visits all at once.
+    """Spanning trees of B grids, in the order of one walk from their roots that visits all trees at once.
 
-    Nodes are counted through all grids: `grid * N + row * W + column`. The walk starts in the middle of each tree, from
-    where it takes the fewest steps; the sums along paths do not depend on that.
+    Nodes are numbered across all grids: `grid * N + row * W + column`. The root of a tree is in its middle, where a
+    walk takes the fewest steps; sums along paths do not depend on the root.
+
+    Attributes:
+        nodes: the nodes `(B*N,)`, int64, by rising distance from the root of their tree.
+        parents: the parent of each of `nodes` `(B*N,)`, int64; -1 for a root.
+        edges: the edge from each of `nodes` to its parent `(B*N,)`, int64, numbered by its end further from the top
+            left node in the tree; for a root the top left node.
+        level_sizes: number of nodes at distance 0, 1, 2, ... from their roots; the sum is B*N.
     """
 
-    nodes: Tensor  # (B*N,) long, by rising distance from the root of their tree
-    parents: Tensor  # (B*N,) long, the node from which the walk comes to each of `nodes`; -1 for a root
-    edges: Tensor  # (B*N,) long, of the edge to the parent the end further from the top left; of a root the top left
-    level_sizes: list[int]  # number of nodes at distance 0, 1, 2, ... from their roots; adds up to B*N
+    nodes: torch.Tensor
+    parents: torch.Tensor
+    edges: torch.Tensor
+    level_sizes: list[int]
 
 
-def grid_edge_costs(guide: Tensor) -> Tensor:
-    """Costs `exp(-cosine similarity)` of neighbouring positions, so that a cheapest tree joins what looks alike.
+def grid_edge_costs(guide: torch.Tensor) -> torch.Tensor:
+    """Compute the costs `exp(-cosine similarity)` of edges, so that a cheapest tree joins similar neighbours.
 
     Args:
-        guide: `(B, H, W, C)`; no gradient flows into the choice of a tree.
+        guide: features `(B, H, W, C)`, from which no gradient flows.
 
     Returns:
-        `(B, E)` in float32 (float64 for such a guide): all vertical edges row by row, then all horizontal ones.
+        Costs `(B, E)`, float64 for a float64 guide, otherwise float32: all vertical edges row by row, then all
+        horizontal ones.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from transformers_cvis.kernels import grid_edge_costs
+
+    >>> grid_edge_costs(torch.randn(2, 3, 4, 8)).shape  # 2 * 4 vertical and 3 * 3 horizontal edges
+    torch.Size([2, 17])
+
+    ```
     """
     guide = at_least_float32(guide.detach())
-    vertical = F.cosine_similarity(guide[:, :-1], guide[:, 1:], dim=-1, eps=1e-8)  # [B, H-1, W]
-    horizontal = F.cosine_similarity(guide[:, :, :-1], guide[:, :, 1:], dim=-1, eps=1e-8)  # [B, H, W-1]
+    vertical = nn.functional.cosine_similarity(guide[:, :-1], guide[:, 1:], dim=-1, eps=1e-8)  # (B, H-1, W)
+    horizontal = nn.functional.cosine_similarity(guide[:, :, :-1], guide[:, :, 1:], dim=-1, eps=1e-8)  # (B, H, W-1)
     return torch.cat((vertical.flatten(1), horizontal.flatten(1)), dim=1).neg_().exp_()
 
 
 @lru_cache(maxsize=64)
 def grid_edges(height: int, width: int) -> np.ndarray:
-    """The two nodes `(E, 2)` of every edge between 4-neighbours, in the order of [`grid_edge_costs`]; read-only."""
+    """Return the two nodes of every edge of a grid.
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+
+    Returns:
+        Read-only array `(E, 2)`, int64, in the order of [`grid_edge_costs`].
+    """
     nodes = np.arange(height * width).reshape(height, width)
     vertical = np.stack((nodes[:-1].ravel(), nodes[1:].ravel()), axis=1)
     horizontal = np.stack((nodes[:, :-1].ravel(), nodes[:, 1:].ravel()), axis=1)
@@ -60,20 +85,33 @@ def grid_edges(height: int, width: int) -> np.ndarray:
     return edges
 
 
-def minimum_spanning_trees(edge_costs: Tensor, height: int, width: int) -> SpanningTrees:
-    """The cheapest tree of every grid; of equal edges the earlier one is taken.
+def minimum_spanning_trees(edge_costs: torch.Tensor, height: int, width: int) -> SpanningTrees:
+    """Build the cheapest spanning tree of every grid; among edges of equal cost the earlier one is taken.
 
-    That is Kruskal's algorithm with a stable sort. It runs on the CPU (scipy) for all grids in one call, and only the
-    order of the costs is copied there.
+    The result is that of Kruskal's algorithm with a stable sort. It is computed on the CPU (by scipy) for all grids in
+    one call, and only the order of the costs is copied there.
 
     Args:
-        edge_costs: `(B, E)`, any device, edges in the order of [`grid_edge_costs`].
+        edge_costs: costs `(B, E)` on any device, in the order of [`grid_edge_costs`].
+        height: rows of a grid.
+        width: columns of a grid.
 
     Returns:
-        [`SpanningTrees`] on the device of the costs.
+        The trees, on the device of the costs.
 
     Raises:
         ValueError: the costs are not one per edge.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from transformers_cvis.kernels import minimum_spanning_trees
+
+    >>> trees = minimum_spanning_trees(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 2, 2)
+    >>> sum(trees.level_sizes)
+    4
+
+    ```
     """
     edges = grid_edges(height, width)
     if edge_costs.dim() != 2 or edge_costs.shape[1] != len(edges):
@@ -82,7 +120,7 @@ def minimum_spanning_trees(edge_costs: Tensor, height: int, width: int) -> Spann
             f"{width} nodes has {len(edges)} edges."
         )
     batch_size, num_nodes = edge_costs.shape[0], height * width
-    # Ranks, not costs: no two are equal, so the tree is unique, and none is zero, which scipy takes for "no edge".
+    # Ranks replace costs: they differ, so the tree is unique, and none is zero, which scipy would read as "no edge".
     by_cost = torch.sort(edge_costs.detach(), dim=1, stable=True).indices.cpu().numpy()
     ranks = np.empty_like(by_cost)
     np.put_along_axis(ranks, by_cost, np.arange(1, len(edges) + 1)[None], axis=1)
@@ -98,20 +136,23 @@ def minimum_spanning_trees(edge_costs: Tensor, height: int, width: int) -> Spann
     positions[nodes] = np.arange(total)
     parents = from_node[nodes]
     places = positions[parents]
-    # Breadth first, these never fall: a level ends where the first parent is a node of that level.
+    # The places never fall in a breadth-first order: a level ends where the first parent is a node of that level.
     while depth_starts[-1] < total:
         depth_starts.append(int(np.searchsorted(places, depth_starts[-1])))
     lower = np.where(above[nodes] == parents, nodes, parents)
-    lower[:batch_size] = nodes[:batch_size] // num_nodes * num_nodes  # the one node with no edge above it
+    lower[:batch_size] = nodes[:batch_size] // num_nodes * num_nodes  # the only node without an edge above it
     parents[:batch_size] = -1
-    walk = (torch.from_numpy(array).to(edge_costs.device) for array in (nodes, parents, lower))
-    return SpanningTrees(*walk, level_sizes=np.diff(depth_starts).tolist())
+    walk = [torch.from_numpy(array).to(edge_costs.device) for array in (nodes, parents, lower)]
+    return SpanningTrees(walk[0], walk[1], walk[2], level_sizes=np.diff(depth_starts).tolist())
 
 
 def _walk(forest: coo_array, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All nodes `(total,)` breadth first from a root of every tree, and from which node each, by node, is reached.
+    """Walk all trees breadth first, from one root in each.
 
-    A root is reached from the node number `total`, and so is that one, `(total + 1,)`: it joins all trees to one.
+    An extra node, number `total`, joins all trees to one: it is the parent of the roots, and of itself.
+
+    Returns:
+        The nodes in the order of the walk `(total,)`, and the parent of each node, by node `(total + 1,)`.
     """
     total = forest.shape[0]
     ends = np.concatenate((forest.row, roots)), np.concatenate((forest.col, np.full(len(roots), total)))
@@ -122,51 +163,67 @@ def _walk(forest: coo_array, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _middles(forest: coo_array, nodes: np.ndarray, num_nodes: int) -> np.ndarray:
-    """The middle of the longest path of every tree `(B,)`, from where the furthest node is least far.
+    """Return the middle of the longest path of every tree `(B,)`: its distance to the furthest node is least.
 
-    One end of that path is the node that a walk reaches last, `nodes` from any root, the other the one that a walk from
-    there reaches last.
+    One end of that path is the last node of a walk from any root, given as `nodes`; the other end is the last node of a
+    walk from there.
     """
     nodes, from_node = _walk(forest, _last_of_trees(nodes, num_nodes))
     total = len(nodes)
-    path = [_last_of_trees(nodes, num_nodes)]
-    while (path[-1] < total).any():
-        path.append(from_node[path[-1]])
-    path = np.stack(path)  # [steps, B], filled up with the node above the roots
+    steps = [_last_of_trees(nodes, num_nodes)]
+    while (steps[-1] < total).any():
+        steps.append(from_node[steps[-1]])
+    path = np.stack(steps)  # (steps, B), padded with the node above the roots
     return path[np.count_nonzero(path < total, axis=0) // 2, np.arange(path.shape[1])]
 
 
 def _last_of_trees(nodes: np.ndarray, num_nodes: int) -> np.ndarray:
+    """Return the last node of every tree `(B,)` in the order of a walk over all of them."""
     by_tree = np.argsort(nodes // num_nodes, kind="stable")
     return nodes[by_tree[num_nodes - 1 :: num_nodes]]
 
 
 @use_kernel_forward_from_hub("TreeScan")
 class TreeScan(nn.Module):
-    """`out_i = sum over j of features_j times the product of the edge weights on the path from i to j`, per channel.
+    """Tree scan of GrootV (Xiao et al. 2024, arXiv:2406.02395, algorithm 1).
 
-    The tree scan of GrootV (Xiao et al. 2024, arXiv:2406.02395, algorithm 1), over all nodes j of the tree of i, with i
-    itself. Stateless; a Hub kernel of this signature takes its place after [`use_kernels`].
+    Computes, for each channel, `out_i = sum over j of features_j times the product of the edge weights on the path from
+    i to j`, over all nodes j of the tree of i, including i. The module has no weights. A Hub kernel of this signature
+    replaces its forward after [`use_kernels`].
 
-    Work and memory are linear in the nodes. All trees are walked together, one level of equal distance from the roots
-    after the other, so that the number of tensor operations follows the depth of the deepest tree. On a CPU with numba
-    they are walked one after the other instead, by code that is compiled at first use, which takes a second or two.
+    Work and memory are linear in the number of nodes. All trees are walked together, one level of equal distance from
+    the roots after the other, so the number of tensor operations follows the depth of the deepest tree. On a CPU with
+    numba, the trees are walked one after the other instead, by code that is compiled at first use (one to two seconds).
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from transformers_cvis.kernels import TreeScan, grid_edge_costs, minimum_spanning_trees
+
+    >>> features = torch.randn(1, 3, 4, 8)
+    >>> trees = minimum_spanning_trees(grid_edge_costs(features), 3, 4)
+    >>> states = features.flatten(1, 2)
+    >>> torch.equal(TreeScan()(states, torch.zeros_like(states), trees), states)  # weights of 0 cut all paths
+    True
+
+    ```
     """
 
-    def forward(self, features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
+    def forward(self, features: torch.Tensor, edge_weights: torch.Tensor, trees: SpanningTrees) -> torch.Tensor:
         """Aggregate `features` along the paths of `trees`.
 
         Args:
-            features: `(B, N, C)`.
-            edge_weights: `(B, N, C)`, of the edge between each node and the next on its path to the top left node;
-                those of the top left nodes are not read, and their gradient is zero.
-            trees: of the B grids, from [`minimum_spanning_trees`].
+            features: features of the nodes `(B, N, C)`.
+            edge_weights: weights `(B, N, C)` of the edge between each node and the next one on its path to the top left
+                node. The entries of the top left nodes are not read, and their gradient is zero.
+            trees: trees of the B grids, from [`minimum_spanning_trees`].
 
         Returns:
-            `(B, N, C)` in the dtype of `features`; computed in float32 (float64 where features or weights have it).
+            Tensor `(B, N, C)` in the dtype of `features`, computed in float64 if features or weights are, otherwise in
+            float32.
 
         Raises:
-            ValueError: when shapes do not fit each other or the trees.
+            ValueError: the shapes do not fit each other or the trees.
         """
         _check_shapes(features, edge_weights, trees)
         if torch.is_grad_enabled() and (features.requires_grad or edge_weights.requires_grad):
@@ -175,13 +232,14 @@ class TreeScan(nn.Module):
 
 
 class _TreeScan(torch.autograd.Function):
-    """Paths read the same both ways, so the gradient of the features is the scan of the gradient.
+    """Autograd function of the tree scan.
 
-    Nothing but inputs and result is kept; what is needed of the way up is computed again.
+    A path has the same weight in both directions, so the gradient of the features is the scan of the gradient. Only the
+    inputs and the result are kept; the backward computes the aggregates of subtrees again.
     """
 
     @staticmethod
-    def forward(ctx, features, edge_weights, trees):
+    def forward(ctx: Any, features: torch.Tensor, edge_weights: torch.Tensor, trees: SpanningTrees) -> torch.Tensor:
         result = _scan(features, edge_weights, trees)
         ctx.save_for_backward(features, edge_weights, result)
         ctx.trees = trees
@@ -189,7 +247,7 @@ class _TreeScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         features, edge_weights, result = ctx.saved_tensors
         trees = ctx.trees
         if not ctx.needs_input_grad[1]:
@@ -199,7 +257,7 @@ class _TreeScan(torch.autograd.Function):
         return grad_features, gradients[1].to(edge_weights.dtype), None
 
 
-def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tensor:
+def _scan(features: torch.Tensor, edge_weights: torch.Tensor, trees: SpanningTrees) -> torch.Tensor:
     dtype = _compute_dtype(features, edge_weights)
     if (compiled := _compiled_for(features)) is not None:
         return compiled.scan(features, edge_weights, trees[:3], dtype).to(features.dtype)
@@ -210,8 +268,12 @@ def _scan(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> Tenso
 
 
 def _scan_gradients(
-    features: Tensor, edge_weights: Tensor, trees: SpanningTrees, result: Tensor, grad_result: Tensor
-) -> tuple[Tensor, Tensor]:
+    features: torch.Tensor,
+    edge_weights: torch.Tensor,
+    trees: SpanningTrees,
+    result: torch.Tensor,
+    grad_result: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     dtype = _compute_dtype(features, edge_weights)
     if (compiled := _compiled_for(features)) is not None:
         return compiled.scan_gradients(features, edge_weights, trees[:3], result, grad_result, dtype)
@@ -221,36 +283,36 @@ def _scan_gradients(
     return gradients.view(features.shape), grad_weights.view(features.shape)
 
 
-def _compiled_for(features: Tensor) -> ModuleType | None:
+def _compiled_for(features: torch.Tensor) -> ModuleType | None:
     return _compiled_scan() if features.device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 
 @lru_cache(maxsize=1)
 def _compiled_scan() -> ModuleType | None:
-    """Looked up at first use, since importing numba takes half a second that most runs need not spend."""
+    """Import the compiled scan at first use, or return None; importing numba takes half a second."""
     try:
         from . import tree_scan_numba
-    except ImportError:  # not installed, or of another numpy than this one
+    except ImportError:  # not installed, or built for another numpy
         return None
     return tree_scan_numba
 
 
-# In what follows rows are nodes, `[B*N, C]`. They stay where they are and are changed in place; only those of one level
-# at a time are brought together, which is little enough to stay in a CPU's cache and to need no fresh memory.
+# The functions below take rows of nodes `(B*N, C)` and change them in place. They gather one level at a time, which is
+# small enough to stay in a CPU's cache and to reuse memory.
 
 
-def _scan_up(weights: Tensor, trees: SpanningTrees, *states: Tensor) -> None:
-    """Leaves to roots: each of `states` becomes, in place, the aggregates of subtrees."""
+def _scan_up(weights: torch.Tensor, trees: SpanningTrees, *states: torch.Tensor) -> None:
+    """Walk from the leaves to the roots, and turn each of `states` in place into aggregates of subtrees."""
     for nodes, parents, edges in reversed(_levels(trees)):
         weight = _gather(weights, edges, states[0].dtype)
         for state in states:
             state.index_add_(0, parents, state.index_select(0, nodes).mul_(weight))
 
 
-def _scan_down(weights: Tensor, trees: SpanningTrees, states: Tensor) -> None:
-    """Roots to leaves, in place: aggregates of subtrees become those of whole trees.
+def _scan_down(weights: torch.Tensor, trees: SpanningTrees, states: torch.Tensor) -> None:
+    """Walk from the roots to the leaves, and turn aggregates of subtrees in place into those of whole trees.
 
-    What reaches a node from outside its subtree is its parent's aggregate less what it sent there itself.
+    A node receives from outside its subtree the aggregate of its parent less its own share of that.
     """
     for nodes, parents, edges in _levels(trees):
         weight, subtree = _gather(weights, edges, states.dtype), states.index_select(0, nodes)
@@ -259,15 +321,18 @@ def _scan_down(weights: Tensor, trees: SpanningTrees, states: Tensor) -> None:
 
 
 def _scan_down_with_weight_gradient(
-    weights: Tensor, trees: SpanningTrees, gradients: Tensor, subtrees: Tensor, wholes: Tensor
-) -> Tensor:
-    """[`_scan_down`] of `gradients`, and the gradient of the edge weights, which takes the memory of `subtrees`.
+    weights: torch.Tensor, trees: SpanningTrees, gradients: torch.Tensor, subtrees: torch.Tensor, wholes: torch.Tensor
+) -> torch.Tensor:
+    """Run [`_scan_down`] on `gradients`, and return the gradient of the edge weights in the memory of `subtrees`.
 
-    An edge carries what lies below it to the gradients outside, and what lies outside to the gradients below.
+    An edge carries the features below it to the gradients outside, and the features outside to the gradients below.
 
     Args:
-        subtrees: aggregates of subtrees of the features.
-        wholes: aggregates of whole trees of the features.
+        weights: weights of the edges.
+        trees: the trees.
+        gradients: aggregates over subtrees of the gradient of the result; changed in place.
+        subtrees: aggregates over subtrees of the features; overwritten.
+        wholes: aggregates over whole trees of the features.
     """
     dtype = gradients.dtype
     for nodes, parents, edges in _levels(trees):
@@ -275,44 +340,44 @@ def _scan_down_with_weight_gradient(
         subtree, gradient = subtrees.index_select(0, nodes), gradients.index_select(0, nodes)
         outside = _gather(wholes, parents, dtype).addcmul_(weight, subtree, value=-1)
         grad_outside = gradients.index_select(0, parents).addcmul_(weight, gradient, value=-1)
-        # An edge has the number of its node or of the parent; the subtrees of neither are needed any more.
+        # An edge has the number of its node or of the parent; both subtrees are no longer needed.
         subtrees.index_copy_(0, edges, outside.mul_(gradient).addcmul_(subtree, grad_outside))
         gradients.index_copy_(0, nodes, gradient.addcmul_(weight, grad_outside))
     return subtrees.index_fill_(0, trees.edges[: trees.level_sizes[0]], 0)
 
 
-def _levels(trees: SpanningTrees) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Nodes, their parents and the edges between them, of every level below the roots."""
+def _levels(trees: SpanningTrees) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Return for every level below the roots the nodes, their parents and the edges between them."""
     walk = (trees.nodes, trees.parents, trees.edges)
     return list(zip(*(steps.split(trees.level_sizes) for steps in walk), strict=True))[1:]
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _copied_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous, whatever the strides of `tensor`."""
+def _copied_rows(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Copy a tensor into contiguous rows `(B*N, C)`, whatever its strides."""
     return _rows(torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor))
 
 
-def _gather(rows: Tensor, places: Tensor, dtype: torch.dtype) -> Tensor:
+def _gather(rows: torch.Tensor, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return rows.index_select(0, places).to(dtype)
 
 
-def _compute_dtype(features: Tensor, edge_weights: Tensor) -> torch.dtype:
+def _compute_dtype(features: torch.Tensor, edge_weights: torch.Tensor) -> torch.dtype:
     return at_least_float32_dtype(features.dtype, edge_weights.dtype)
 
 
-def _check_shapes(features: Tensor, edge_weights: Tensor, trees: SpanningTrees) -> None:
+def _check_shapes(features: torch.Tensor, edge_weights: torch.Tensor, trees: SpanningTrees) -> None:
     if features.dim() != 3 or features.shape != edge_weights.shape:
         raise ValueError(
-            f"features have shape {tuple(features.shape)} and edge_weights {tuple(edge_weights.shape)}; both must be "
-            "(batch, nodes, channels)."
+            f"features have shape {tuple(features.shape)} and edge_weights {tuple(edge_weights.shape)}; both must have "
+            "the same shape (batch, nodes, channels)."
         )
     num_trees, num_nodes = features.shape[0], features.shape[0] * features.shape[1]
     if len(trees.nodes) != num_nodes or sum(trees.level_sizes) != num_nodes or trees.level_sizes[0] != num_trees:
         raise ValueError(
-            f"{trees.level_sizes[0]} trees have {len(trees.nodes)} nodes, the features {features.shape[0]} x "
-            f"{features.shape[1]}: build the trees from grids of the same batch."
+            f"{trees.level_sizes[0]} trees have {len(trees.nodes)} nodes, but the features have {features.shape[0]} x "
+            f"{features.shape[1]}: build the trees from the grids of the same batch."
         )

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree scan on a CPU, compiled by numba where that is installed.
+"""Tree scan on a CPU, compiled by numba if that is installed.
 
-It takes one tree after the other, all of which then stays in the cache; level by level, as [`TreeScan`] does it without
-numba, all trees pass through memory at every step. Letters in shape comments: B trees, N nodes each, C channels.
+It walks one tree after the other, so that a whole tree stays in the cache. Without numba, [`TreeScan`] walks level by
+level, and all trees pass through memory at every step. Letters in shapes: B trees of N nodes each, C channels.
 """
 
 import numpy as np
 import torch
 from numba import njit
-from torch import Tensor
 
-# Nodes, parents and edges, `(B*N,)` each, as in `SpanningTrees`.
-Walk = tuple[Tensor, Tensor, Tensor]
+# Nodes, parents and edges `(B*N,)` of `SpanningTrees`.
+Walk = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def scan(features: Tensor, edge_weights: Tensor, walk: Walk, dtype: torch.dtype) -> Tensor:
-    """What [`TreeScan`] computes, in `dtype`, without gradients.
+def scan(features: torch.Tensor, edge_weights: torch.Tensor, walk: Walk, dtype: torch.dtype) -> torch.Tensor:
+    """Compute the tree scan of [`TreeScan`], without gradients.
 
     Args:
-        features, edge_weights: `(B, N, C)`.
-        dtype: float32 or float64.
+        features: features of the nodes `(B, N, C)`.
+        edge_weights: weights of the edges `(B, N, C)`.
+        walk: nodes, parents and edges `(B*N,)` of `SpanningTrees`.
+        dtype: float32 or float64, in which to compute.
+
+    Returns:
+        Tensor `(B, N, C)` in `dtype`.
     """
     result = torch.empty(features.shape, dtype=dtype)
     _scan(*_walk_by_tree(walk, *features.shape[:2]), *_rows(dtype, features, edge_weights, result))
@@ -27,37 +31,57 @@ def scan(features: Tensor, edge_weights: Tensor, walk: Walk, dtype: torch.dtype)
 
 
 def scan_gradients(
-    features: Tensor,
-    edge_weights: Tensor,
+    features: torch.Tensor,
+    edge_weights: torch.Tensor,
     walk: Walk,
-    result: Tensor,
-    grad_result: Tensor,
+    result: torch.Tensor,
+    grad_result: torch.Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of features and edge weights from the result of [`scan`] and its gradient, all `(B, N, C)`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the gradients of the features and of the edge weights.
+
+    Args:
+        features: features of the nodes `(B, N, C)`.
+        edge_weights: weights of the edges `(B, N, C)`.
+        walk: nodes, parents and edges `(B*N,)` of `SpanningTrees`.
+        result: result of [`scan`] `(B, N, C)`.
+        grad_result: gradient of the result `(B, N, C)`.
+        dtype: float32 or float64, in which to compute.
+
+    Returns:
+        Both gradients `(B, N, C)` in `dtype`.
+    """
     inputs = (features, edge_weights, result, grad_result)
-    gradients = [torch.empty(features.shape, dtype=dtype) for _ in range(2)]
+    gradients = torch.empty(features.shape, dtype=dtype), torch.empty(features.shape, dtype=dtype)
     _scan_gradients(*_walk_by_tree(walk, *features.shape[:2]), *_rows(dtype, *inputs, *gradients))
-    return tuple(gradients)
+    return gradients
 
 
-def _rows(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
-    """`(B*N, C)` each: the memory of the tensor where it is contiguous and of the dtype, otherwise a copy."""
+def _rows(dtype: torch.dtype, *tensors: torch.Tensor) -> list[np.ndarray]:
+    """Return tensors as arrays `(B*N, C)`, without a copy of those that are contiguous and have the dtype."""
     return [tensor.detach().to(dtype).contiguous().flatten(0, 1).numpy() for tensor in tensors]
 
 
 def _walk_by_tree(walk: Walk, num_trees: int, num_nodes: int) -> list[np.ndarray]:
-    """Nodes, parents and edges, `(B, N)` each: tree after tree and every tree from its root on."""
+    """Return nodes, parents and edges as arrays `(B, N)`: one tree per row, each from its root on."""
     nodes, parents, edges = (steps.numpy() for steps in walk)
     by_tree = np.argsort(nodes // num_nodes, kind="stable")
     return [steps[by_tree].reshape(num_trees, num_nodes) for steps in (nodes, parents, edges)]
 
 
-# Loops throughout: slices of arrays take numba several times as long to compile.
+# The functions below use loops: numba takes several times as long to compile slices of arrays.
 
 
 @njit(nogil=True)
-def _scan(nodes, parents, edges, features, weights, states):
+def _scan(
+    nodes: np.ndarray,
+    parents: np.ndarray,
+    edges: np.ndarray,
+    features: np.ndarray,
+    weights: np.ndarray,
+    states: np.ndarray,
+) -> None:
+    """Write the scan of `features` into `states`, both `(B*N, C)`."""
     num_trees, num_nodes = nodes.shape
     channels = range(features.shape[1])
     for tree in range(num_trees):
@@ -77,7 +101,18 @@ def _scan(nodes, parents, edges, features, weights, states):
 
 
 @njit(nogil=True)
-def _scan_gradients(nodes, parents, edges, features, weights, wholes, grad_wholes, gradients, grad_weights):
+def _scan_gradients(
+    nodes: np.ndarray,
+    parents: np.ndarray,
+    edges: np.ndarray,
+    features: np.ndarray,
+    weights: np.ndarray,
+    wholes: np.ndarray,
+    grad_wholes: np.ndarray,
+    gradients: np.ndarray,
+    grad_weights: np.ndarray,
+) -> None:
+    """Write the gradients of features and weights `(B*N, C)` into `gradients` and `grad_weights`."""
     num_trees, num_nodes = nodes.shape
     channels = range(features.shape[1])
     subtrees = np.empty((num_nodes, features.shape[1]), features.dtype)

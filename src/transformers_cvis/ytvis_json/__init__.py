@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YouTube-VIS json (and COCO json, its form for images): read, checked and written in one place for all rooms.
+"""Reading, checking and writing of YouTube-VIS JSON and of COCO JSON, its form for images, for the whole package.
 
-formats.py   the formats: sections, required keys, and what a problem is
-rules.py     the rule of every field; a new rule goes there
-reading.py   from a path to a content, and the error that lists its problems
+formats.py   the formats: sections and required keys; the `Problem` of a file
+rules.py     the rules of every field; a new rule goes there
+reading.py   reading of files, and the error that lists their problems
 writing.py   tracks as annotations of a data set, and as results for the test servers
 """
 

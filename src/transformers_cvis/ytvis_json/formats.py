@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of things in the annotation formats, and what a problem of a file is."""
+"""Annotation formats, their sections and keys, and the problems of a file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class AnnotationFormat:
-    """The words of a format: YouTube-VIS annotates the tracks of videos, COCO the objects of images.
+    """Keys and names of a format. YouTube-VIS annotates the tracks of videos, COCO the objects of images.
 
     Attributes:
-        name: of the format, for messages.
-        holder: "video" or "image", which annotations belong to.
-        required_keys: by section the keys that its entries must have. Only these fields are checked.
-        may_be_empty: whether a file without videos or categories is taken.
+        name: name of the format, for messages.
+        holder: "video" or "image", the owner of annotations.
+        required_keys: section -> keys that its entries must have. Only these fields are checked.
+        may_be_empty: accept a file without videos or categories.
     """
 
     name: str
@@ -22,12 +22,12 @@ class AnnotationFormat:
 
     @property
     def section(self) -> str:
-        """The top-level key of the videos or images."""
+        """Top-level key of the videos or images."""
         return f"{self.holder}s"
 
     @property
     def reference(self) -> str:
-        """The key of an annotation that names its video or image; also the field of [`Problem`]."""
+        """Key of an annotation that names its video or image, and the field of [`Problem`] for it."""
         return f"{self.holder}_id"
 
 
@@ -40,7 +40,7 @@ YTVIS = AnnotationFormat(
         "annotations": ("id", "video_id", "category_id", "segmentations", "bboxes"),
     },
 )
-"""A file to train on."""
+"""Format of a file to train on."""
 
 COCO = AnnotationFormat(
     "COCO",
@@ -60,9 +60,9 @@ GROUND_TRUTH = AnnotationFormat(
         "categories": ("id", "name"),
         "annotations": ("id", "video_id", "category_id", "segmentations"),
     },
-    may_be_empty=True,  # a process that gets none of few videos evaluates nothing
+    may_be_empty=True,  # with few videos, a process may get none to evaluate
 )
-"""A file to evaluate on, which needs neither pictures nor boxes."""
+"""Format of a file to evaluate on. It needs neither pictures nor boxes."""
 
 RESULTS = AnnotationFormat(
     "YouTube-VIS results",
@@ -70,20 +70,20 @@ RESULTS = AnnotationFormat(
     {"videos": ("id",), "annotations": ("video_id", "category_id", "segmentations", "score")},
     may_be_empty=True,
 )
-"""Tracks that a model found, to be compared with a ground truth."""
+"""Format of tracks that a model found, to be compared with a ground truth."""
 
 FORMATS = {"videos": YTVIS, "images": COCO}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in an annotation file.
+    """A problem of an annotation file.
 
     Attributes:
         message: what is wrong, what was found, and what to do.
-        video_id: of the video that has the problem, None if no video has.
-        annotation_id: likewise of the annotation.
-        image_id: likewise of the image, in COCO format.
+        video_id: id of the video that has the problem, or None.
+        annotation_id: id of the annotation that has the problem, or None.
+        image_id: id of the image that has the problem, in COCO format, or None.
     """
 
     message: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading annotation files, and refusing those that break their format."""
+"""Reading of annotation files, and the error for those that break their format."""
 
 import json
 import os
@@ -14,10 +14,10 @@ PROBLEMS_SHOWN = 5
 
 
 def existing_file(path: str | os.PathLike) -> Path:
-    """Return the path of an annotation file, `~` replaced.
+    """Return the path of an annotation file, with `~` expanded.
 
     Raises:
-        FileNotFoundError: it does not exist.
+        FileNotFoundError: the file does not exist.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -26,11 +26,11 @@ def existing_file(path: str | os.PathLike) -> Path:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Return the content of a json file.
+    """Read a JSON file.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it is not valid json.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not valid JSON.
     """
     path = existing_file(path)
     try:
@@ -40,11 +40,11 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_annotation_json(path: str | os.PathLike) -> dict:
-    """Return the content of an annotation file, of which only the top level is checked.
+    """Read an annotation file, and check that its top level is an object.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it is not valid json, or its top level is not an object.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not valid JSON, or its top level is not an object.
     """
     content = read_json(path)
     check_top_level(content, str(path))
@@ -55,15 +55,15 @@ def check_top_level(content: Any, name: str) -> None:
     """Check that the content of an annotation file is an object.
 
     Args:
-        content: of the file.
-        name: its path, for the message.
+        content: content of the file.
+        name: path of the file, for the message.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the content is not an object.
     """
     if not isinstance(content, dict):
         raise ValueError(
-            f"{name} holds a {type(content).__name__} at its top level; an object with 'videos' (of COCO: 'images'), "
+            f"{name} holds a {type(content).__name__} at its top level; an object with 'videos' (in COCO: 'images'), "
             "'categories' and 'annotations' is expected (a list is the format of predictions)."
         )
 
@@ -72,12 +72,12 @@ def refuse(problems: Iterable[Problem], name: str, form: AnnotationFormat) -> No
     """Raise an error that lists the first few problems of a file, if it has any.
 
     Args:
-        problems: as the rules find them.
-        name: the path of the file, for the message.
-        form: its format.
+        problems: problems that the rules found.
+        name: path of the file, for the message.
+        form: format of the file.
 
     Raises:
-        ValueError: it has problems; the message names the file, and of each problem the video and annotation.
+        ValueError: the file has problems. The message names the file, and video and annotation of each problem.
     """
     first = list(islice(problems, PROBLEMS_SHOWN))
     if first:

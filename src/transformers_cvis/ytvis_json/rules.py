@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the fields of an annotation file: the one place where a rule is added.
+"""Rules for the fields of an annotation file. New rules go here.
 
 Three functions find the problems of one video or image, of one annotation, and of one mask. Each yields the messages of
 all its rules, without the place. [`structure_problems`] and [`content_problems`] run them over a file and add the
-place, the evaluation over ground truth and results. Structure is what makes a file unreadable and is checked whenever
-one is read; content is what `transformers-cvis validate` looks for as well, and needs masks and pictures.
+place; the evaluation runs them over ground truth and results. Problems of structure make a file unreadable, and are
+checked whenever a file is read. Problems of content need masks and pictures; only `transformers-cvis validate` checks
+them.
 """
 
 import os
@@ -26,22 +27,22 @@ BOX_TOLERANCE = 2.0  # pixels that a given box may differ from the box of its ma
 
 
 def holder_messages(holder: dict, form: AnnotationFormat) -> Iterator[str]:
-    """Yield what is wrong with a video or image that has all required keys."""
+    """Yield the problems of a video or image that has all required keys."""
     keys = form.required_keys[form.section]
     for key in ("width", "height", "length"):
         if key in keys and (not is_integer(holder[key]) or holder[key] < 1):
             yield f"'{key}' is {holder[key]!r}; give a positive integer."
     if "file_name" in keys and not isinstance(holder["file_name"], str):
-        yield f"'file_name' is {holder['file_name']!r}; give a text."
+        yield f"'file_name' is {holder['file_name']!r}; give a string."
     if "file_names" in keys:
         yield from file_names_messages(holder)
 
 
 def file_names_messages(video: dict) -> Iterator[str]:
-    """Yield what is wrong with the file names of a video, compared with its length."""
+    """Yield the problems of the file names of a video, compared with its length."""
     file_names = video.get("file_names")
     if not isinstance(file_names, list) or not all(isinstance(name, str) for name in file_names):
-        yield "'file_names' is no list of texts; give one file name per frame."
+        yield "'file_names' is not a list of strings; give one file name per frame."
     elif len(file_names) != video["length"]:
         yield f"'length' is {video['length']} but there are {len(file_names)} file_names; make them agree."
 
@@ -49,13 +50,13 @@ def file_names_messages(video: dict) -> Iterator[str]:
 def reference_message(
     annotation: dict, holder_ids: Mapping[int, Any], category_names: Mapping[int, str], form: AnnotationFormat
 ) -> str | None:
-    """Return what is wrong with the ids of the video or image and of the category that an annotation names.
+    """Return the problem of an annotation with the id of its video or image or of its category, or None.
 
     Args:
-        annotation: an entry that has all required keys.
-        holder_ids: the known videos or images by id.
-        category_names: the name of each known category by id.
-        form: the format of the file.
+        annotation: entry that has all required keys.
+        holder_ids: known videos or images by id.
+        category_names: names of the known categories by id.
+        form: format of the file.
     """
     number = annotation[form.reference]
     if not is_integer(number) or number not in holder_ids:
@@ -70,12 +71,12 @@ def reference_message(
 
 
 def annotation_messages(annotation: dict, holder: dict, form: AnnotationFormat) -> Iterator[str]:
-    """Yield what is wrong with an annotation of a correct video or image; its ids are not looked at.
+    """Yield the problems of an annotation of a correct video or image, apart from its ids.
 
     Args:
-        annotation: an entry that has all required keys.
-        holder: the video or image that it belongs to.
-        form: the format of the file.
+        annotation: entry that has all required keys.
+        holder: video or image that it belongs to.
+        form: format of the file.
     """
     keys = form.required_keys["annotations"]
     if "score" in keys and not (is_number(annotation["score"]) and isfinite(annotation["score"])):
@@ -103,10 +104,10 @@ def annotation_messages(annotation: dict, holder: dict, form: AnnotationFormat) 
 
 
 def mask_structure_message(segmentation: Any, size: tuple[int, int], holder: str) -> str | None:
-    """Return what makes a mask unreadable. Run lengths and polygons are not looked into.
+    """Return the problem that makes a mask unreadable, or None. Run lengths and polygons are not checked.
 
     Args:
-        segmentation: an RLE, polygons, or None (or empty) where nothing is visible.
+        segmentation: RLE, list of polygons, or None (or empty) where the object is not visible.
         size: height and width of the video or image.
         holder: "video" or "image".
     """
@@ -115,7 +116,7 @@ def mask_structure_message(segmentation: Any, size: tuple[int, int], holder: str
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         if "size" not in segmentation or (not isinstance(counts, (str, bytes)) and not _is_number_list(counts)):
-            return "the RLE has no 'size' or no 'counts' (a text or a list of integers); give both."
+            return "the RLE has no 'size' or no 'counts' (a string or a list of integers); give both."
         given, expected = segmentation["size"], list(size)
         given = list(given) if isinstance(given, tuple) else given
         if given != expected:
@@ -133,7 +134,7 @@ def mask_structure_message(segmentation: Any, size: tuple[int, int], holder: str
 
 
 def run_lengths_message(counts: str | bytes | list, size: tuple[int, int]) -> str | None:
-    """Return what is wrong with the run lengths of an RLE of `size` (height, width)."""
+    """Return the problem of the run lengths of an RLE of `size` (height, width), or None."""
     runs, height, width = rle.run_lengths(counts), *size
     if runs is not None and not (runs < 0).any() and runs.sum() == height * width:
         return None
@@ -142,13 +143,13 @@ def run_lengths_message(counts: str | bytes | list, size: tuple[int, int]) -> st
 
 
 def mask_content_message(segmentation: Any, box: Any, size: tuple[int, int], form: AnnotationFormat) -> str | None:
-    """Return the first thing that is wrong with a well-formed mask and its box, in one frame or image.
+    """Return the first problem of a well-formed mask and its box, in one frame or image, or None.
 
     Args:
-        segmentation: an RLE, polygons, or None (or empty).
+        segmentation: RLE, list of polygons, or None (or empty).
         box: x, y, width, height in pixels, or None (or empty).
         size: height and width of the video or image.
-        form: the format of the file.
+        form: format of the file.
     """
     if not segmentation and not box:
         return None
@@ -176,12 +177,12 @@ def mask_content_message(segmentation: Any, box: Any, size: tuple[int, int], for
 
 
 def structure_problems(content: dict, form: AnnotationFormat, limit: int | None = None) -> Iterator[Problem]:
-    """Find keys that are missing, and ids, references and lengths that do not fit.
+    """Find missing keys, and ids, references and lengths that do not fit.
 
     Args:
-        content: of the file.
-        form: its format.
-        limit: how many problems to find; None finds all.
+        content: content of the file.
+        form: format of the file.
+        limit: largest number of problems to find; None finds all.
     """
     missing = section_problems(content, form)
     if missing:
@@ -199,7 +200,7 @@ def structure_problems(content: dict, form: AnnotationFormat, limit: int | None 
 
 
 def section_problems(content: dict, form: AnnotationFormat) -> list[Problem]:
-    """Return which top-level lists are missing; nothing else can be checked without them."""
+    """Return a problem if a top-level list is missing; nothing else can be checked without it."""
     for section in (form.section, "categories"):
         if not isinstance(content.get(section), list):
             other = next(other for other in FORMATS.values() if other.holder != form.holder)
@@ -208,7 +209,7 @@ def section_problems(content: dict, form: AnnotationFormat) -> list[Problem]:
                 hint = (
                     f" It has '{other.section}', so it is of {other.name} format: `kind: {other.section}` in a recipe."
                 )
-            return [Problem(f"The top-level key '{section}' is missing or no list; add it.{hint}")]
+            return [Problem(f"The top-level key '{section}' is missing or not a list; add it.{hint}")]
     return []
 
 
@@ -227,14 +228,14 @@ def category_problems(categories: list, form: AnnotationFormat) -> Iterator[Prob
     for category in _complete(categories, "categories", form):
         name = category["name"]
         if not isinstance(name, str) or not name:
-            yield Problem(f"category {category['id']}: its name is {name!r}; give a text.")
+            yield Problem(f"category {category['id']}: its name is {name!r}; give a string.")
         elif name in seen_names:
             yield Problem(f"category {category['id']}: the name '{name}' appears twice; merge the two or rename one.")
         seen_names.add(str(name))
 
 
 def holder_problems(holders: list, form: AnnotationFormat) -> Iterator[Problem]:
-    """Find what is wrong with the videos or images of a file."""
+    """Find the problems of the videos or images of a file."""
     yield from entry_problems(holders, form.section, form)
     for holder in _complete(holders, form.section, form):
         for message in holder_messages(holder, form):
@@ -244,13 +245,13 @@ def holder_problems(holders: list, form: AnnotationFormat) -> Iterator[Problem]:
 def annotation_problems(
     annotations: Any, holders: Mapping[int, dict | None], names: Mapping[int, str], form: AnnotationFormat
 ) -> Iterator[Problem]:
-    """Find what is wrong with the annotations of a file.
+    """Find the problems of the annotations of a file.
 
     Args:
-        annotations: the section; None, or empty, where a file has none.
-        holders: the videos or images by id, None for one that has problems of its own.
-        names: the name of each category by id.
-        form: the format of the file.
+        annotations: the section, or None (or empty) if the file has none.
+        holders: videos or images by id, None for one that has problems itself.
+        names: names of the categories by id.
+        form: format of the file.
     """
     annotations = annotations or []
     if not isinstance(annotations, list):
@@ -266,7 +267,7 @@ def annotation_problems(
 
 
 def entry_problems(entries: Any, section: str, form: AnnotationFormat) -> Iterator[Problem]:
-    """Find entries that are no objects, lack a key, or have an id that is no integer or is used twice."""
+    """Find entries that are not objects, lack a key, or have an id that is not an integer or is used twice."""
     if not isinstance(entries, list):
         yield Problem(f"'{section}' is a {type(entries).__name__}; make it a list.")
         return
@@ -287,7 +288,7 @@ def entry_problems(entries: Any, section: str, form: AnnotationFormat) -> Iterat
         if "id" not in entry:
             continue
         if not is_integer(entry["id"]):
-            yield Problem(f"{name}: its id is {entry['id']!r}, no integer.", **where)
+            yield Problem(f"{name}: its id is {entry['id']!r}; give an integer.", **where)
         elif entry["id"] in seen_ids:
             yield Problem(
                 f"{name} uses the {singular} id {entry['id']} again; give every {singular} its own id.", **where
@@ -297,7 +298,7 @@ def entry_problems(entries: Any, section: str, form: AnnotationFormat) -> Iterat
 
 
 def entry_message(entry: Any, section: str, form: AnnotationFormat) -> str | None:
-    """Return why an entry of a section cannot be read, a sentence without its subject."""
+    """Return why an entry of a section cannot be read, as a sentence without its subject, or None."""
     if not isinstance(entry, dict):
         return f"is a {type(entry).__name__}; an object is expected."
     missing = ", ".join(repr(key) for key in form.required_keys[section] if key not in entry)
@@ -322,12 +323,12 @@ def correct_holders(content: dict, form: AnnotationFormat) -> dict[int, dict | N
 
 
 def content_problems(content: dict, form: AnnotationFormat, image_root: str | os.PathLike | None) -> Iterator[Problem]:
-    """Find what is wrong inside well-formed entries; entries with structural problems are passed over.
+    """Find the problems inside well-formed entries. Entries with structural problems are skipped.
 
     Args:
-        content: of the file.
-        form: its format.
-        image_root: the folder that file names are relative to; None does not look for files.
+        content: content of the file.
+        form: format of the file.
+        image_root: folder that file names are relative to; None does not check files.
     """
     entries = content.get(form.section)
     holders = {}
@@ -338,7 +339,7 @@ def content_problems(content: dict, form: AnnotationFormat, image_root: str | os
                 yield from _file_problems(holder, form, Path(image_root))
     annotations = content.get("annotations")
     if not annotations:
-        yield Problem("There are no annotations: the file can be used for prediction, not for training or evaluation.")
+        yield Problem("The file has no annotations: it can be used for prediction, not for training or evaluation.")
     for annotation in _complete(annotations if isinstance(annotations, list) else [], "annotations", form):
         holder = holders.get(annotation[form.reference]) if is_integer(annotation[form.reference]) else None
         if holder is None or any(annotation_messages(annotation, holder, form)):
@@ -382,7 +383,7 @@ def is_number(value: Any) -> bool:
 def _is_number_list(values: Any) -> bool:
     if not isinstance(values, list):
         return False
-    is_plain = set(map(type, values)) <= {int, float}  # by far the quickest test, and all that json gives
+    is_plain = set(map(type, values)) <= {int, float}  # by far the quickest test, and enough for values from JSON
     return (is_plain or all(map(is_number, values))) and all(map(isfinite, values))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing tracks as YouTube-VIS json, in its two forms.
+"""Writing of tracks as YouTube-VIS JSON, in its two forms.
 
-An annotation of a data set has None in the frames where its object is absent. A result for the test servers has an
-empty mask there, since they want an RLE for every frame.
+An annotation of a data set has None in the frames without its object. A result for the test servers has an empty mask
+there, since they require an RLE for every frame.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ def track_annotation(
     """Return a track as an entry of 'annotations', with None where the object is absent.
 
     Args:
-        annotation_id: the id of the entry.
-        video: the entry of 'videos' that the track belongs to.
-        category_id: the id of its category.
-        segmentations: the compressed RLE, or None, of each frame.
-        score: of a track that a model found; None leaves the key out.
+        annotation_id: id of the entry.
+        video: entry of 'videos' that the track belongs to.
+        category_id: id of its category.
+        segmentations: compressed RLE, or None, of each frame.
+        score: score of a track that a model found; None leaves the key out.
     """
     present = [segmentation for segmentation in segmentations if segmentation]
     boxes, areas = iter(rle.boxes(present).tolist()), iter(rle.areas(present).tolist())
@@ -52,10 +52,10 @@ def track_result(
     """Return a track as an entry of the results of a test server, with an empty mask where the object is absent.
 
     Args:
-        video_id: the id of the video in the data set.
-        category_id: the id of the category in the data set.
-        score: of the track.
-        segmentations: the compressed RLE, or None, of each frame.
+        video_id: id of the video in the data set.
+        category_id: id of the category in the data set.
+        score: score of the track.
+        segmentations: compressed RLE, or None, of each frame.
         size: height and width of the video in pixels.
     """
     absent = rle.empty(size)

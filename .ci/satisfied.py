@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 
 
 def setup_keyword(name: str):
+    """Return the value of an argument of `setup(...)` in setup.py."""
     tree = ast.parse((Path(__file__).parent.parent / "setup.py").read_text(encoding="utf-8"))
     return next(
         ast.literal_eval(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == name
@@ -16,6 +17,7 @@ def setup_keyword(name: str):
 
 
 def satisfied(requirement: Requirement) -> bool:
+    """Return whether the environment has what a requirement asks for."""
     try:
         return requirement.specifier.contains(version(requirement.name), prereleases=True)
     except PackageNotFoundError:

@@ -48,7 +48,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
         labels="The frames of a video are one clip.",
         output_embeddings="queries, mask embeddings and mask features. Of a video in several windows, queries and mask "
         "embeddings are those of the last.",
-        output_hidden_states="the normed learned queries `(B, Q, C)` and those of every layer of the decoder. Of a video in "
+        output_hidden_states="the normed learned queries `(B, Q, C)` and those of every decoder layer. Of a video in "
         "several windows, they are those of the last.",
     )
     def forward(
@@ -64,11 +64,12 @@ class ClipDetector(VideoModelMixin, FrameDetector):
     ) -> VideoInstanceSegmentationOutput:
         r"""Segment whole videos, or compute the losses if `labels` are given.
 
-        A video that is longer than `config.max_clip_frames`, or too long for the available memory, is processed in windows.
+        A video that is longer than `config.max_clip_frames`, or too long for the available memory, is processed in
+        windows.
 
         Returns:
-            [`VideoInstanceSegmentationOutput`], without a `state`. `class_queries_logits` of a video in several windows are
-            their mean, weighted by their frames.
+            [`VideoInstanceSegmentationOutput`], without a `state`. `class_queries_logits` of a video in several windows
+            are their mean, weighted by their frames.
 
         Raises:
             ValueError: An input has the wrong shape, type or range, or a `state` is given.

@@ -128,8 +128,8 @@ class FrameDetector(CvisPreTrainedModel):
             [`FrameDetectorOutput`].
 
         Raises:
-            ValueError: `pixel_values` has the wrong shape or type, `num_query_layers` is out of range, or attention weights
-                are asked for.
+            ValueError: `pixel_values` has the wrong shape or type, `num_query_layers` is out of range, or attention
+                weights are asked for.
 
         Example:
         ```python

@@ -58,8 +58,8 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         state=PREVIOUS_STATE,
         labels="Every frame is an image of its own, with the objects visible there; published training has T = 1.",
         output_embeddings="the queries, in the order of the tracks, and mask features.",
-        output_hidden_states="the learned queries and those of every layer of the frame decoder, `(B, T, Q, C)`, in the "
-        "order of the tracks.",
+        output_hidden_states="the learned queries and those of every layer of the frame decoder, `(B, T, Q, C)`, in "
+        "the order of the tracks.",
     )
     def forward(
         self,
@@ -75,8 +75,8 @@ class MinVisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         r"""Segment the next clip of each video, or compute the losses of its frames if `labels` are given.
 
         Returns:
-            [`VideoInstanceSegmentationOutput`]. `class_queries_logits` are the mean over the frames of the clip; `state`
-            belongs to the next call.
+            [`VideoInstanceSegmentationOutput`]. `class_queries_logits` are the mean over the frames of the clip;
+            `state` belongs to the next call.
 
         Raises:
             ValueError: An input has the wrong shape, type or range, or `state` belongs to another batch.

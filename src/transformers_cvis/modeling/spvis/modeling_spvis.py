@@ -95,7 +95,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         pixel_values_videos="Online a clip of any length, offline whole videos.",
         state="Online, `state` of the output for the previous clip; None for the first clip, and offline.",
         output_embeddings="queries and mask features.",
-        output_hidden_states="the normed tracks `(B, T, Q, C)` of every layer of the tracker, offline those of the refiner.",
+        output_hidden_states="the normed tracks `(B, T, Q, C)` of every layer of the tracker, offline of the refiner.",
     )
     def forward(
         self,
@@ -111,13 +111,13 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         r"""Segment the next clip, offline whole videos, or compute the losses if `labels` are given.
 
         Returns:
-            [`VideoInstanceSegmentationOutput`]. Online, `class_queries_logits` are the mean over the frames of the clip, and
-            `state` belongs to the next call. Offline, they are for each class the logarithm of the larger of the refiner's and
-            the tracker's probability; where these sum to more than 1, they are scaled to a sum of 1.
+            [`VideoInstanceSegmentationOutput`]. Online, `class_queries_logits` are the mean over the frames of the clip,
+            and `state` belongs to the next call. Offline, they are for each class the logarithm of the larger of the
+            refiner's and the tracker's probability; where these sum to more than 1, they are scaled to a sum of 1.
 
         Raises:
-            ValueError: An input has the wrong shape, type or range, or `state` belongs to another batch or is given to an
-                offline model.
+            ValueError: An input has the wrong shape, type or range, or `state` belongs to another batch or is given to
+                an offline model.
 
         Example:
         ```python

@@ -90,7 +90,7 @@ def test_a_video_which_breaks_does_not_stop_the_others(video, model, tmp_path, c
         ),
         (["VIDEO", "--model", "{tmp}"], "--model .*: this folder holds no saved model, as it has no config.json. Give"),
         (["VIDEO", "--model", "MODEL", "--device", "gpu"], "--device gpu: use cpu, cuda, cuda:1 or mps"),
-        (["VIDEO", "--model", "MODEL", "--device", "cuda:0"], "torch sees no GPU"),
+        (["VIDEO", "--model", "MODEL", "--device", "cuda:0"], "torch finds no GPU"),
     ],
 )
 def test_segment_fails_in_one_line_before_it_works(arguments, message, video, model, tmp_path, capsys, monkeypatch):

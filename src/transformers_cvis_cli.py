@@ -360,7 +360,7 @@ def _add_push(commands: Any) -> None:
         "publish a saved model on the Hub",
         "Upload model, processor and a generated model card to one revision of a Hub repository, in one commit.\n"
         "A task adapter (a folder task-1, task-2, ... of `train-continual`) goes to the revision of that name; push\n"
-        "its base, task-0, first. Log in before with `hf auth login`.",
+        "its base, task-0, first. Log in with `hf auth login` before.",
         "  transformers-cvis push runs/shapes you/shapes --license apache-2.0\n"
         "  transformers-cvis push runs/mine/task-0 you/mine && transformers-cvis push runs/mine/task-1 you/mine",
     )

@@ -84,7 +84,7 @@ def test_import_of_coco(shapes, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["masks", "masks", "--out", "a.json"], "Masks need their frames: give the folder with --frames"),
-        (["coco", "coco.json", "--out", "a.json", "--valid", "b.json"], "--valid are for masks; a COCO json says"),
+        (["coco", "coco.json", "--out", "a.json", "--valid", "b.json"], "--valid are for masks: leave them out"),
         (
             ["masks", "m", "--frames", "f", "--out", "a.json", "--valid", "a.json"],
             "--out and --valid are the same file",
@@ -109,7 +109,7 @@ def test_make_data_writes_a_valid_data_set(tmp_path, capsys):
     categories = json.loads((tmp_path / "two" / "valid.json").read_text())["categories"]
     assert [category["name"] for category in categories] == ["circle", "square"]
     assert run("make-data", "moving-shapes", tmp_path / "many", *sizes, "--categories", 11) == 1
-    assert "--categories 11: there are 10 kinds of shapes" in error_line(capsys)
+    assert "--categories 11: give at most 10" in error_line(capsys)
 
 
 def test_split_data(shapes, tmp_path, capsys):

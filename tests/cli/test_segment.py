@@ -93,7 +93,7 @@ def test_broken_video_does_not_stop_the_others(video, model, tmp_path, capsys):
             "--model .*: this folder does not hold a saved model: config.json is missing. Give",
         ),
         (["VIDEO", "--model", "MODEL", "--device", "gpu"], "--device gpu: use cpu, cuda, cuda:1 or mps"),
-        (["VIDEO", "--model", "MODEL", "--device", "cuda:0"], "torch sees no GPU"),
+        (["VIDEO", "--model", "MODEL", "--device", "cuda:0"], "torch finds no GPU"),
     ],
 )
 def test_segment_fails_in_one_line_before_it_works(arguments, message, video, model, tmp_path, capsys, monkeypatch):

@@ -156,7 +156,7 @@ class TestManyVideos:
 
     def test_rows_in_place_of_videos(self, segment, mp4):
         table = datasets.Dataset.from_dict({"path": [mp4], "fps": [8]})
-        message = r"Got a dict with 'path', 'fps' in place of a video: give the column .*`KeyDataset\(table, 'path'\)`"
+        message = r"Got a dict with 'path', 'fps' instead of a video: give the column .*`KeyDataset\(table, 'path'\)`"
         for rows in (table, table[0], [table[0]]):
             with pytest.raises(TypeError, match=message):
                 segment(rows)

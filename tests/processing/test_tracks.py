@@ -205,5 +205,5 @@ def test_number_of_labels():
 
 
 def test_no_clip():
-    with pytest.raises(ValueError, match="no tracks before the first clip"):
+    with pytest.raises(ValueError, match="No tracks before the first clip"):
         TrackAccumulator(SIZE, SIZE, top_k=1).tracks()

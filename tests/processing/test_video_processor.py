@@ -126,10 +126,10 @@ class TestPreprocess:
     @pytest.mark.parametrize(
         ("video", "message"),
         [
-            ([], "There is no video to prepare"),
+            ([], "No video to prepare"),
             (np.zeros((0, 4, 6, 3), np.uint8), "Video 0 is empty"),
             ([np.zeros((4, 6, 3), np.uint8), np.zeros((5, 6, 3), np.uint8)], "Frame 1 of .* is 6x5 pix"),
-            ([np.zeros((n, 4, 6, 3), np.uint8) for n in (3, 2)], "Videos of 2, 3 frames make no batch: give clips of"),
+            ([np.zeros((n, 4, 6, 3), np.uint8) for n in (3, 2)], "Videos of 2, 3 frames do not fit into a batch: give"),
             (np.zeros((2, 4, 4, 3), np.int32), "Video 0 has dtype .*int32: pixels are uint8 in 0..255 or float"),
             (np.full((2, 4, 4, 3), 7.0), "Video 0 holds float pixels in 7..7"),
             (np.full((2, 4, 4, 3), np.nan), "Video 0 holds NaN"),
@@ -194,7 +194,7 @@ class TestPostProcess:
                 processor.post_process_video_instance_segmentation(self.outputs(1, 0), **{name: [(45, 70)]})
         with pytest.raises(TypeError, match="Got Tensor in place of a model's output: .* `return_dict=True`"):
             processor.post_process_video_instance_segmentation(tuple(vars(self.outputs(1, 0)).values()))
-        with pytest.raises(ValueError, match="There is no output to make tracks of"):
+        with pytest.raises(ValueError, match="No output to make tracks of"):
             processor.post_process_video_instance_segmentation([])
 
     def sizes_of_masks(self, videos):

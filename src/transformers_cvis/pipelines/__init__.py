@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pipeline("video-instance-segmentation")`."""
+"""Pipeline of the task "video-instance-segmentation"."""
 
 from .video_instance_segmentation import TASK, VideoInstanceSegmentationPipeline, register_pipeline
 

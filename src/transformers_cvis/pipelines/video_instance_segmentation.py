@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transformers pipeline for video instance segmentation, and its entry in the pipeline registry."""
+"""Pipeline for video instance segmentation, and its entry in the pipeline registry of transformers."""
 
 import itertools
 import os
@@ -35,7 +35,7 @@ logger = logging.get_logger(__name__)
 
 
 class _NotGiven:
-    """Marks a parameter that a call leaves as it was when the pipeline was made; `None` is a value of its own."""
+    """Marker of a parameter that a call does not give; `None` is a value with a meaning."""
 
     def __repr__(self) -> str:
         return "<not given>"
@@ -45,7 +45,7 @@ _NOT_GIVEN: Any = _NotGiven()
 
 
 class VideoInstanceSegmentationPipeline(Pipeline):
-    """Detects, segments and tracks the objects of videos.
+    """Pipeline that detects, segments and tracks the objects of videos.
 
     A Mask2Former checkpoint of the Hub becomes a MinVIS. Without `model` the small model that ships with the package
     is used. For a model object without `video_processor`, the processor saved with its weights is used, or else the
@@ -77,7 +77,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_image_processor = False
     _load_processor = False
-    # Loaded if it is there: a model object has no name to load it from, and then __init__ finds one.
+    # None loads it if it exists: a model object has no name to load it from, and then __init__ finds one.
     _load_video_processor = None
 
     def __init__(
@@ -135,7 +135,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
             (height and width, in pixels), `num_frames`, and `fps` (`None` if the source has no clock).
 
         Raises:
-            FileNotFoundError: a path leads to no file or folder.
+            FileNotFoundError: a path does not exist.
             TypeError: an input is not a video, or a parameter is unknown.
             ValueError: a parameter is out of range, or a video cannot be read.
         """
@@ -184,7 +184,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
         stride: int = 1,
         max_frames: int | None = None,
     ) -> dict[str, PreparedVideo]:
-        """Open a video; its frames are decoded, resized and normalised when `_forward` takes the next clip.
+        """Open a video. Its frames are decoded, resized and normalised when `_forward` takes the next clip.
 
         Args:
             video: any source that [`open_video`] takes.
@@ -197,13 +197,13 @@ class VideoInstanceSegmentationPipeline(Pipeline):
             `dict`: `video`, whose `clips()` are network inputs.
 
         Raises:
-            FileNotFoundError: the path leads to no file or folder.
+            FileNotFoundError: the path does not exist.
             TypeError: the source is not a video.
             ValueError: a parameter is out of range, or the video cannot be read.
         """
         if isinstance(video, Mapping):
             raise TypeError(
-                f"Got a dict with {', '.join(map(repr, video)) or 'no keys'} in place of a video: give the column of "
+                f"Got a dict with {', '.join(map(repr, video)) or 'no keys'} instead of a video: give the column of "
                 "the videos, `table['path']`, or `KeyDataset(table, 'path')` of `transformers.pipelines.pt_utils`."
             )
         reading: dict[str, Any] = {
@@ -260,7 +260,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> "_Results":
-        """Segment videos one batch after the other, each when its results are asked for.
+        """Segment videos one batch after the other, each on demand.
 
         Args:
             inputs (`Iterable`): videos.
@@ -294,7 +294,7 @@ class VideoInstanceSegmentationPipeline(Pipeline):
 
 
 class _Results(Iterator[dict[str, Any]]):
-    """The results of several videos, each computed when it is asked for."""
+    """Iterator over the results of several videos, each computed on demand."""
 
     def __init__(self, results: Iterator[dict[str, Any]], length: int | None) -> None:
         self._results = results
@@ -354,7 +354,7 @@ def _batches(prepared: Iterator[dict[str, PreparedVideo]], batch_size: int) -> I
     """Group neighbouring videos that can run side by side; warn once if not every batch is as large as was asked."""
     batch: list[dict[str, PreparedVideo]] = []
     for inputs in prepared:
-        if batch and not batch[0]["video"].runs_beside(inputs["video"]):
+        if batch and not batch[0]["video"].can_batch_with(inputs["video"]):
             logger.warning_once(
                 f"`batch_size={batch_size}`: only neighbouring videos of one size and one known number of frames run "
                 "side by side; the others run alone."
@@ -370,7 +370,7 @@ def _batches(prepared: Iterator[dict[str, PreparedVideo]], batch_size: int) -> I
 
 
 class _EmbeddedModel(dict):
-    """The registry's default entry, `{"model": (folder, revision)}`; the folder is looked up when it is wanted."""
+    """Default entry of the registry, `{"model": (folder, revision)}`, which looks up the folder on access."""
 
     def __getitem__(self, key: str) -> tuple[str, str]:
         folder = str(default_model_path())

@@ -102,7 +102,7 @@ def contact_sheet(
 
 
 def _is_visible(track: Track, frame_index: int) -> bool:
-    """Return whether the mask has pixels; in results from files an absent object may have a mask that is off."""
+    """Return whether the mask has pixels. Results from files may hold an empty mask for an absent object."""
     segmentation, box = track.segmentations[frame_index], track.boxes[frame_index]
     return segmentation is not None and box[2] > box[0] and box[3] > box[1]
 

@@ -21,7 +21,7 @@ _MARGIN = 2
 
 @dataclass
 class ClipMasks:
-    """The masks of some queries over the frames of one clip.
+    """Masks of queries over the frames of one clip.
 
     Attributes:
         segmentations (`list[list[dict | None]]`): for each query and frame a compressed RLE at the original size, or
@@ -101,7 +101,12 @@ def segment_masks(
 
 
 def covered_share(segmentations: list[dict | None], others: list[dict | None]) -> float:
-    """Share of a track's pixels, over all frames, that another track of the video has too; `None` is an empty mask."""
+    """Return the share of a track's pixels, over all frames, that another track of the video also has.
+
+    Args:
+        segmentations (`list[dict | None]`): compressed RLE of each frame, `None` for an empty mask.
+        others (`list[dict | None]`): those of the other track.
+    """
     pairs = [(one, other) for one, other in zip(segmentations, others, strict=True) if one and other]
     shared = rle.intersection_areas([one for one, _ in pairs], [other for _, other in pairs]).sum()
     return float(shared) / max(1.0, float(rle.areas([one for one in segmentations if one]).sum()))
@@ -135,7 +140,7 @@ class _LinearResize:
 
 
 def _mask_stride(mask_size: tuple[int, int], input_size: tuple[int, int]) -> int:
-    """Return the network-input pixels per logit, after a check that the logits cover the network input."""
+    """Check that the logits cover the network input, and return the pixels of the input per logit."""
     stride = MASK_STRIDE
     if any(length * stride < wanted for length, wanted in zip(mask_size, input_size, strict=True)):
         raise ValueError(

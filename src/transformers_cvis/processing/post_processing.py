@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-processing of a model's outputs: the part of the video processor that makes tracks."""
+"""Post-processing of a model's outputs into tracks, a part of the video processor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .tracks import Track, TrackAccumulator, clip_predictions
 
 
 class TrackPostProcessing:
-    """Makes tracks of outputs; precedes the base class of a video processor, which gives `resized_size`."""
+    """Mixin that makes tracks of outputs. It must precede the base class of a video processor."""
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of the network input, without padding, of a video of `height` x `width` pixels."""
@@ -35,7 +35,7 @@ class TrackPostProcessing:
 
         Args:
             outputs ([`VideoInstanceSegmentationOutput`], or an iterable of them): one output, or those of consecutive
-                clips such as `model.stream(clips)`, of which the first one carries the rule and the sizes. Masks are
+                clips such as `model.stream(clips)`, whose first one carries the rule and the sizes. Masks are
                 compressed as the outputs come, so that a video may be of any length.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*): height and
                 width of the masks for each video, in pixels. By default the original sizes of the videos, if the
@@ -100,7 +100,7 @@ class TrackPostProcessing:
             for video, accumulator in enumerate(accumulators):
                 accumulator.update(*clip_predictions(output, video))
         if not accumulators:
-            raise ValueError("There is no output to make tracks of: the list is empty.")
+            raise ValueError("No output to make tracks of: the list is empty. Give at least one.")
         return [accumulator.tracks() for accumulator in accumulators]
 
     def _sizes_of_tracks(

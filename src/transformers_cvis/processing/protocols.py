@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a model that processing, evaluation and the pipeline can run."""
+"""Interface of a model that processing, evaluation and the pipeline can run."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop over a video: read, prepare, run the model clip by clip, gather tracks."""
+"""Loop over a video: read, prepare, run the model clip by clip, gather tracks."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from .video_processor import CvisVideoProcessor
 from .video_reading import VideoFrames, open_video
 
 DEFAULT_THRESHOLD = 0.3
-# Frames that are handled at once by a model without clips of its own, which sees the whole video.
+# Clip length for a model without `config.clip_length`, which attends to the whole video.
 _FRAMES_AT_ONCE = 8
 
 
@@ -56,16 +56,16 @@ class ClipSegmentation:
 
 
 class PreparedClip(NamedTuple):
-    """Some consecutive frames of a video, and the network input that is made of them."""
+    """Consecutive frames of a video, and the network input made of them."""
 
     frames: list[np.ndarray]  # uint8 RGB (height, width, 3)
     pixel_values: torch.Tensor  # (1, T, 3, H, W), normalised and padded
 
 
 class PreparedVideo:
-    """An opened video whose clips are decoded and prepared for the network when they are asked for.
+    """An opened video whose clips are decoded and prepared for the network on demand.
 
-    One clip is in memory at a time, so that a video may be of any length. Made by [`prepare_video`].
+    One clip is in memory at a time, so that a video may be of any length. [`prepare_video`] makes it.
 
     Attributes:
         frames (`VideoFrames`): the opened video, with its name, size, frame rate and number of frames.
@@ -84,7 +84,7 @@ class PreparedVideo:
         for frames in _clips(self.frames, self.clip_length):
             yield PreparedClip(frames, self._video_processor.preprocess_clip(frames))
 
-    def runs_beside(self, other: "PreparedVideo") -> bool:
+    def can_batch_with(self, other: "PreparedVideo") -> bool:
         """Return whether both videos are of one size and one known length, so that a batch can hold them."""
         ours, theirs = self.frames, other.frames
         same = (ours.size, ours.num_frames, self.clip_length) == (theirs.size, theirs.num_frames, other.clip_length)
@@ -108,10 +108,10 @@ def prepare_video(
     """Open a video for a model; the arguments are those of [`segment_video`].
 
     Returns:
-        `PreparedVideo`: the video, of which one frame has been read.
+        `PreparedVideo`: the video; its first frame has been read already.
 
     Raises:
-        FileNotFoundError: the path leads to no file.
+        FileNotFoundError: the path does not exist.
         TypeError: `video` is not a video of any kind.
         ValueError: `clip_length` is below 1, or the video cannot be read.
     """
@@ -133,7 +133,7 @@ def gather_tracks(
     Args:
         model ([`VideoModel`]): the model, in any mode.
         videos (`Sequence[PreparedVideo]`): one video, or several that run side by side (see
-            [`PreparedVideo.runs_beside`]).
+            [`PreparedVideo.can_batch_with`]).
         threshold (`float`, *optional*, defaults to 0.3): least score of a track.
         top_k (`int`, *optional*): largest number of tracks of a video.
         progress (`bool`): show a progress bar.
@@ -176,7 +176,7 @@ def segment_video(
         video_processor (`CvisVideoProcessor`): the processor saved with the model.
         video: any source that [`open_video`] takes.
         clip_length (`int`, *optional*): frames per clip; 1 is online. `config.clip_length` by default, and 8 for a
-            model without it, which sees all frames whatever the clips.
+            model without it, which attends to all frames with any clip length.
         threshold (`float`, *optional*, defaults to 0.3): least score of a track. `None` together with `top_k` selects
             as video benchmarks do (see [`TrackAccumulator`]).
         top_k (`int`, *optional*): largest number of tracks.
@@ -190,7 +190,7 @@ def segment_video(
         `VideoSegmentation`: tracks, size, number of frames and frame rate of the video.
 
     Raises:
-        FileNotFoundError: the path leads to no file.
+        FileNotFoundError: the path does not exist.
         TypeError: `video` is not a video of any kind.
         ValueError: `clip_length` is below 1, `threshold` or `top_k` is out of range, or the video cannot be read.
     """
@@ -223,7 +223,7 @@ def segment_stream(
         `ClipSegmentation`: the next clip, with tracks that are scored by the clips so far.
 
     Raises:
-        FileNotFoundError: the path leads to no file.
+        FileNotFoundError: the path does not exist.
         TypeError: `video` is not a video of any kind.
         ValueError: the model needs future frames (`model.is_online` is false), `clip_length` is below 1, `threshold`
             or `top_k` is out of range, or the video cannot be read.
@@ -266,17 +266,17 @@ def _accumulator(
 
 def _run(model: VideoModel, videos: Sequence[PreparedVideo], progress: bool) -> Iterator[tuple[list[np.ndarray], Any]]:
     """Yield pairs of the first video's frames of a clip, if the model is online, and the output for all videos."""
-    waiting: deque[list[np.ndarray]] = deque()  # clips that the model has taken and not yet answered
+    waiting: deque[list[np.ndarray]] = deque()  # clips without an output so far
 
     def network_inputs() -> Iterator[torch.Tensor]:
         for clips in _side_by_side(videos, progress):
-            # An offline model takes the whole video first: its frames must not pile up here.
+            # An offline model reads the whole video first: do not keep its frames in memory.
             waiting.append(clips[0].frames if model.is_online else [])
             yield torch.cat([clip.pixel_values for clip in clips]).to(model.device, model.dtype)
 
     outputs = iter(model.stream(network_inputs()))
     while True:
-        # Gradient and training modes are restored before control goes back to the caller of a generator.
+        # Restore gradient and training modes before each yield, which returns control to the caller.
         with torch.inference_mode(), _evaluation_mode(model):
             output = next(outputs, None)
         if output is None:

@@ -18,7 +18,7 @@ def resized_size(height: int, width: int, short_side: int, max_size: int | None 
         height (`int`): height of the frame, in pixels.
         width (`int`): width of the frame, in pixels.
         short_side (`int`): length of the short side after the resize, in pixels.
-        max_size (`int`, *optional*): limit of the long side; where the long side would exceed it, it decides instead.
+        max_size (`int`, *optional*): limit of the long side. A frame that would exceed it is resized by its long side.
 
     Returns:
         `tuple[int, int]`: height and width after the resize. The aspect ratio is kept up to rounding.

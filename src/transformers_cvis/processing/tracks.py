@@ -52,7 +52,7 @@ class Track:
 
 
 class TrackAccumulator:
-    """Gathers the outputs of a video's clips and selects its tracks; between clips it keeps run lengths, no pixels.
+    """Accumulator of the outputs of a video's clips, from which it selects tracks. It keeps run lengths, no pixels.
 
     Class probabilities leave out the no-object class. A (query, label) pair is scored by one of two rules:
 
@@ -69,7 +69,7 @@ class TrackAccumulator:
     - With a `threshold`, for display: each query with its best label, if the score reaches the threshold. A track is
       dropped if more than half of its pixels belong to a better one, since objects share no pixels. A query is
       recorded from the first clip in which its class probability, in the clip or in the video so far, reaches the
-      threshold. Until then it stands for no object, and its masks are not computed.
+      threshold. Until then its masks are not computed.
 
     Args:
         original_size (`tuple[int, int]`): height and width of the tracks' masks, usually those of the video's frames,
@@ -155,7 +155,7 @@ class TrackAccumulator:
             ValueError: no clip was added.
         """
         if self._class_scores is None:
-            raise ValueError("There are no tracks before the first clip.")
+            raise ValueError("No tracks before the first clip: call `update` first.")
         return self._select(self._segmentations)
 
     def _see(
@@ -248,7 +248,7 @@ def clip_predictions(output: Any, video: int = 0) -> tuple[torch.Tensor, torch.T
 
 
 def _without_duplicates(tracks: list[Track]) -> list[Track]:
-    """Return the `tracks`, best first, of which no better one covers more than `DUPLICATE_SHARE`."""
+    """Drop each of `tracks`, given best first, if a better one covers more than `DUPLICATE_SHARE` of it."""
     kept: list[Track] = []
     for track in tracks:
         if all(covered_share(track.segmentations, other.segmentations) <= DUPLICATE_SHARE for other in kept):

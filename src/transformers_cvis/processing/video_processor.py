@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The video processor: frames in, network input out, and the outputs of a model back to tracks."""
+"""Video processor: turns frames into network input, and the outputs of a model into tracks."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -120,7 +120,7 @@ class CvisVideoProcessor(TrackPostProcessing, BaseVideoProcessor):
         return _size_after_resize(height, width, self.size) if self.do_resize else (height, width)
 
     def preprocess_clip(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        """Prepare one clip for the frame loop of a stream: the numbers of a call of the processor, without its checks.
+        """Prepare one clip of a stream. The result equals that of a call of the processor, without its checks.
 
         Args:
             frames (`Sequence[np.ndarray]`): uint8 RGB frames `(height, width, 3)` of one size.
@@ -156,19 +156,19 @@ class CvisVideoProcessor(TrackPostProcessing, BaseVideoProcessor):
             `BatchFeature`: `pixel_values_videos`, `pixel_mask` and `original_sizes` (see the class).
 
         Raises:
-            FileNotFoundError: a path leads to no file.
+            FileNotFoundError: a path does not exist.
             ValueError: a video cannot be read or holds no frame, its pixels are of another dtype or out of range, or
                 the videos of a batch have different numbers of frames.
         """
         videos = videos if is_list_of_videos(videos) else [videos]
         if not len(videos):
-            raise ValueError("There is no video to prepare: the list is empty.")
+            raise ValueError("No video to prepare: the list is empty. Give at least one.")
         return super().preprocess([_array_or_path(video) for video in videos], **kwargs)
 
     def fetch_videos(
         self, video_url_or_urls: Any, sample_indices_fn: Callable[..., np.ndarray] | None = None
     ) -> tuple[Any, Any] | list:
-        """Read whole videos into memory, by the reader of this package; the base class can only use torchcodec here.
+        """Read whole videos into memory with the reader of this package; the base class can only use torchcodec.
 
         Args:
             video_url_or_urls (`str`, or nested `list` of them): paths or URLs.
@@ -266,8 +266,8 @@ class CvisVideoProcessor(TrackPostProcessing, BaseVideoProcessor):
             videos = torch.stack(videos)
         elif return_tensors is not None:
             raise ValueError(
-                f"Videos of {', '.join(map(str, sorted(lengths)))} frames make no batch: give clips of one length, or "
-                "one video at a time."
+                f"Videos of {', '.join(map(str, sorted(lengths)))} frames do not fit into a batch: give clips of one "
+                "length, or one video at a time."
             )
         data = {"pixel_values_videos": videos, "pixel_mask": pixel_mask, "original_sizes": original_sizes}
         return BatchFeature(data=data, tensor_type=return_tensors)
@@ -317,9 +317,7 @@ def find_video_processor(name: str | os.PathLike | None, revision: str | None = 
         return AutoVideoProcessor.from_pretrained(name, revision=revision)
     except OSError:
         return None
-    except (
-        ValueError
-    ):  # neither the processor nor the model states a type of video processor: take the pixels' settings
+    except ValueError:  # neither processor nor model states a type of video processor: take the settings of the pixels
         return CvisVideoProcessor.from_pretrained(name, revision=revision)
 
 

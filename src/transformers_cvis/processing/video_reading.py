@@ -27,14 +27,14 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".
 _GREY_OR_COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _URL_TIMEOUT_SECONDS = 30.0
-# How a video file is given to the decoders: its path, its URL, or its content.
+# Form in which the decoders take a video file: its path, its URL, or its content.
 _VideoFile = str | bytes
 
 
 class VideoFrames:
-    """Iterates the frames of a video as uint8 RGB arrays `(height, width, 3)`, one in memory at a time.
+    """Iterable over the frames of a video, uint8 RGB arrays `(height, width, 3)`, with one frame in memory at a time.
 
-    Made by [`open_video`]. Files, folders, lists and arrays can be iterated any number of times; an iterator of frames
+    [`open_video`] makes it. Files, folders, lists and arrays can be iterated any number of times; an iterator of frames
     only once.
 
     Attributes:
@@ -124,8 +124,8 @@ def open_video(
         source: a video in one of these forms. Pixels are uint8 in 0..255 or float in 0..1; grey frames become RGB, an
             alpha channel is dropped.
 
-            - the path or URL of a video file (mp4, webm, gif and all else that FFmpeg reads), whose rotation is
-              applied; or the file itself, open in binary mode or as `bytes`;
+            - the path or URL of a video file (mp4, webm, gif and every other format of FFmpeg), whose rotation
+              is applied; or the file itself, open in binary mode or as `bytes`;
             - a folder of images, in natural order (`2.jpg` before `10.jpg`), or a list of image paths, in list order;
             - an array or tensor `(num_frames, height, width, 3)` or `(num_frames, 3, height, width)`, or
               `(num_frames, height, width)` for grey frames;
@@ -137,10 +137,10 @@ def open_video(
         name (`str`, *optional*): name of the video in messages; the file name by default.
 
     Returns:
-        `VideoFrames`: the frames, of which the first has been read.
+        `VideoFrames`: the frames; the first one has been read already.
 
     Raises:
-        FileNotFoundError: a path leads to no file or folder.
+        FileNotFoundError: a path does not exist.
         TypeError: the source is not a video of any kind, or a file is open in text mode.
         ValueError: the source cannot be read as a video or holds no frame; while iterating, a frame is of another
             size, of another dtype or out of range.
@@ -156,7 +156,7 @@ def open_video(
         if not _URL.match(str(source)):
             path = Path(source).expanduser()
             if not path.exists():
-                raise FileNotFoundError(f"There is no file or folder {str(source)!r}.")
+                raise FileNotFoundError(f"No file or folder {str(source)!r} found.")
             if path.is_dir():
                 return _open_image_files(_images_in(path), name, sampling)
             source = str(path)
@@ -301,7 +301,7 @@ def channel_axis(shape: tuple[int, ...], name: str = "The frame") -> int:
 def _open_image_files(paths: list[Path], name: str, sampling: dict[str, Any]) -> VideoFrames:
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{name}: there is no image {str(path)!r}.")
+            raise FileNotFoundError(f"{name}: no image {str(path)!r} found.")
     return VideoFrames(name, lambda: ((None, _read_image(path)) for path in paths), None, len(paths), **sampling)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotated video out: an encoder as a context manager, and one pass that draws a segmented video."""
+"""Writing of annotated videos: an encoder as a context manager, and one pass that draws a segmented video."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _FORMATS = {
 
 
 class VideoWriter:
-    """Writes frames to a video file, which appears when the block ends without an error, and only then.
+    """Context manager that writes frames to a video file, which appears only if the block succeeds.
 
     ```python
     with VideoWriter("out.mp4", fps=25) as writer:
@@ -40,8 +40,8 @@ class VideoWriter:
         fps (`float`, *optional*): frames per second; 25 by default.
 
     Raises:
-        ValueError: the suffix is another one, a frame is not uint8 RGB or not of the size of the first one, or no frame
-            was written.
+        ValueError: the suffix is not supported, a frame is not uint8 RGB or not of the size of the first one, or no
+            frame was written.
         OSError: the file cannot be written; nothing half-written remains.
     """
 
@@ -98,7 +98,7 @@ class VideoWriter:
         if encoder is None:
             raise ValueError(f"This FFmpeg has none of the encoders {', '.join(encoders)}: reinstall `av` from PyPI.")
         self._size = size
-        # By name, since FFmpeg reports a full disk better than a Python file can through its callbacks.
+        # Give the name, not the file: FFmpeg itself reports a full disk better than the callbacks of a Python file.
         self._container = av.open(self._file.name, mode="w", format=container_format)
         self._stream = self._container.add_stream(encoder, rate=Fraction(self.fps).limit_denominator(1001 * 30))
         self._stream.height, self._stream.width = (side + side % 2 for side in size)

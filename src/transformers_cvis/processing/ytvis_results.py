@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracks that a model found as YouTube-VIS json, in its two forms.
+"""Conversion of tracks that a model found to YouTube-VIS JSON, in its two forms.
 
-[`tracks_to_ytvis_json`] gives the results that test servers take: a list of tracks, with an empty mask in the frames
-where an object is absent. [`videos_to_ytvis_json`] gives an annotation file of its own, with videos and categories, and
-None in those frames. The evaluation reads both.
+[`tracks_to_ytvis_json`] returns the results that test servers take: a list of tracks, with an empty mask in the frames
+without the object. [`videos_to_ytvis_json`] returns a complete annotation file with videos and categories, and None in
+those frames. The evaluation reads both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def tracks_to_ytvis_json(
         category_ids (`Mapping[str, int]`, *optional*): the data set's id of each label; by default `label_id + 1`.
 
     Raises:
-        ValueError: `category_ids` does not know a label, or a mask has another size.
+        ValueError: a label is not in `category_ids`, or a mask has another size.
     """
     results = []
     for track in tracks:
@@ -52,10 +52,11 @@ def videos_to_ytvis_json(
     Absent frames are None, as in the data sets. A frame is named by its source and number, `my.mp4#0`.
 
     Args:
-        segmentations: for each video its id, its source, and what was found in it.
-        id2label: the class names of the model; category ids are the label ids + 1.
+        segmentations: id, source and tracks of each video.
+        id2label: class names of the model; category ids are the label ids + 1.
     """
-    videos, annotations = [], []
+    videos: list[dict] = []
+    annotations: list[dict] = []
     for video_id, source, segmentation in segmentations:
         height, width = segmentation.size
         video = {

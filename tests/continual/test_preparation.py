@@ -148,7 +148,7 @@ def test_images_that_the_mode_keeps_from_a_task_do_not_hinder_it(shapes, tmp_pat
         ({"gradient_projection": {"threshold": 2}}, "`threshold` must be a share of the energy from 0 to 1, got 2"),
         (
             {"gradient_projection": {"space": "released", "num_clips": 8}},
-            "needs 256 frames of every task, but task 0 gives 8 clips of 2 frames, which is 16: set `num_clips` to 128 or",
+            "needs 256 frames of every task, but task 0 gives 8 clips of 2 frames, which is 16: set `num_clips` to 128",
         ),
         (
             {"gradient_projection": {"space": "released"}},

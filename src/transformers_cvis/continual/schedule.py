@@ -128,14 +128,14 @@ class ReportSettings:
     forgetting_videos: str = field(
         default="containing",
         metadata={
-            "help": "Test videos on which the forgetting of a class is measured: 'containing' an object of the class "
-            "(HVPL), or 'all'."
+            "help": "Test videos on which a single class or task is evaluated: 'containing' an object of it (HVPL), "
+            "or 'all'."
         },
     )
     undefined: str = field(
         default="exclude",
         metadata={
-            "help": "Classes whose first metric is undefined: 'exclude' leaves them out of the forgetting rate of "
+            "help": "Classes whose first metric is 0 or undefined: 'exclude' leaves them out of the forgetting rate of "
             "HVPL, 'released' counts them like the released code."
         },
     )

@@ -111,8 +111,8 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
         r"""Segment the next clip, offline whole videos, or compute the losses if `labels` are given.
 
         Returns:
-            [`VideoInstanceSegmentationOutput`]. Online, `class_queries_logits` are the mean over the frames of the clip,
-            and `state` belongs to the next call. Offline, they are for each class the logarithm of the larger of the
+            [`VideoInstanceSegmentationOutput`]. Online, `class_queries_logits` are the mean over the frames of the
+            clip, and `state` belongs to the next call. Offline, they are for each class the logarithm of the larger of the
             refiner's and the tracker's probability; where these sum to more than 1, they are scaled to a sum of 1.
 
         Raises:

@@ -1,7 +1,7 @@
-# `make demo` or `make test` is the one command needed on a fresh machine. Both use the active environment where it has
-# what the package needs, otherwise .venv, which is made when missing.
+# On a fresh machine, run `make demo` or `make test`. Both use the active environment if it has all requirements, and
+# otherwise .venv, which they create if needed.
 #
-#     make demo VIDEO=my.mp4     your own video instead of the one which ships with the package
+#     make demo VIDEO=my.mp4     your own video instead of the demo video
 #     make test ARGS="-k hub"    further arguments for pytest
 
 OUTPUT ?= demo_output

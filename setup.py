@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Build and metadata of the package."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Read without importing the package, which needs what is only about to be installed.
+# Read the version without importing the package, whose requirements may not be installed yet.
 about: dict[str, str] = {}
 exec(Path("src/transformers_cvis/_version.py").read_text(encoding="utf-8"), about)
 
@@ -26,7 +28,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    # The command line, outside of the package, so that help and mistakes answer before torch is imported.
+    # The command line lies outside of the package, to answer help and mistakes without importing torch.
     py_modules=["transformers_cvis_cli"],
     package_data={"transformers_cvis": ["assets/**/*", "training/recipes/*.yaml", "continual/schedules/*.yaml"]},
     install_requires=[
@@ -42,7 +44,7 @@ setup(
         "av",
         "scipy",
         "tqdm",
-        # Imported here by name; that others of this list bring them is not ours to rely on.
+        # Imported directly, so required directly, although other requirements install them as well.
         "numpy",  # arrays of masks, frames and scores
         "Pillow",  # reads and writes frames
         "PyYAML",  # recipes and schedules
@@ -50,7 +52,7 @@ setup(
     extras_require={
         "test": ["pytest", "pytest-xdist", "ruff", "numba"],
         "train": ["tensorboard"],
-        "numba": ["numba"],  # compiles the tree scan of HVPL on a CPU
+        "numba": ["numba"],  # compiles the tree scan of HVPL on CPU
         "demo": [],
         "dev": ["pytest", "pytest-xdist", "ruff", "tensorboard", "numba"],
     },

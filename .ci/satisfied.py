@@ -1,15 +1,22 @@
-"""Exit code 0 when the Python that runs this has everything that the package and its tests need."""
+# SPDX-License-Identifier: Apache-2.0
+"""Exit with code 0 if this Python has all requirements of the package and its tests."""
 
 import ast
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
 
+<<<<<<< HEAD
 def setup_keyword(name: str):
     """Return the value of an argument of `setup(...)` in setup.py."""
+=======
+def setup_keyword(name: str) -> Any:
+    """Return the value of a keyword of `setup()` in `setup.py`."""
+>>>>>>> p_docs
     tree = ast.parse((Path(__file__).parent.parent / "setup.py").read_text(encoding="utf-8"))
     return next(
         ast.literal_eval(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == name
@@ -17,7 +24,11 @@ def setup_keyword(name: str):
 
 
 def satisfied(requirement: Requirement) -> bool:
+<<<<<<< HEAD
     """Return whether the environment has what a requirement asks for."""
+=======
+    """Return whether a requirement is installed in a version that fits."""
+>>>>>>> p_docs
     try:
         return requirement.specifier.contains(version(requirement.name), prereleases=True)
     except PackageNotFoundError:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one convention of all benchmarks: ours and its peer in turn in one process, medians, a table, a JSON file.
+"""Shared harness: time ours and a peer in turn in one process; print the medians as a table, write them as JSON.
 
-A benchmark gives `main` a description and a function that yields rows:
+A benchmark passes `main` a description and a function that yields rows:
 
     from _harness import compare, main
 
-    def rows(quick):
+    def rows(quick: bool) -> Iterator[dict]:
         yield compare("forward", ours=lambda: layer(x), peer=lambda: reference(x), repeats=5 if quick else 20)
 
     if __name__ == "__main__":
@@ -13,7 +13,7 @@ A benchmark gives `main` a description and a function that yields rows:
 
 Run as `python benchmarks/NAME.py [--quick] [--json FILE]`. A row is
 `{"name", "ours", "peer", "ratio", "unit", "note"}` with `ratio = ours / peer` (below 1: ours is smaller); `peer` and
-`ratio` are None where there is nothing to compare with. In the file every row also carries `machine` and `versions`.
+`ratio` are None for a row without a peer. In the file every row also has `machine` and `versions`.
 """
 
 import argparse
@@ -46,11 +46,19 @@ def compare(
     """Time two callables in turn (ours, peer, ours, peer, ...) and make a row of the medians.
 
     Args:
+        name: name of the row.
+        ours: callable of this package.
+        peer: callable to compare with.
         unit: "ms" or "s", per call.
+        note: last column of the row.
+        repeats: timed calls of each.
         warmup: calls of each that are not counted.
-        scale: the medians are multiplied by it, e.g. `1 / num_frames` for a time per frame.
+        scale: factor of the medians, e.g. `1 / num_frames` for a time per frame.
+
+    Returns:
+        The row.
     """
-    times = {ours: [], peer: []}
+    times: dict[Callable[[], object], list[float]] = {ours: [], peer: []}
     for turn in range(warmup + repeats):
         for function, samples in times.items():
             seconds = _seconds(function)
@@ -61,13 +69,13 @@ def compare(
 
 
 def row(name: str, ours: float, peer: float | None = None, unit: str = "", note: str = "") -> dict:
-    """A row from two numbers that were measured by other means."""
+    """Make a row from numbers that were measured elsewhere."""
     ratio = None if peer is None else ours / peer
     return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "unit": unit, "note": note}
 
 
 def main(description: str, rows: Callable[[bool], Iterable[dict]]) -> None:
-    """Parse the command line, run `rows(quick)`, print the table line by line, write `--json`."""
+    """Parse the command line, run `rows(quick)`, print the table row by row, and write `--json`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer measurements; ends within 50 s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
@@ -100,7 +108,7 @@ def _synchronize() -> None:
 
 
 def _line(result: dict) -> str:
-    def number(value, digits):
+    def number(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
     speed_up = "-" if not result["ratio"] else f"{1 / result['ratio']:.1f}x"
@@ -111,6 +119,7 @@ def _line(result: dict) -> str:
 
 
 def this_machine() -> dict:
+    """Describe the processor, threads, accelerator and operating system."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -127,6 +136,7 @@ def this_machine() -> dict:
 
 
 def versions_here() -> dict:
+    """Return the versions of Python and of the installed packages that matter for the figures."""
     versions = {"python": platform.python_version()}
     for package in VERSIONED:
         try:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Size of a task adapter: HVPL with ResNet-50 as published, a task of 10 prompts and 5 classes, float32.
 
-Row `adapter_share`: bytes of `task_adapter_model.safetensors` with one task (ours) and of the base's
-`model.safetensors` (peer); `second_task_share`: what a second task adds to the file.
+Rows:
+
+- `adapter_share`: bytes of `task_adapter_model.safetensors` with one task (ours) and of the base's `model.safetensors`
+  (peer).
+- `second_task_share`: bytes that a second task adds to the file.
 """
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,7 +21,7 @@ from transformers_cvis import HvplConfig, HvplForVideoInstanceSegmentation
 NUM_PROMPTS, NUM_CLASSES, PROTECTED_DIRECTIONS = 10, 5, 64
 
 
-def rows(quick: bool):
+def rows(quick: bool) -> Iterator[dict]:
     model = HvplForVideoInstanceSegmentation(HvplConfig(id2label={index: f"base {index}" for index in range(20)}))
     sizes = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,45 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tracker keeps to its objects in long videos? MinVIS, GenVIS with and without memory, SPVIS online and offline.
+"""Association in long videos: MinVIS, GenVIS with and without memory, SPVIS online and offline.
 
     OMP_NUM_THREADS=1 python benchmarks/association.py [--quick] [--json FILE]
 
-Videos of moving shapes of 104 frames with 3 to 6 shapes of three classes, so that most shapes have a look-alike in
-their video; they cross, hide each other, leave and come back. At the full frame rate and at a fourth and an eighth of
-it (`stride`) there is more and more motion between two frames. All methods start from one frame detector, trained as
-MinVIS on single frames; then every tracker is trained for the same number of steps of 30 frames, on the same clips of
-consecutive frames of all three frame rates, beside the frozen detector. What they are:
+The videos show moving shapes: 104 frames, 3 to 6 shapes of three classes, so that most shapes have a look-alike in
+their video. Shapes cross, hide each other, leave and come back. They run at the full frame rate, and at a fourth and an
+eighth of it (`stride`), with more motion between two frames. All methods start from one frame detector, trained as
+MinVIS on single frames. With the detector frozen, every tracker then trains for the same number of steps of 30 frames,
+on the same clips of consecutive frames of all three frame rates. The methods:
 
-- `minvis`: the detector, its queries matched from frame to frame; no further training.
+- `minvis`: the detector, with queries matched from frame to frame; no further training.
 - `genvis`: online GenVIS with a memory of all frames; the video head starts from random weights (published training
   starts it from VITA).
-- `genvis_no_memory`: trained and tested with a memory of one clip, the one before, whose queries it starts from anyway:
-  what is left is the propagation of queries.
+- `genvis_no_memory`: GenVIS trained and tested with a memory of the previous clip only. Its queries start from those of
+  that clip in any case, so this leaves the propagation of queries.
 - `spvis_online`: the tracker of SPVIS.
 - `spvis_offline`: the refiner of SPVIS, which sees the whole video, trained for the same number of steps on top of
-  `spvis_online`. In sum it has the double budget.
+  `spvis_online`; twice the budget in total.
 
-Rows (there is no peer other than `minvis`; 0 to 100, more is better):
+Rows (the peer is `minvis`; 0 to 100, more is better):
 
 - `..._ap`: video AP of the 10 best tracks.
-- `..._assa`: association accuracy of the tracks that would be shown (score 0.3 and more): of the masks that are found
-  (IoU 0.5), how well the tracks they belong to agree with the objects'; see `evaluate_association`.
-- `..._idf1`: F1 of masks under the best assignment of tracks to objects; it counts missed and false masks as well.
+- `..._assa`: association accuracy of the tracks that would be shown (score 0.3 and more): agreement of tracks with
+  objects, over the masks that are found (IoU 0.5); see `evaluate_association`.
+- `..._idf1`: F1 of masks under the best assignment of tracks to objects; also counts missed and false masks.
 
-`--quick` takes a few steps, to see that everything runs. The full run keeps data, checkpoints and predictions in
-`build/association` and goes on there when it is started again; delete the folder to start afresh.
+`--quick` takes a few steps, to check that everything runs. The full run keeps data, checkpoints and predictions in
+`build/association` and resumes there; delete the folder to start from scratch.
 """
 
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from _harness import main, row
-from tqdm.auto import tqdm
-from transformers import AutoVideoProcessor
+from transformers import AutoVideoProcessor, PreTrainedModel
 
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
@@ -51,12 +51,14 @@ from transformers_cvis import (
 )
 from transformers_cvis.evaluation import evaluate_association
 from transformers_cvis.files import write_json
+from transformers_cvis.logs import progress_bar
+from transformers_cvis.modeling.outputs import VideoInstanceSegmentationOutput
 
 WORK_DIR = Path(__file__).parents[1] / "build" / "association"
 STRIDES = (1, 4, 8)
 SHAPES = {"num_objects": (3, 6), "categories": ("circle", "square", "star")}
 CONSECUTIVE = ("data.num_frames=5", "data.frame_range=null", "batch_size=6")
-# The video head of the small VITA that the recipe of GenVIS otherwise starts from.
+# Video head of the small VITA from which the recipe of GenVIS starts by default.
 GENVIS_HEAD = (
     *("model.config.num_queries=20", "model.config.encoder_layers=2", "model.config.decoder_layers=3"),
     *("model.config.dim_feedforward=192", "model.config.num_attention_heads=4"),
@@ -66,7 +68,7 @@ GENVIS_HEAD = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the benchmark is; training videos and test videos are for each stride."""
+    """Size of the benchmark; numbers of videos are per stride."""
 
     train_videos: int
     test_videos: int
@@ -81,7 +83,14 @@ QUICK = Scale(train_videos=2, test_videos=1, test_frames=8, detector_steps=1, tr
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: the recipe that trains it, from which other method, and what is changed in the recipe."""
+    """A row of the table.
+
+    Attributes:
+        name: name of the row.
+        recipe: recipe that trains it.
+        start: method whose model it starts from; None for a new model.
+        overrides: changes of the recipe.
+    """
 
     name: str
     recipe: str
@@ -109,16 +118,16 @@ METHODS = (
 
 
 class OnePass:
-    """A model that sees a video once and repeats its answer, for tracks that are selected in more than one way."""
+    """Run a model once on a video and repeat its outputs, to select tracks in more than one way."""
 
-    def __init__(self, model):
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.outputs = None
+        self.outputs: list[VideoInstanceSegmentationOutput] | None = None
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
-    def stream(self, clips):
+    def stream(self, clips: Iterable[torch.Tensor]) -> Iterator[VideoInstanceSegmentationOutput]:
         if self.outputs is None:
             self.outputs = list(self.model.stream(clips))
             yield from self.outputs
@@ -128,7 +137,7 @@ class OnePass:
 
 
 def make_data(folder: Path, scale: Scale) -> None:
-    """For each stride short videos to train on and long ones to test on; what is there already is not made again."""
+    """Make short training videos and long test videos for each stride; keep those that exist."""
     options = {**SHAPES, "progress": True}
     for stride in STRIDES:
         train_folder, test_folder = folder / f"train_{stride}", folder / f"test_{stride}"
@@ -139,7 +148,7 @@ def make_data(folder: Path, scale: Scale) -> None:
 
 
 def train_method(method: Method, folder: Path, scale: Scale) -> dict:
-    """The training summary; a training that is complete is not repeated."""
+    """Train a method, unless its training is complete, and return the training summary."""
     sources = [
         {"json": f"{folder}/train_{stride}/train.json", "images": f"{folder}/train_{stride}/JPEGImages"}
         for stride in STRIDES
@@ -153,7 +162,7 @@ def train_method(method: Method, folder: Path, scale: Scale) -> dict:
 
 
 def predict(method: Method, stride: int, folder: Path) -> dict[str, list[dict]]:
-    """Tracks of the test videos: the ten `best`, and those that would be `shown`."""
+    """Return the tracks of the test videos: the ten `best`, and those that would be `shown`."""
     path = folder / f"{method.name}_{stride}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -161,7 +170,7 @@ def predict(method: Method, stride: int, folder: Path) -> dict[str, list[dict]]:
     processor = AutoVideoProcessor.from_pretrained(folder / method.name)
     content = json.loads((folder / f"test_{stride}" / "valid.json").read_text())
     tracks = {"best": [], "shown": []}
-    for video in tqdm(content["videos"], desc=f"{method.name}, stride {stride}", unit="video"):
+    for video in progress_bar(content["videos"], desc=f"{method.name}, stride {stride}", unit="video"):
         one_pass = OnePass(model)
         data = {"videos": [video], "categories": content["categories"]}, folder / f"test_{stride}" / "JPEGImages"
         tracks["best"] += predict_dataset(one_pass, processor, *data, threshold=None, top_k=10)
@@ -196,7 +205,7 @@ def measure(folder: Path, scale: Scale) -> Iterator[dict]:
                 "idf1": association.idf1,
             }
             for metric, value in values.items():
-                peer = baseline.get((stride, metric)) or None  # nothing found: no ratio
+                peer = baseline.get((stride, metric)) or None  # 0 has no ratio
                 baseline.setdefault((stride, metric), 100 * value)
                 yield row(f"{method.name}_{stride}_{metric}", 100 * value, peer, "points", notes[metric])
 

@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What methods of class-incremental learning know at the end, and what they forgot: 8 classes, 4 + 2 + 2.
+"""AP and forgetting of class-incremental methods: 8 classes, learnt as 4 + 2 + 2.
 
     python benchmarks/continual_moving_shapes.py [--quick] [--json FILE] [--work-dir FOLDER] [--only NAME ...]
     CVIS_CLIPS=FOLDER python benchmarks/continual_moving_shapes.py --clips
 
-Runs the shipped schedules `hvpl_moving_shapes` and `crisp_moving_shapes` and what they are compared with, each for
-several seeds, as many processes of one thread at a time as there are cores, and prints a row per method: AP over all 8
-classes after the last task (`map`), over the 4 of the base (`base_ap`) and the 2 of the last task (`last_task_ap`),
-CRISP's forgetting rate (`fr`, 0 is nothing lost, 1 all; null where nothing is learnt later), the parameters that a
-later task trains, and the seconds of all trainings. AP is of test videos with all classes, in 0..1. Means over the
-seeds, with their standard deviations.
+Runs the shipped schedules `hvpl_moving_shapes` and `crisp_moving_shapes` and their baselines, each for several seeds,
+with one process of one thread per core, and prints a row per method, with means and standard deviations over the seeds:
 
-All methods on CRISP's model start from one base per seed, that of ECLIPSE, as the released scripts of CRISP do; HVPL
-without OGC starts from the base of HVPL. Runs that are complete in the work folder are not repeated. `--quick` takes a
-few steps of ECLIPSE and of HVPL, to see that everything runs. `--ship` makes the HVPL of the first seed the one that
-ships with the package, for `examples/switch_tasks.py`.
+- `map`: AP over all 8 classes after the last task. All AP is of test videos with all classes, in 0..1.
+- `base_ap`: AP over the 4 classes of the base.
+- `last_task_ap`: AP over the 2 classes of the last task.
+- `fr`: forgetting rate of CRISP, from 0 (nothing lost) to 1; null for a method without later tasks.
+- `trainable_parameters`: parameters that a later task trains.
+- `seconds`: duration of all trainings.
 
-`--clips` takes the real footage of `mini_vis` in `CVIS_CLIPS` instead, one seed: {dog, car, bird, cow}, {horse,
-person}, {bicycle, camel}, one recording of most classes, cut into a part for training and one for testing. That shows
-that the schedule runs on real footage, no more.
+ECLIPSE, CRISP and the methods that train the whole model start from one base per seed, that of ECLIPSE, like the
+released scripts of CRISP; HVPL without OGC starts from the base of HVPL. Runs that are complete in the work folder are
+not repeated. `--quick` takes a few steps of ECLIPSE and HVPL, to check that everything runs. `--ship` copies the HVPL
+of the first seed into the package, for `examples/switch_tasks.py`.
+
+`--clips` uses the real footage of `mini_vis` in `CVIS_CLIPS` instead, with one seed: {dog, car, bird, cow}, {horse,
+person}, {bicycle, camel}. Most classes have one recording, cut into a part for training and one for testing, so this
+only shows that the schedule runs on real footage.
 """
 
 import argparse
@@ -54,7 +57,7 @@ QUICK = ("base.max_steps=2", "increment.max_steps=1")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is learnt: data, the classes of every task, and what is changed for it in the shipped schedules."""
+    """Data, the classes of each task, and the changes that the data needs in the shipped schedules."""
 
     train: Path
     test: Path
@@ -64,13 +67,14 @@ class Setting:
     overrides: tuple[str, ...] = ()
 
     def as_overrides(self) -> list[str]:
+        """Return the changes of a schedule."""
         places = [f"train.json={self.train}", f"test.json={self.test}"]
         places += [f"{part}.images={self.images}" for part in ("train", "test")]
         return [*places, "classes.split=null", f"classes.tasks={json.dumps(self.tasks)}", *self.overrides]
 
 
 def moving_shapes(work_dir: Path, quick: bool) -> Setting:
-    """Generated videos, made if they are not there."""
+    """Return the setting of generated videos; generate them if they do not exist."""
     data = work_dir / "data"
     if not data.exists():
         make_moving_shapes(data, *((40, 3) if quick else NUM_VIDEOS), categories=CATEGORIES, seed=DATA_SEED, **DATA)
@@ -80,10 +84,10 @@ def moving_shapes(work_dir: Path, quick: bool) -> Setting:
 
 
 def real_clips(quick: bool) -> Setting:
-    """`mini_vis`, a little larger than the generated videos and for fewer steps, since there is little to see."""
+    """Return the setting of `mini_vis`: frames a little larger than the generated ones, fewer steps for few clips."""
     clips = os.environ.get("CVIS_CLIPS")
     if not clips:
-        sys.exit("Set CVIS_CLIPS to the folder of real footage which has mini_vis/train.json.")
+        sys.exit("CVIS_CLIPS is not set: give the folder of real footage with mini_vis/train.json.")
     folder = Path(clips) / "mini_vis"
     tasks = [["dog", "car", "bird", "cow"], ["horse", "person"], ["bicycle", "camel"]]
     size = ("recipe.data.augmentation.short_sides=[96]", "recipe.data.augmentation.max_size=176")
@@ -97,7 +101,11 @@ def real_clips(quick: bool) -> Setting:
 class Run:
     """A row: a schedule with some values changed.
 
-    base_of: the run whose base it starts from; None learns one. seeds: how many at most.
+    Attributes:
+        schedule: name of a shipped schedule.
+        overrides: changes of it.
+        base_of: run whose base it starts from; None trains a base.
+        seeds: largest number of seeds.
     """
 
     schedule: str
@@ -106,7 +114,7 @@ class Run:
     seeds: int = len(SEEDS)
 
 
-# A whole model is trained as its base was; ten times that, as for prompts, would destroy it.
+# A whole model trains with the learning rate of its base; the tenfold rate of prompts would destroy it.
 WHOLE = "increment.optimizer.learning_rate=1e-3"
 RUNS = {
     "eclipse": Run("crisp_moving_shapes", ("method=eclipse",)),
@@ -129,7 +137,7 @@ RUNS = {
 }
 
 
-QUICK_RUNS = ("eclipse", "hvpl")  # one of either model, at the same time
+QUICK_RUNS = ("eclipse", "hvpl")  # one for each base model, at the same time
 
 
 def folder_of(work_dir: Path, name: str, seed: int) -> Path:
@@ -137,7 +145,11 @@ def folder_of(work_dir: Path, name: str, seed: int) -> Path:
 
 
 def execute(work_dir: Path, setting: Setting, name: str, seed: int) -> None:
-    """Run a schedule, with what it prints in a file; it goes on where it was."""
+    """Run or resume a schedule, with its output in a log file.
+
+    Raises:
+        RuntimeError: The schedule failed.
+    """
     run = RUNS[name]
     overrides = [f"seed={seed}", *setting.as_overrides(), *run.overrides]
     if run.base_of is not None:
@@ -152,12 +164,13 @@ def execute(work_dir: Path, setting: Setting, name: str, seed: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-    sys.argv = ["transformers-cvis", *command]  # of this process alone; training summaries quote it
+    sys.argv = ["transformers-cvis", *command]  # training summaries quote it; only this process changes
     if cli.main(command) != 0:
-        raise RuntimeError(f"{name}, seed {seed}, failed:\n{log.read_text()[-2000:]}")
+        raise RuntimeError(f"{name} with seed {seed} failed:\n{log.read_text()[-2000:]}")
 
 
-def measure(work_dir: Path, setting: Setting, name: str, seed: int) -> dict[str, float]:
+def measure(work_dir: Path, setting: Setting, name: str, seed: int) -> dict[str, float | None]:
+    """Read the figures of a complete run."""
     folder = folder_of(work_dir, name, seed)
     report = ContinualReport.read(folder / "report" / "report.json")
     last = report.evaluations[-1].classes_on_all_videos
@@ -174,13 +187,14 @@ def measure(work_dir: Path, setting: Setting, name: str, seed: int) -> dict[str,
 
 
 def mean_ap(classes: dict[str, dict[str, float]], names: list[str]) -> float:
-    """Over those of the named classes which the test videos show; the others have AP -1."""
+    """Return the mean AP of the named classes that are in the test videos; others have AP -1."""
     return statistics.mean([classes[name]["AP"] for name in names if classes[name]["AP"] >= 0] or [0.0])
 
 
 def summarise(work_dir: Path, setting: Setting, name: str, seeds: list[int]) -> dict:
+    """Return means and standard deviations over the seeds."""
     by_seed = [measure(work_dir, setting, name, seed) for seed in seeds]
-    row = {"seeds": seeds, "by_seed": by_seed}
+    row: dict = {"seeds": seeds, "by_seed": by_seed}
     for key in by_seed[0]:
         values = [measured[key] for measured in by_seed]
         row[key] = None if None in values else statistics.mean(values)
@@ -189,7 +203,7 @@ def summarise(work_dir: Path, setting: Setting, name: str, seeds: list[int]) -> 
 
 
 def training_minutes(work_dir: Path, seeds: dict[str, list[int]]) -> float:
-    """Of all processes together, each base counted once, where it was learnt."""
+    """Return the sum over all processes; each base counts once, for the run that trained it."""
     paths = [
         path
         for name in seeds
@@ -201,7 +215,7 @@ def training_minutes(work_dir: Path, seeds: dict[str, list[int]]) -> float:
 
 
 def ship(work_dir: Path, run: Path) -> None:
-    """Copy a run's base and adapters, without what only the training needed, into the package."""
+    """Copy the base and adapters of a run into the package, without files that only the training needs."""
     target = ASSETS / "hvpl-moving-shapes"
     shutil.rmtree(target, ignore_errors=True)
     left_out = shutil.ignore_patterns("checkpoints", "evaluation.json", "results.json", "training_log.jsonl")
@@ -210,7 +224,7 @@ def ship(work_dir: Path, run: Path) -> None:
         shutil.copytree(source, folder, ignore=left_out, copy_function=shutil.copyfile)
         summary = folder / "training_summary.json"
         summary.write_text(summary.read_text().replace(f"{work_dir}/", ""))
-        card = folder / "README.md"  # the model is not on the Hub: it is loaded by its path, and named after its folder
+        card = folder / "README.md"  # not on the Hub: loaded by its path, named after its folder
         text = card.read_text().replace(f"{work_dir}/", "").replace("license: unknown", "license: apache-2.0")
         text = text.replace("| Licence | unknown |", "| Licence | apache-2.0 |")
         text = text.replace(f'"{name_of_folder(source)}"', f"transformers_cvis.task_adapter_path({number})")
@@ -218,7 +232,7 @@ def ship(work_dir: Path, run: Path) -> None:
 
 
 def line(name: str, row: dict) -> str:
-    def percent(key):
+    def percent(key: str) -> str:
         return f"{'-':>13}" if row[key] is None else f"{100 * row[key]:>7.1f} ±{100 * row[f'{key}_spread']:>4.1f}"
 
     measured = "".join(percent(key) for key in ("map", "base_ap", "last_task_ap", "fr"))
@@ -230,9 +244,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few steps of ECLIPSE and HVPL, one seed")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
     parser.add_argument("--work-dir", type=Path, help="data and runs (default: a temporary folder)")
-    parser.add_argument("--clips", action="store_true", help="learn from real footage in CVIS_CLIPS")
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), metavar="NAME", help="these rows (default: all)")
-    parser.add_argument("--ship", action="store_true", help="also put the HVPL of the first seed into the package")
+    parser.add_argument("--clips", action="store_true", help="train on the real footage in CVIS_CLIPS")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(RUNS), metavar="NAME", help="run these rows only (default: all)"
+    )
+    parser.add_argument("--ship", action="store_true", help="also copy the HVPL of the first seed into the package")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (default: one per core)")
     arguments = parser.parse_args()
     arguments.only = arguments.only or ([*QUICK_RUNS] if arguments.quick else [*RUNS])
@@ -245,7 +261,7 @@ def main() -> None:
         work_dir = arguments.work_dir or Path(temporary)
         setting = real_clips(arguments.quick) if arguments.clips else moving_shapes(work_dir, arguments.quick)
         seeds = {name: list(setting.seeds[: RUNS[name].seeds]) for name in arguments.only}
-        # Bases first; a method waits for those that it starts from. Forked processes need not import everything again.
+        # Bases run first, methods that start from them second. Forked processes need not import everything again.
         for stage in (False, True):
             jobs = [(n, seed) for n in arguments.only if (RUNS[n].base_of is not None) == stage for seed in seeds[n]]
             jobs.sort(key=lambda job: job[1])

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our deformable attention against the grid_sample version of transformers' Mask2Former.
 
-2 frames of 384x640: levels 12x20, 24x40 and 48x80, every pixel a query, 8 heads of 32 channels, 4 points. The peer runs
-eagerly in all rows, as it does in transformers.
+2 frames of 384x640: levels of 12x20, 24x40 and 48x80 pixels, each pixel a query, 8 heads of 32 channels, 4 points. The
+peer runs eagerly in all rows, as in transformers.
 """
+
+from collections.abc import Callable, Iterator
 
 import torch
 from _harness import compare, main
@@ -15,21 +17,27 @@ SHAPES = [(12, 20), (24, 40), (48, 80)]
 BATCH, HEADS, HEAD_DIM, POINTS = 2, 8, 32, 4
 
 
-def rows(quick: bool):
+def rows(quick: bool) -> Iterator[dict]:
     repeats = 5 if quick else 20
-    value, locations, weights = tensors = inputs(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    sizes = torch.tensor(SHAPES, device=value.device)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tensors = inputs(device)
+    sizes = torch.tensor(SHAPES, device=device)
     starts = torch.cat((sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]))
     layer = MultiScaleDeformableAttention()
     compiled = torch.compile(layer, fullgraph=True)
 
-    def ours(value, locations, weights, layer=layer):
+    def ours(
+        value: torch.Tensor,
+        locations: torch.Tensor,
+        weights: torch.Tensor,
+        layer: Callable[..., torch.Tensor] = layer,
+    ) -> torch.Tensor:
         return layer(value, sizes, SHAPES, starts, locations, weights, BATCH)
 
-    def peer(value, locations, weights):
+    def peer(value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return multi_scale_deformable_attention(value, SHAPES, locations, weights)
 
-    def forward_backward(function):
+    def forward_backward(function: Callable[..., torch.Tensor]) -> None:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         function(*leaves).sum().backward()
 
@@ -46,14 +54,14 @@ def rows(quick: bool):
             "forward_compiled",
             lambda: ours(*tensors, layer=compiled),
             lambda: peer(*tensors),
-            note=f"{note}; ours under torch.compile, the peer eager",
+            note=f"{note}; ours with torch.compile, the peer eager",
             repeats=repeats,
             warmup=2,
         )
 
 
 def inputs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries at the centres of all pixels that sample around themselves, a few pixels away, some outside."""
+    """Return values, sampling locations and weights: each pixel samples a few pixels around itself, some outside."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.cat([torch.cartesian_prod(axis(height), axis(width)).flip(-1) for height, width in SHAPES])
     num_queries, num_levels = len(centres), len(SHAPES)
@@ -65,6 +73,7 @@ def inputs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def axis(size: int) -> torch.Tensor:
+    """Return the centres of `size` pixels, in 0..1."""
     return (torch.arange(size) + 0.5) / size
 
 

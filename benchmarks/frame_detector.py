@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame detector against transformers' Mask2Former of the same configuration and weights.
+"""Our frame detector against transformers' Mask2Former of the same configuration and weights.
 
-ResNet-50, 384 x 640, float32, eager, 2 threads, one frame at a time. Both return the class and mask logits of
-the last layer. `backbone`, `pixel_decoder` and `decoder` are its stages, each on the same inputs; ours makes the mask
-features in the decoder, Mask2Former in the pixel decoder. `gemm_share` is the rate of floating-point operations of
-`per_frame` over the best that matrix products reach in the same run.
+ResNet-50, 384 x 640, float32, eager, 2 threads, one frame at a time. Both return the class and mask logits of the last
+layer. `backbone`, `pixel_decoder` and `decoder` time the stages, each on the same inputs; ours computes the mask
+features in the decoder, Mask2Former in the pixel decoder. `gemm_share` is the floating-point rate of `per_frame`,
+divided by the best rate of matrix products in the same run.
 """
+
+from collections.abc import Iterator
 
 import torch
 from _harness import compare, main, row
@@ -19,7 +21,7 @@ from transformers_cvis.modeling.frame_detector import FrameDetector, FrameDetect
 HEIGHT, WIDTH, NUM_THREADS, NUM_LABELS = 384, 640, 2, 40
 
 
-def rows(quick: bool):
+def rows(quick: bool) -> Iterator[dict]:
     torch.set_num_threads(NUM_THREADS)
     torch.manual_seed(0)
     logging.set_verbosity_error()
@@ -46,16 +48,21 @@ def rows(quick: bool):
         yield _gemm_share(ours, pixel_values, frame["ours"] / 1e3)
 
 
-def _check_same(ours, peer, pixel_values) -> None:
+def _check_same(ours: FrameDetector, peer: Mask2FormerForUniversalSegmentation, pixel_values: torch.Tensor) -> None:
+    """Raise a RuntimeError if the two models give different logits."""
     actual, expected = ours(pixel_values, output_predictions=True), peer(pixel_values)
     for name in ("class_queries_logits", "masks_queries_logits"):
-        # A rounding error can flip an entry of an attention mask, which moves a few queries.
+        # A rounding error can flip an entry of an attention mask and so change a few queries.
         error = (getattr(actual, name) - getattr(expected, name)).abs().median()
         if error > 1e-4:
-            raise RuntimeError(f"The two models do not compute the same: median difference of {name} is {error:.1e}.")
+            raise RuntimeError(
+                f"The two models differ: the median difference of `{name}` is {error:.1e}, at most 1e-4."
+            )
 
 
-def _stages(ours, peer, pixel_values, repeats):
+def _stages(
+    ours: FrameDetector, peer: Mask2FormerForUniversalSegmentation, pixel_values: torch.Tensor, repeats: int
+) -> Iterator[dict]:
     our_pixels, peer_pixels = ours.model.pixel_level_module, peer.model.pixel_level_module
     yield compare(
         "backbone",
@@ -73,7 +80,7 @@ def _stages(ours, peer, pixel_values, repeats):
     levels, fpn_features = our_pixels.decoder(our_maps)
     decoded = peer_pixels.decoder(peer_maps)
 
-    def peer_decoder():
+    def peer_decoder() -> list[torch.Tensor]:
         queries = peer.model.transformer_module(
             decoded.multi_scale_features, decoded.mask_features, output_hidden_states=True
         ).intermediate_hidden_states
@@ -87,8 +94,8 @@ def _stages(ours, peer, pixel_values, repeats):
     )
 
 
-def _gemm_share(ours, pixel_values, seconds: float) -> dict:
-    # The counter knows PyTorch's own products, which are what runs where gradients are wanted.
+def _gemm_share(ours: FrameDetector, pixel_values: torch.Tensor, seconds: float) -> dict:
+    # The counter knows PyTorch's own products only, which run when gradients are wanted.
     with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         ours(pixel_values, output_predictions=True)
     achieved = counter.get_total_flops() / seconds

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the trainer learn from real footage? The recipes of the embedded model on the clips in `CVIS_CLIPS`.
+"""Training on real footage: the recipes of the demo model on the clips in `CVIS_CLIPS`.
 
     CVIS_CLIPS=FOLDER python benchmarks/real_clips.py [--quick] [--json FILE]
 
-For each data set of the folder (`NAME/train.json`, `NAME/valid.json`, `NAME/JPEGImages/`) it trains VITA and then
-GenVIS from scratch and prints the AP (in points, 0 to 100) on the part trained on and on the other. There is no peer.
-Clips of one recording are in both parts and there are few of them: this shows that masks, classes and tracks of real
-footage are learnt, not how well that carries over. `--quick` takes a few steps, to see that everything runs.
+For each data set of the folder (`NAME/train.json`, `NAME/valid.json`, `NAME/JPEGImages/`), trains VITA and from it
+GenVIS, and prints the AP (in points, 0 to 100) on the training part and on the held-out part. No peer. The clips are
+few, and both parts have clips of the same recordings: the figures show that masks, classes and tracks of real footage
+are learnt, not how well the result generalises. `--quick` takes a few steps, to check that everything runs.
 """
 
 import json
@@ -22,7 +22,7 @@ from transformers import AutoVideoProcessor
 from transformers_cvis import AutoModelForVideoInstanceSegmentation, Recipe, evaluate_ytvis, predict_dataset, train
 from transformers_cvis.data import find_image_root
 
-# Real objects need more pixels than the generated ones, and 92 to 238 frames fewer steps than 24,000.
+# Real objects need more pixels than generated ones; 92 to 238 frames need fewer steps than 24,000.
 SIZE = [
     "data.augmentation.short_sides=[128, 144, 160]",
     "data.augmentation.max_size=288",
@@ -33,7 +33,7 @@ STEPS_PER_CLIP = {"vita_moving_shapes": 100, "genvis_moving_shapes": 100 / 3}
 
 
 def train_on(folder: Path, work_dir: Path, quick: bool) -> Path:
-    """VITA, then GenVIS from it; returns the folder of the GenVIS."""
+    """Train VITA and from it GenVIS; return the folder of the GenVIS."""
     output_dir = None
     num_clips = len(json.loads((folder / "train.json").read_text())["videos"])
     for name, steps_per_clip in STEPS_PER_CLIP.items():
@@ -52,7 +52,7 @@ def train_on(folder: Path, work_dir: Path, quick: bool) -> Path:
 def rows(quick: bool) -> Iterator[dict]:
     clips = os.environ.get("CVIS_CLIPS")
     if not clips:
-        sys.exit("Set CVIS_CLIPS to a folder of data sets: NAME/train.json, NAME/valid.json, NAME/JPEGImages/.")
+        sys.exit("CVIS_CLIPS is not set: give a folder of NAME/train.json, NAME/valid.json and NAME/JPEGImages/.")
     folders = sorted(path.parent for path in Path(clips).glob("*/train.json"))
     with tempfile.TemporaryDirectory() as work_dir:
         for folder in folders[:1] if quick else folders:

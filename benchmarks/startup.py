@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What starting costs: `import transformers_cvis`, and answers of the command line, in CPU time of fresh processes.
+"""CPU time of fresh processes: `import transformers_cvis`, and answers of the command line.
 
-The peer of the import is that of the names of transformers that the package needs. The command line answers without
-torch: its rows are ours only, and `command` is one that imports the package, for comparison.
+The peer of the import is the import of the names of transformers that the package needs. The command line answers
+without torch; its rows have no peer. `command` imports the package, for comparison.
 """
 
 import resource
@@ -27,7 +27,7 @@ ANSWERS = {
 
 
 def cpu_seconds(*arguments: str) -> float:
-    """Return the CPU time, of user and system, of a fresh Python."""
+    """Return the CPU time, user and system, of a fresh Python process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], cwd=Path(__file__).parent, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -38,7 +38,7 @@ def rows(quick: bool) -> Iterator[dict]:
     """Yield a row for the import and one for each answer."""
     repeats = 2 if quick else 10
     ours, peer = [], []
-    for turn in range(1 + repeats):  # the first one fills the caches of the disk
+    for turn in range(1 + repeats):  # the first turn fills the disk cache
         for samples, code in ((ours, "import transformers_cvis"), (peer, PEER)):
             seconds = cpu_seconds("-c", code)
             if turn:

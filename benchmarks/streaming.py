@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Growth of memory while a model segments an endless video online: 360 x 640 frames, GenVIS with 32 clips of memory.
+"""Memory growth while a model segments an endless video online: 360 x 640 frames, GenVIS with 32 clips of memory.
 
-Rows: `rss_growth_mb` (GenVIS), `rss_growth_mb_spvis` (SPVIS online), `rss_growth_mb_minvis`; each in a process of its
-own. The results of each clip are handed out and dropped, as a live application does. Peak memory is compared between
-the first 200 frames (`--quick`: 40), after which nothing may grow any more, and all frames.
+Rows: `rss_growth_mb` (GenVIS), `rss_growth_mb_spvis` (SPVIS online) and `rss_growth_mb_minvis`, each in a process of
+its own. The results of each clip are dropped, as in a live application. Compares the peak memory of the first 200
+frames (`--quick`: 40), after which memory must not grow, with that of all frames.
 """
 
 import multiprocessing
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _harness import main, row
+from transformers import PreTrainedConfig
 
 from transformers_cvis import (
     AutoModelForVideoInstanceSegmentation,
@@ -50,10 +51,10 @@ DETECTOR = {
 }
 
 
-def configurations() -> dict:
-    """Configuration of a small model by the name of its row."""
+def configurations() -> dict[str, PreTrainedConfig]:
+    """Return the configuration of a small model for each row."""
     genvis = {"num_queries": 10, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 64}
-    tracked = {**DETECTOR, "num_queries": 10}  # as many masks as GenVIS makes
+    tracked = {**DETECTOR, "num_queries": 10}  # as many masks as GenVIS has
     spvis = {"tracker_layers": 2, "tracker_dim_feedforward": 64, "filter_dim_feedforward": 64}
     return {
         "rss_growth_mb": GenVisConfig(
@@ -65,7 +66,7 @@ def configurations() -> dict:
 
 
 def moving_square(num_frames: int) -> Iterator[np.ndarray]:
-    """uint8 RGB frames, made one by one."""
+    """Generate uint8 RGB frames `(height, width, 3)`, one by one."""
     rng = np.random.default_rng(0)
     background = rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for index in range(num_frames):
@@ -76,7 +77,7 @@ def moving_square(num_frames: int) -> Iterator[np.ndarray]:
 
 
 def resident_megabytes() -> float:
-    """Memory of this process now, or where the system does not tell, its peak so far."""
+    """Return the memory of this process now, or its peak so far on systems without `/proc`."""
     statm = Path("/proc/self/statm")
     if statm.is_file():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
@@ -84,12 +85,13 @@ def resident_megabytes() -> float:
 
 
 def peak_megabytes() -> float:
+    """Return the peak memory of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def measure(name: str, num_frames: int, settled: int) -> dict:
-    """The row of that name; weights are random, since sizes of tensors, and so memory, do not depend on them."""
+    """Measure a row. The weights are random: memory depends on sizes only."""
     torch.manual_seed(0)
     model = AutoModelForVideoInstanceSegmentation.from_config(configurations()[name]).eval()
     processor = CvisVideoProcessor(size={"shortest_edge": HEIGHT, "longest_edge": WIDTH})
@@ -100,7 +102,7 @@ def measure(name: str, num_frames: int, settled: int) -> dict:
         resident = max(resident, resident_megabytes())
         if index == settled:
             settled_peak, settled_resident = peak_megabytes(), resident
-    # The peak of loading may hide a growth below it, the samples between clips a peak within one: the larger counts.
+    # The peak of loading can hide a growth below it, and samples between clips miss a peak within one: take the larger.
     growth = max(peak_megabytes() - settled_peak, resident - settled_resident)
     note = f"{num_frames} frames, {num_masks} masks, peak {peak_megabytes():.0f} MB; limit {LIMIT} MB"
     return row(name, growth, unit="MB", note=note)
@@ -108,7 +110,7 @@ def measure(name: str, num_frames: int, settled: int) -> dict:
 
 def rows(quick: bool) -> Iterator[dict]:
     for name in configurations():
-        # A new process for each: what another model has freed would hide a growth.
+        # A new process for each row: memory that another model has freed would hide a growth.
         with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
             yield process.submit(measure, name, *((60, 40) if quick else (2000, 200))).result()
 

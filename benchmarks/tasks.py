@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of HVPL's inference against the number of tasks that it has learnt: 0 to 10, each with 10 prompts per level.
+"""Time of HVPL's inference by number of learnt tasks: 0 to 10, each with 10 prompts per stage.
 
-HVPL with a ResNet-50 as published: 256 channels, 100 base queries at each level, 9 layers of the frame decoder, 6 of
-the context encoder, 3 of the video decoder; 20 base classes and 5 a task; clips of 384 x 640. Measured is what has to
-do with tasks: frame decoder, video head, class heads and masks, of the features of a clip. Backbone and pixel decoder,
-which do not change with tasks and take most of the time, run in the row `whole_model_1_task` only. One thread.
+HVPL with a ResNet-50 as published: 256 channels, 100 base queries at each stage, 9 layers of the frame decoder, 6 of
+the context encoder, 3 of the video decoder; 20 base classes and 5 per task; clips of 384 x 640. One thread. Times the
+parts that depend on the tasks: frame decoder, video head, class heads and masks, from the features of a clip. Backbone
+and pixel decoder do not depend on the tasks and take most of the time; they run in the row `whole_model_1_task` only.
 
-Rows `inference_N_tasks`: with N tasks (ours) and with none (peer). `inference_per_10_prompts`: with the first one.
+Rows `inference_N_tasks`: with N tasks (ours) and without tasks (peer). `inference_per_10_prompts`: with one task.
 """
+
+from collections.abc import Iterator
 
 import torch
 from _harness import compare, main
 
 from transformers_cvis import HvplConfig, HvplForVideoInstanceSegmentation
-from transformers_cvis.modeling.video_model import DetectedFrames
+from transformers_cvis.modeling.outputs import VideoInstanceSegmentationOutput
 
 HEIGHT, WIDTH, NUM_PROMPTS, NUM_CLASSES, MOST_TASKS = 384, 640, 10, 5, 10
 
 
-def rows(quick: bool):
+def rows(quick: bool) -> Iterator[dict]:
     num_frames, repeats = (1, 2) if quick else (5, 7)
     features, note = ClipFeatures(num_frames), f"{num_frames} frames, without backbone and pixel decoder"
     base, growing = hvpl(), hvpl()
@@ -40,7 +42,8 @@ def rows(quick: bool):
             yield result
 
 
-def whole_model(base, with_task, num_frames: int, repeats: int) -> dict:
+def whole_model(base: "HvplOnFeatures", with_task: "HvplOnFeatures", num_frames: int, repeats: int) -> dict:
+    """Time the models from pixels to masks."""
     video = torch.randn(1, num_frames, 3, HEIGHT, WIDTH)
     return compare(
         "whole_model_1_task",
@@ -52,9 +55,9 @@ def whole_model(base, with_task, num_frames: int, repeats: int) -> dict:
 
 
 class ClipFeatures:
-    """What the pixel decoder hands over: levels of strides 32, 16 and 8, and the features that masks are made of."""
+    """Output of the pixel decoder for a clip: levels of strides 32, 16 and 8, and the mask features of stride 4."""
 
-    def __init__(self, num_frames: int):
+    def __init__(self, num_frames: int) -> None:
         torch.manual_seed(0)
         *self.levels, self.mask_features = (
             torch.randn(num_frames, 256, HEIGHT // stride, WIDTH // stride).contiguous(
@@ -62,18 +65,38 @@ class ClipFeatures:
             )
             for stride in (32, 16, 8, 4)
         )
+        self.video = torch.zeros(1, num_frames, 3, HEIGHT, WIDTH)
 
-    def segment(self, model: HvplForVideoInstanceSegmentation):
-        """Class logits and mask logits of the clip."""
-        detected = model.detector.predict(self.levels, self.mask_features, output_mask_features=False)
-        frame_queries = detected.frame_queries[-1][None]
-        frames = DetectedFrames(frame_queries, model.video_head.mask_projection(self.mask_features)[None])
-        return model._make_output(frames, *model.video_head(frame_queries), output_embeddings=False)
+    def segment(self, model: "HvplOnFeatures") -> VideoInstanceSegmentationOutput:
+        """Return class logits and mask logits of the clip."""
+        model.features = self
+        try:
+            return model(self.video)
+        finally:
+            model.features = None
 
 
-def hvpl() -> HvplForVideoInstanceSegmentation:
+class HvplOnFeatures(HvplForVideoInstanceSegmentation):
+    """HVPL whose detector can start from given features of a clip, so that backbone and pixel decoder do not run.
+
+    Attributes:
+        features: features to start from; None to start from pixels.
+    """
+
+    features: ClipFeatures | None = None
+
+    def detect_frames(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.features is None:
+            return super().detect_frames(frames)
+        levels, mask_features = self.features.levels, self.features.mask_features
+        detected = self.detector.predict(levels, mask_features, output_mask_features=False)
+        return detected.frame_queries[-1], self.video_head.mask_projection(mask_features)
+
+
+def hvpl() -> HvplOnFeatures:
+    """Build a base with 20 classes."""
     torch.manual_seed(0)
-    return HvplForVideoInstanceSegmentation(HvplConfig(id2label={index: f"base {index}" for index in range(20)})).eval()
+    return HvplOnFeatures(HvplConfig(id2label={index: f"base {index}" for index in range(20)})).eval()
 
 
 if __name__ == "__main__":

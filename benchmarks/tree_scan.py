@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree scan against a Python loop over nodes: 30 trees of 130 nodes (13 x 10 grids) and 512 channels, float32.
 
-On a CPU with numba the scan is compiled and takes one thread; without, it is PyTorch's, level by level.
+With numba, on a CPU, the scan is compiled and uses one thread; otherwise PyTorch runs it level by level.
 
-Rows `forward` (no gradients), `forward_backward` (gradients of features and edge weights; autograd through the loop for
-the peer), `spanning_trees` (from edge costs, against Kruskal's algorithm and a breadth-first walk in Python).
+Rows:
+
+- `forward`: without gradients.
+- `forward_backward`: gradients of features and edge weights; the peer uses autograd through the loop.
+- `spanning_trees`: from edge costs, against Kruskal's algorithm and a breadth-first walk in Python.
 """
+
+from collections.abc import Iterator
 
 import torch
 from _harness import compare, main
@@ -16,7 +21,7 @@ from transformers_cvis.kernels.tree_scan import grid_edges
 NUM_TREES, HEIGHT, WIDTH, CHANNELS = 30, 13, 10, 512
 
 
-def rows(quick):
+def rows(quick: bool) -> Iterator[dict]:
     torch.manual_seed(0)
     edges = grid_edges(HEIGHT, WIDTH)
     costs = torch.rand(NUM_TREES, len(edges))
@@ -59,7 +64,7 @@ def rows(quick):
 
 
 def node_loop(features: torch.Tensor, edge_weights: torch.Tensor, trees: SpanningTrees) -> torch.Tensor:
-    """The recursion as published, node by node; differentiable by autograd."""
+    """Run the published recursion node by node, differentiable by autograd."""
     values, weights = features.flatten(0, 1).unbind(0), edge_weights.flatten(0, 1).unbind(0)
     nodes, parents, edges = trees.nodes.tolist(), trees.parents.tolist(), trees.edges.tolist()
     steps = zip(nodes, parents, edges, strict=True)
@@ -74,16 +79,16 @@ def node_loop(features: torch.Tensor, edge_weights: torch.Tensor, trees: Spannin
 
 
 def kruskal_parents(costs: list[float], edges: list[list[int]]) -> list[int]:
-    """Parent of every node of one grid's cheapest tree, -1 for node 0."""
+    """Return the parent of each node in the minimum spanning tree of a grid, -1 for node 0."""
     leader = list(range(HEIGHT * WIDTH))
 
-    def find(node):
+    def find(node: int) -> int:
         while leader[node] != node:
             leader[node] = leader[leader[node]]
             node = leader[node]
         return node
 
-    neighbours = [[] for _ in leader]
+    neighbours: list[list[int]] = [[] for _ in leader]
     for edge in sorted(range(len(edges)), key=costs.__getitem__):
         first, second = edges[edge]
         first_leader, second_leader = find(first), find(second)

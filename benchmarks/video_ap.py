@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video AP on a set of YouTube-VIS size, against the straightforward evaluation of each pair, frame by frame.
+"""Video AP on a data set of the size of YouTube-VIS, against an evaluation of each pair, frame by frame.
 
-300 videos of 30 frames (360x640), 40 categories, 10 annotated tracks a video; 100 found tracks a video in the row
-`evaluate`, 10 in `evaluate_10_tracks`. Both sides run in COCOeval, start from parsed json, and read every run length.
-The peer merges and measures the masks of each pair in each frame by pycocotools.
+300 videos of 30 frames (360x640), 40 categories, 10 annotated tracks per video; 100 found tracks per video in the row
+`evaluate`, 10 in `evaluate_10_tracks`. Both sides run in COCOeval, start from parsed json, and read all run lengths.
+The peer merges and measures the masks of each pair in each frame with pycocotools.
 """
 
 import contextlib
 import io
 from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from _harness import compare, main
@@ -21,7 +23,7 @@ from transformers_cvis.evaluation.video_ap import AREA_RANGES
 HEIGHT, WIDTH, NUM_FRAMES, NUM_CATEGORIES, NUM_ANNOTATED = 360, 640, 30, 40, 10
 
 
-def rows(quick: bool):
+def rows(quick: bool) -> Iterator[dict]:
     num_videos = 20 if quick else 300
     for name, num_found in (("evaluate", 100), ("evaluate_10_tracks", 10)):
         ground_truth, results = data_set(num_videos, num_found, seed=0)
@@ -39,8 +41,10 @@ def rows(quick: bool):
 
 
 def data_set(num_videos: int, num_found: int, seed: int) -> tuple[dict, list[dict]]:
-    """Moving blobs. The annotated tracks of a video are of one to three categories, as in YouTube-VIS and OVIS; six of
-    ten found tracks follow an annotated one with some error, the others are of any shape, place and category.
+    """Generate ground truth and results of moving blobs.
+
+    The annotated tracks of a video have one to three categories, as in YouTube-VIS and OVIS. Six of ten found tracks
+    follow an annotated one with some error; the others have any shape, place and category.
     """
     random = np.random.default_rng(seed)
     pool = [blob_track(random) for _ in range(60)]
@@ -63,11 +67,11 @@ def data_set(num_videos: int, num_found: int, seed: int) -> tuple[dict, list[dic
     return {"videos": videos, "categories": categories, "annotations": annotations}, results
 
 
-def blob_track(random) -> list[list[dict]]:
-    """A star-shaped blob that moves through the video, and four inaccurate copies of it.
+def blob_track(random: np.random.Generator) -> list[list[dict | None]]:
+    """Generate the masks of a star-shaped blob that moves through the video, and of four inaccurate copies.
 
-    It is visible in some consecutive frames, two thirds of the video on average. Where it is not, the annotation holds
-    None and the copies hold empty masks, as the test servers want them.
+    The blob is visible in consecutive frames, two thirds of the video on average. In the other frames the annotation
+    has None and the copies have empty masks, as the test servers expect.
     """
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     radius = random.uniform(20, 110) * (
@@ -79,7 +83,7 @@ def blob_track(random) -> list[list[dict]]:
     absent = mask_utils.frPyObjects({"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}, HEIGHT, WIDTH)
     variants = []
     for error in (0.0, 0.05, 0.1, 0.2, 0.3):
-        masks = []
+        masks: list[dict | None] = []
         for frame in range(NUM_FRAMES):
             if frame not in visible:
                 masks.append({"size": [HEIGHT, WIDTH], "counts": absent["counts"].decode()} if error else None)
@@ -94,7 +98,7 @@ def blob_track(random) -> list[list[dict]]:
 
 
 def straightforward(ground_truth: dict, results: list[dict]) -> float:
-    """AP of the evaluation as it is usually written."""
+    """Return the AP of an evaluation as it is usually written."""
     evaluation = StraightforwardEvaluation(ground_truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
@@ -104,7 +108,7 @@ def straightforward(ground_truth: dict, results: list[dict]) -> float:
 
 
 class StraightforwardEvaluation(COCOeval):
-    """Each pair, each frame: union and intersection merged by pycocotools, their areas summed."""
+    """Merge union and intersection of each pair in each frame with pycocotools, and sum their areas."""
 
     def __init__(self, ground_truth: dict, results: list[dict]) -> None:
         super().__init__(iouType="segm")
@@ -123,7 +127,7 @@ class StraightforwardEvaluation(COCOeval):
             key = track["video_id"], track["category_id"]
             self._dts[key].append({**track, "id": number, "area": mean_area(track["segmentations"])})
 
-    def computeIoU(self, imgId, catId):  # noqa: N802, N803  (COCOeval's name and arguments)
+    def computeIoU(self, imgId: int, catId: int) -> Any:  # noqa: N802, N803  (COCOeval's name and arguments)
         annotated, found = self._gts[imgId, catId], self._dts[imgId, catId]
         if not annotated and not found:
             return []

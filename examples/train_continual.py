@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a class-incremental schedule: task after task, an evaluation after each, adapters saved or pushed, a report.
+"""Run a class-incremental schedule: train and evaluate each task, save or push its adapter, write a report.
 
-Without arguments it generates a few videos and runs a schedule that ships with the package for a few steps, in about
-two minutes on a CPU: enough to see every part, not to learn much.
+Without arguments, generates a few videos and runs a shipped schedule for a few steps, in about two minutes on a CPU:
+enough to see every part, not to learn much.
 
     python examples/train_continual.py                                                 the small run
     python examples/train_continual.py --schedule my.yaml --out runs/mine              a schedule of your own
     accelerate launch examples/train_continual.py --schedule crisp_r50_ytvis2021_20-5  on all GPUs of this machine
     torchrun --nproc_per_node 2 examples/train_continual.py --schedule my.yaml         two processes, on CPU too
 
-A run that was interrupted goes on at the task and step where it was when it is started again. With `--push you/repo`
-the base goes to `main` of that repository and every task to a revision of its own, `task-1`, `task-2`, ...; so do, if
-it is given later, those which are learnt already.
+Started again, an interrupted run resumes at its task and step. `--push you/repo` pushes the base to `main` of that
+repository and every task to a revision of its own, `task-1`, `task-2`, ... If it is added to a run that has begun,
+tasks that are already learnt are pushed as well.
 """
 
 import argparse
@@ -35,15 +35,21 @@ SMALL_RUN = ["base.max_steps=30", "increment.max_steps=10", "recipe.log_every=10
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schedule", help="YAML file, or a name of `transformers-cvis train-continual --list`")
-    parser.add_argument("--out", type=Path, help="where the run goes (default: from the schedule)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the schedule")
-    parser.add_argument("--push", metavar="REPOSITORY", help="publish every task there")
+    parser.add_argument("--schedule", help="YAML file, or a name that `transformers-cvis train-continual --list` shows")
+    parser.add_argument("--out", type=Path, help="output folder (default: from the schedule)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the schedule; may be repeated",
+    )
+    parser.add_argument("--push", metavar="REPOSITORY", help="push every task to this repository")
     return parser.parse_args()
 
 
 def small_run() -> Schedule:
-    """A shipped schedule on a few generated videos."""
+    """Return a shipped schedule with few steps, on a few generated videos."""
     data = FOLDER / "data"
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process and not data.exists():
@@ -65,7 +71,7 @@ def main() -> None:
         return
     print(report.to_markdown())
 
-    # Every task is a folder to load from; on one model in memory, going back to an earlier task loads nothing.
+    # Each task has a folder to load. A model in memory returns to an earlier task without loading anything.
     out = Path(arguments.out or schedule.output_dir)
     last = out / f"task-{len(report.tasks) - 1}"
     model = AutoModelForVideoInstanceSegmentation.from_pretrained(last).eval()

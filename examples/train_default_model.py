@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes everything that ships in `transformers_cvis/assets`: the embedded default model and the demo video.
+"""Build the demo model and the demo video in `transformers_cvis/assets`.
 
     python examples/train_default_model.py
 
-Generates videos of moving shapes, trains a VITA on them and from it an online GenVIS, measures that on generated videos
-which it has not seen, and writes the model folder with its card, the demo mp4 with its ground truth, and the picture of
-the README. Runs on CPU. Started again after an interruption, it goes on where it was.
+Generates videos of moving shapes, trains a VITA on them and from it an online GenVIS, evaluates the GenVIS on held-out
+videos, and writes the model folder with its card, the demo mp4 with its ground truth, and the picture of the README.
+Runs on CPU and resumes after an interruption.
 """
 
 import argparse
@@ -25,29 +25,31 @@ from transformers_cvis.processing import render_video
 
 MODEL_NAME = "genvis-moving-shapes"
 REPOSITORY = Path(__file__).parent.parent
-# Far from the seeds of the training data; a video with two shapes of one class, in which shapes cover each other, come
-# in and leave, and which the model gets right: its card says what it reaches on average.
+# A seed far from those of the training data. Two shapes have the same class; shapes cover each other, enter and leave.
+# Chosen because the model gets it right: its card has the average.
 DEMO = {"num_frames": 48, "size": (192, 320), "seed": 20_003}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("build/default_model"), help="data and checkpoints")
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="where model and demo are written")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="output folder of model and demo")
     parser.add_argument("--picture", type=Path, default=REPOSITORY / "docs" / "moving_shapes.png")
     parser.add_argument("--train-videos", type=int, default=1500)
     parser.add_argument("--valid-videos", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set-vita", action="append", default=[], metavar="KEY=VALUE", help="change the VITA recipe")
-    parser.add_argument("--set-genvis", action="append", default=[], metavar="KEY=VALUE", help="change GenVIS's")
     parser.add_argument(
-        "--demo-only", action="store_true", help="make the demo and the picture with the model there is"
+        "--set-vita", action="append", default=[], metavar="KEY=VALUE", help="change a value of the VITA recipe"
     )
+    parser.add_argument(
+        "--set-genvis", action="append", default=[], metavar="KEY=VALUE", help="change a value of the GenVIS recipe"
+    )
+    parser.add_argument("--demo-only", action="store_true", help="make demo and picture with the existing model")
     return parser.parse_args()
 
 
 def train_model(arguments: argparse.Namespace, model_folder: Path) -> None:
-    """Data, VITA, GenVIS, held-out AP, model folder."""
+    """Generate the data, train VITA and GenVIS, evaluate, and write the model folder."""
     data = arguments.work_dir / "moving_shapes"
     if not data.exists():
         make_moving_shapes(data, arguments.train_videos, arguments.valid_videos, seed=arguments.seed, progress=True)
@@ -78,7 +80,7 @@ def train_model(arguments: argparse.Namespace, model_folder: Path) -> None:
             CardInfo(license="apache-2.0", training_summary=summary),
             name=MODEL_NAME,
         )
-        card = Path(folder) / "README.md"  # this model is not on the Hub: it is loaded by its path
+        card = Path(folder) / "README.md"  # the model is not on the Hub: it is loaded by its path
         card.write_text(card.read_text().replace(f'"{MODEL_NAME}"', "transformers_cvis.default_model_path()"))
         shutil.rmtree(model_folder, ignore_errors=True)
         shutil.copytree(folder, model_folder, copy_function=shutil.copyfile)
@@ -86,7 +88,7 @@ def train_model(arguments: argparse.Namespace, model_folder: Path) -> None:
 
 
 def make_demo(arguments: argparse.Namespace, model_folder: Path) -> None:
-    """The mp4 of `make demo`, its ground truth, and the picture of the README."""
+    """Write the mp4 of `make demo`, its ground truth, and the picture of the README."""
     demo = arguments.assets / "demo"
     demo.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

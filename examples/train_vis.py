@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a small VITA, and from it an online GenVIS, on generated videos; then segments one of them with the result.
+"""Train a small VITA, and from it an online GenVIS, on generated videos; then segment one of the videos.
 
-Runs as it stands, in about a minute on a CPU: enough to see the losses fall, not to get a good model. For your own data
-change DATA and the file names in `overrides` (YouTube-VIS format; `transformers-cvis validate your.json` checks it),
-raise `max_steps`, and start from another recipe (`transformers-cvis train --list`).
+Takes about a minute on a CPU: enough to see the losses fall, not to get a good model. For your own data, change DATA
+and the file names in `overrides` (YouTube-VIS format; `transformers-cvis validate your.json` checks it), raise STEPS,
+and choose another recipe (`transformers-cvis train --list`).
 
     python examples/train_vis.py                                             one CPU, or one GPU if there is one
     accelerate launch --multi_gpu examples/train_vis.py                      all GPUs of this machine
     torchrun --nproc_per_node 2 examples/train_vis.py                        two processes, on CPU too
 
-The batch size of a recipe is the total, so all of these train the same. A run that was interrupted goes on from its
-last checkpoint when it is started again.
+The batch size of a recipe is the total over all processes, so these commands train the same. Started again, an
+interrupted run resumes from its last checkpoint.
 """
 
 from pathlib import Path

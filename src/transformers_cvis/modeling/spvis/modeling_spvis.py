@@ -112,8 +112,8 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
 
         Returns:
             [`VideoInstanceSegmentationOutput`]. Online, `class_queries_logits` are the mean over the frames of the
-            clip, and `state` belongs to the next call. Offline, they are for each class the logarithm of the larger of the
-            refiner's and the tracker's probability; where these sum to more than 1, they are scaled to a sum of 1.
+            clip, and `state` belongs to the next call. Offline, they are for each class the logarithm of the larger of
+            the refiner's and the tracker's probability; where these sum to more than 1, they are scaled to a sum of 1.
 
         Raises:
             ValueError: An input has the wrong shape, type or range, or `state` belongs to another batch or is given to

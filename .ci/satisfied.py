@@ -10,13 +10,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 
-<<<<<<< HEAD
-def setup_keyword(name: str):
-    """Return the value of an argument of `setup(...)` in setup.py."""
-=======
 def setup_keyword(name: str) -> Any:
     """Return the value of a keyword of `setup()` in `setup.py`."""
->>>>>>> p_docs
     tree = ast.parse((Path(__file__).parent.parent / "setup.py").read_text(encoding="utf-8"))
     return next(
         ast.literal_eval(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == name
@@ -24,11 +19,7 @@ def setup_keyword(name: str) -> Any:
 
 
 def satisfied(requirement: Requirement) -> bool:
-<<<<<<< HEAD
-    """Return whether the environment has what a requirement asks for."""
-=======
     """Return whether a requirement is installed in a version that fits."""
->>>>>>> p_docs
     try:
         return requirement.specifier.contains(version(requirement.name), prereleases=True)
     except PackageNotFoundError:

@@ -16,6 +16,8 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...precision import at_least_float32_dtype
+
 DEFAULT_IMPLEMENTATION = "sdpa"  # of a layer outside a model, where transformers sets none
 
 
@@ -172,7 +174,7 @@ def eager_attention(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    weights = scores.softmax(dim=-1, dtype=at_least_float32_dtype(scores.dtype)).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     attended = (weights.flatten(0, 1) @ value.flatten(0, 1)).unflatten(0, query.shape[:2])
     return attended.transpose(1, 2).contiguous(), weights

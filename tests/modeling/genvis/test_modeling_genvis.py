@@ -21,7 +21,7 @@ class TestGenVis(VideoModelTests):
         [
             ({"clip_length": 0}, "`clip_length` must be at least 1 frame, got 0"),
             ({"memory_size": 0}, "`memory_size` must be at least 1 clip, or None"),
-            ({"uvla": "best"}, "`uvla` must be 'paper' or 'released', got 'best'"),
+            ({"uvla": "best"}, "'uvla' expected one of .*'paper', 'released'.*, got best"),
         ],
     )
     def test_impossible_clips(self, changes, message):

@@ -26,7 +26,7 @@ def test_python_examples_run(mask2former_on_the_hub, loopback_hub, capsys):
             raise AssertionError(f"python block {number} of the README fails:\n{block}") from error
     assert "from frame 4: " in capsys.readouterr().out
     branches = loopback_hub.repos["model", "tester/shapes"].branches
-    assert set(branches) == {"main", "task-1"}
+    assert set(branches) == {"main", "v2"}
 
 
 def test_command_lines_are_understood():

@@ -29,8 +29,9 @@ class SpanningTrees(NamedTuple):
     Attributes:
         nodes: the nodes `(B*N,)`, int64, by rising distance from the root of their tree.
         parents: the parent of each of `nodes` `(B*N,)`, int64; -1 for a root.
-        edges: the edge from each of `nodes` to its parent `(B*N,)`, int64, numbered by its end further from the top
-            left node in the tree; for a root the top left node.
+        edges: the row of the weights for the edge from each of `nodes` to its parent `(B*N,)`, int64. Weights are
+            numbered as if each tree had its root in the top left node: an edge has the number of its end further from
+            there. A root has no edge; its entry is the unused row of the top left node.
         level_sizes: number of nodes at distance 0, 1, 2, ... from their roots; the sum is B*N.
     """
 
@@ -129,20 +130,21 @@ def minimum_spanning_trees(edge_costs: torch.Tensor, height: int, width: int) ->
     grids = coo_array((ranks.ravel(), (first, second)), shape=(batch_size * num_nodes,) * 2)
     forest = minimum_spanning_tree(grids.tocsr()).tocoo()
 
-    nodes, above = _walk(forest, top_left)
+    # The first walk, from the top left, numbers the edges; the second, from the middles, has the fewest levels.
+    nodes, parent_from_top_left = _walk(forest, top_left)
     nodes, from_node = _walk(forest, _middles(forest, nodes, num_nodes))
     total, depth_starts = len(nodes), [0, batch_size]
     positions = np.full(total + 1, -1)
     positions[nodes] = np.arange(total)
     parents = from_node[nodes]
-    places = positions[parents]
-    # The places never fall in a breadth-first order: a level ends where the first parent is a node of that level.
+    parent_positions = positions[parents]
+    # They never fall in a breadth-first order: a level ends before the first node whose parent is in that level.
     while depth_starts[-1] < total:
-        depth_starts.append(int(np.searchsorted(places, depth_starts[-1])))
-    lower = np.where(above[nodes] == parents, nodes, parents)
-    lower[:batch_size] = nodes[:batch_size] // num_nodes * num_nodes  # the only node without an edge above it
+        depth_starts.append(int(np.searchsorted(parent_positions, depth_starts[-1])))
+    edge_numbers = np.where(parent_from_top_left[nodes] == parents, nodes, parents)
+    edge_numbers[:batch_size] = nodes[:batch_size] // num_nodes * num_nodes  # roots take the unused row of the top left
     parents[:batch_size] = -1
-    walk = [torch.from_numpy(array).to(edge_costs.device) for array in (nodes, parents, lower)]
+    walk = [torch.from_numpy(array).to(edge_costs.device) for array in (nodes, parents, edge_numbers)]
     return SpanningTrees(walk[0], walk[1], walk[2], level_sizes=np.diff(depth_starts).tolist())
 
 
@@ -165,8 +167,8 @@ def _walk(forest: coo_array, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _middles(forest: coo_array, nodes: np.ndarray, num_nodes: int) -> np.ndarray:
     """Return the middle of the longest path of every tree `(B,)`: its distance to the furthest node is least.
 
-    One end of that path is the last node of a walk from any root, given as `nodes`; the other end is the last node of a
-    walk from there.
+    `nodes` is the order of a breadth-first walk from any roots. Its last node in a tree is one end of the longest path,
+    and the last node of a walk from there is the other end.
     """
     nodes, from_node = _walk(forest, _last_of_trees(nodes, num_nodes))
     total = len(nodes)
@@ -312,7 +314,7 @@ def _scan_up(weights: torch.Tensor, trees: SpanningTrees, *states: torch.Tensor)
 def _scan_down(weights: torch.Tensor, trees: SpanningTrees, states: torch.Tensor) -> None:
     """Walk from the roots to the leaves, and turn aggregates of subtrees in place into those of whole trees.
 
-    A node receives from outside its subtree the aggregate of its parent less its own share of that.
+    From outside its subtree, a node receives the aggregate of its parent minus the weighted aggregate of its subtree.
     """
     for nodes, parents, edges in _levels(trees):
         weight, subtree = _gather(weights, edges, states.dtype), states.index_select(0, nodes)
@@ -325,7 +327,8 @@ def _scan_down_with_weight_gradient(
 ) -> torch.Tensor:
     """Run [`_scan_down`] on `gradients`, and return the gradient of the edge weights in the memory of `subtrees`.
 
-    An edge carries the features below it to the gradients outside, and the features outside to the gradients below.
+    The gradient of an edge weight is, channel by channel, the features outside the subtree times the gradient of the
+    subtree, plus the features of the subtree times the gradient outside.
 
     Args:
         weights: weights of the edges.
@@ -340,7 +343,7 @@ def _scan_down_with_weight_gradient(
         subtree, gradient = subtrees.index_select(0, nodes), gradients.index_select(0, nodes)
         outside = _gather(wholes, parents, dtype).addcmul_(weight, subtree, value=-1)
         grad_outside = gradients.index_select(0, parents).addcmul_(weight, gradient, value=-1)
-        # An edge has the number of its node or of the parent; both subtrees are no longer needed.
+        # An edge has the number of its node or of the parent. Neither row of `subtrees` is read again.
         subtrees.index_copy_(0, edges, outside.mul_(gradient).addcmul_(subtree, grad_outside))
         gradients.index_copy_(0, nodes, gradient.addcmul_(weight, grad_outside))
     return subtrees.index_fill_(0, trees.edges[: trees.level_sizes[0]], 0)

@@ -44,7 +44,7 @@ Glossary:
 - task: classes that are learnt together; task 0 is the base, each later task continues `config.id2label`.
 - query group: the queries of one task, with their positions and mask head; groups never attend to each other.
 - prompt: a learned query of a later task.
-- adapter: the weights that one later task adds, saved by themselves.
+- adapter: what later tasks add to the base, without the base; the files of `task-N` hold those of tasks 1 to N.
 - revision: a branch or tag of a Hub repository; `main` holds the base, each `task-N` the adapters up to that task.
 - stage: a part of a model with groups of queries: the frame stage (detector), and the video stage (video head).
 

@@ -147,7 +147,7 @@ class OptimizerSettings:
 
 @dataclass
 class LearningRateScheduleSettings:
-    """Factor on the learning rate in each optimiser step."""
+    """Course of the learning rate over the optimiser steps."""
 
     kind: Literal["multi_step", "cosine"] = field(
         default="multi_step",
@@ -157,7 +157,8 @@ class LearningRateScheduleSettings:
         },
     )
     milestones: list[int] = field(
-        default_factory=list, metadata={"help": "Optimiser steps at which 'multi_step' lowers the learning rate."}
+        default_factory=list,
+        metadata={"help": "Optimiser steps after which 'multi_step' multiplies the rate by `factor` once more."},
     )
     factor: float = field(
         default=0.1, metadata={"help": "Factor on the learning rate at each milestone, or at the end of 'cosine'."}

@@ -30,7 +30,7 @@ LOSS_SUFFIX = re.compile(r"(_\d+|_clip\d+)+$")  # "loss_mask_3", "loss_mask_0_cl
 
 
 def runs_on_cpu(device: str) -> bool:
-    """Return whether a recipe with this `device` runs on the CPU; Accelerate joins CPU processes only if told so."""
+    """Return whether a recipe with this `device` runs on the CPU, which Accelerate must be told (`cpu=True`)."""
     return device == "cpu" or not torch.accelerator.is_available()
 
 
@@ -95,11 +95,11 @@ class TrainingBatches:
 class Trainer:
     """Train a model from a recipe, with checkpoints in `output_dir/checkpoints`.
 
-    A recipe gives the same weights (up to rounding) on one process and on several: the batch size is the total, losses
-    are normalised over all processes, and gradients are averaged. Three things differ per process: the statistics of
-    batch norm layers that are not frozen, the padding of clips to the largest of their batch, and the random points of
-    the mask losses. With gradient accumulation, the loss of each micro-batch is normalised by its own objects, and the
-    losses are averaged.
+    A step is the same (up to rounding) on one process and on several: the batch size is the total, losses are
+    normalised over all processes, and gradients are averaged. The exceptions are the statistics of batch norm layers
+    that are not frozen, the padding of clips to the largest of their batch, and the random points of the mask losses.
+    With gradient accumulation, the loss of each micro-batch is normalised by its own objects, and the losses are
+    averaged.
 
     Batches take samples in the order of their numbers and may mix orientations, unlike the published loaders: landscape
     and portrait clips are padded to a common size, which costs memory. In training, padding counts as image, like in
@@ -160,7 +160,7 @@ class Trainer:
             parameter_groups(model, recipe.optimizer),
             betas=tuple(recipe.optimizer.betas),
             eps=recipe.optimizer.epsilon,
-            fused=True if runs_on_cpu(recipe.device) else None,  # a third of the time for many small tensors
+            fused=True if runs_on_cpu(recipe.device) else None,  # about three times as fast for many small tensors
         )
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -370,7 +370,7 @@ class Trainer:
         accelerator.wait_for_everyone()
 
     def _load_checkpoint(self) -> None:
-        """Restore optimiser, gradient scaler and random generators; the model is loaded from the checkpoint before."""
+        """Restore optimiser, gradient scaler and random generators. The caller has loaded the model."""
         checkpoint_files.load_optimizer(self.optimizer, self.checkpoint / "optimizer.safetensors")
         state, recipe = self.checkpoint_state, self.recipe.to_dict()
         if self.accelerator.scaler is not None and state["scaler"] is not None:

@@ -75,3 +75,17 @@ def test_deleting_tasks():
     assert model.loaded_task_adapters == ["task-1"]
     train_task(model, TASKS[1], seed=1)
     assert_same(model, model_after(2))
+
+
+def test_a_task_that_another_in_memory_builds_on_is_not_removed():
+    model = tiny_hvpl()
+    for name in ("moon", "sun"):
+        model.add_task([name], 3)
+    model.set_task_adapters("task-1")  # a name alone is a list of one
+    assert model.active_task_adapters == ["task-1"]
+    with pytest.raises(ValueError, match="task-2 in memory builds on the last active task: delete it first"):
+        model.remove_task()
+    assert model.loaded_task_adapters == ["task-1", "task-2"]
+    model.delete_task_adapter("task-2")
+    model.remove_task()
+    assert model.loaded_task_adapters == []

@@ -186,7 +186,7 @@ class TaskAdapterMixin(TaskLearningMixin):
                 self._attach(task_adapter)
         except BaseException:
             while self.num_tasks - 1 > loaded:
-                self.remove_task()
+                self._remove_last_task()
             self.set_task_adapters(active)
             raise
         if adapter.base_directions is not None:

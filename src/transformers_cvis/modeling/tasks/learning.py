@@ -55,16 +55,17 @@ def config_before_tasks(config: PreTrainedConfig) -> PreTrainedConfig:
     names = list(config.id2label.values())[: config.task_class_counts[0]]
     config.task_class_counts, config.task_prompt_counts = config.task_class_counts[:1], []
     config.id2label = dict(enumerate(names))
-    config._commit_hash = None  # the adapter's, under which transformers would look for the files of the base
+    config._commit_hash = None  # transformers would look for the files of the base in this commit of the adapter
     return config
 
 
 class TaskLearningMixin(_Model):
     """Mixin for learning task by task; precedes the video model in the bases of a model.
 
-    The configuration has `task_class_counts`, `task_prompt_counts` and `id2label`, whose classes come task after task.
-    Task 0 is the base. Each later task adds prompts, mask heads and class heads; from then on everything else is
-    frozen, except the no-object heads, which every task trains further.
+    The configuration has `task_class_counts`, `task_prompt_counts` and `id2label`, with classes in task order.
+    Task 0 is the base. Each later task adds prompts, mask heads and class heads; everything else is then frozen, except
+    the no-object heads, which every task trains further. A task without prompts adds class heads only, and trains all
+    weights.
 
     The tasks after the base are called `task-1`, `task-2`, ... Only active tasks predict; tasks that are loaded but not
     active stay in memory. Tasks build on each other, so the active ones are always the first ones.
@@ -113,7 +114,7 @@ class TaskLearningMixin(_Model):
 
     @property
     def most_objects(self) -> float:
-        """Most objects of a training video; while prompts learn, infinite, as surplus objects are left out."""
+        """Most objects of a training video; unlimited for tasks with prompts, whose losses leave out the rest."""
         return math.inf if self.learns_by_prompts else super().most_objects
 
     def classes_of_task(self, task: int) -> list[str]:
@@ -124,7 +125,9 @@ class TaskLearningMixin(_Model):
     # Adding and removing
 
     def add_task(self, class_names: list[str], num_prompts: int) -> None:
-        """Add a task: a group of prompts and heads at every stage; everything else is frozen.
+        """Add a task: a group of prompts and heads at every stage, which train with the no-object heads.
+
+        With 0 prompts, a task adds only class heads, and all weights train that `frozen_modules` does not name.
 
         Args:
             class_names: classes of the new task, appended to `config.id2label`.
@@ -163,11 +166,19 @@ class TaskLearningMixin(_Model):
         self._set_classes([*config.id2label.values(), *class_names])
 
     def remove_task(self) -> None:
-        """Remove the last active task and restore the no-object heads of the task before it.
+        """Remove the last task and restore the no-object heads of the task before it.
 
         Raises:
-            ValueError: the model has no task after its base.
+            ValueError: the model has no task after its base, or a later task in memory builds on the last active one.
         """
+        if self._store.waiting:
+            raise ValueError(
+                f"{task_name(self.num_tasks)} in memory builds on the last active task: delete it first with "
+                "`delete_task_adapter`, or activate fewer tasks with `set_task_adapters`."
+            )
+        self._remove_last_task()
+
+    def _remove_last_task(self) -> None:
         if self.num_tasks == 1:
             raise ValueError("The base cannot be removed, and the model has no task after it.")
         self._remove_groups()
@@ -188,11 +199,12 @@ class TaskLearningMixin(_Model):
                 base alone active.
 
         Raises:
-            ValueError: a task is not in memory, or one is skipped (`task-3` without `task-2`); the model stays as it
-                is.
+            ValueError: a task is not in memory, one is skipped (`task-3` without `task-2`), the tasks are not
+                adapters, or earlier no-object heads are unknown; the model stays as it is.
         """
         if self.num_tasks > 1:
             self._check_prompts()
+        names = [names] if isinstance(names, str) else names
         loaded = self.loaded_task_adapters
         number = names if isinstance(names, int) else len(names)
         wanted = loaded[:number] if isinstance(names, int) else list(names)
@@ -205,7 +217,7 @@ class TaskLearningMixin(_Model):
             self._no_object_heads(number)
         while self.num_tasks - 1 > number:
             self._store.waiting.insert(0, self._capture(self.num_tasks - 1))
-            self.remove_task()
+            self._remove_last_task()
         while self.num_tasks - 1 < number:
             self._attach(self._store.waiting.pop(0))
 
@@ -223,7 +235,7 @@ class TaskLearningMixin(_Model):
         if self._store.waiting:
             self._store.waiting.pop()
         else:
-            self.remove_task()
+            self._remove_last_task()
 
     def _check_prompts(self) -> None:
         if not self.learns_by_prompts:
@@ -273,7 +285,7 @@ class TaskLearningMixin(_Model):
         own = {**self.task_parameters(task), **self.no_object_parameters()}
         given = {**adapter.weights, **adapter.no_object}
         if problem := _difference(given, own):
-            self.remove_task()
+            self._remove_last_task()
             raise ValueError(f"{task_name(task)} does not fit this {type(self).__name__}: {problem}")
         _copy_into(own, given)
         if adapter.directions is not None:

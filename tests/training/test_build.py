@@ -77,7 +77,7 @@ def test_the_window_of_a_converted_checkpoint_does_not_matter(window):
     [
         (
             "vita_moving_shapes",
-            "the Hub gives no such model. It is the name of a recipe .* train that recipe first, .* "
+            "no such model found on the Hub. It is the name of a recipe .* train that recipe first, .* "
             "`transformers-cvis train vita_moving_shapes`, or give the folder .* `--set model.init_from=FOLDER`",
         ),
         (

@@ -66,7 +66,7 @@ def test_every_parameter_is_in_the_right_group():
 
 
 def test_a_frozen_model_cannot_be_trained():
-    with pytest.raises(ValueError, match="every parameter of the model has requires_grad=False"):
+    with pytest.raises(ValueError, match="The model has no parameters to train: all have requires_grad=False"):
         parameter_groups(Detector().requires_grad_(False), OptimizerSettings(learning_rate=1e-4))
 
 

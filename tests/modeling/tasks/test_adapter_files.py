@@ -127,7 +127,9 @@ def test_a_base_is_compared_in_a_dtype_that_both_know():
     base.check({"float32": "a", "float16": "c"})
     with pytest.raises(ValueError, match="belongs to another base: ../task-0"):
         base.check({"bfloat16": "c"})
-    with pytest.raises(ValueError, match="saved in float32, bfloat16, .* with a model in float16: load the base"):
+    with pytest.raises(
+        ValueError, match="saved in float32, bfloat16, .* with those of a model in float16: load the base"
+    ):
         base.check({"float16": "c"})
 
 

@@ -129,7 +129,7 @@ def test_class_logits_do_not_depend_on_how_queries_are_grouped():
 
 def test_groups_of_one_width_run_together():
     layout = GroupLayout([6, 5, 5, 5, 3, 5])
-    assert [(run.width, run.count, run.is_first) for run in layout.runs] == [
+    assert [(run.width, run.num_groups, run.is_first) for run in layout.runs] == [
         (6, 1, True),
         (5, 3, False),
         (3, 1, False),

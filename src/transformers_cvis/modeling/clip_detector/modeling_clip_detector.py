@@ -36,7 +36,7 @@ class ClipDetector(VideoModelMixin, FrameDetector):
     input_modalities = ("video",)
     is_online = False
 
-    def __init__(self, config: ClipDetectorConfig):
+    def __init__(self, config: ClipDetectorConfig) -> None:
         super().__init__(config)
         settings = ClipMaskClassificationLoss.settings_of(config)
         self.criterion = ClipMaskClassificationLoss(config.num_labels, **settings)

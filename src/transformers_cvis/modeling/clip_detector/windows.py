@@ -128,7 +128,7 @@ class WindowedDecoder:
         keep_hidden_states: keep the queries of every layer in the windows.
     """
 
-    def __init__(self, model: ClipNetwork, num_frames: int | None = None, keep_hidden_states: bool = False):
+    def __init__(self, model: ClipNetwork, num_frames: int | None = None, keep_hidden_states: bool = False) -> None:
         self.model, self.num_frames, self.keep_hidden_states = model, num_frames, keep_hidden_states
         self.length = self.overlap = 0  # frames of a window, and frames that it shares with the next one
         self._waiting: list[ClipFeatures] = []

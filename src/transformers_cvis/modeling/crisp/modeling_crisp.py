@@ -26,7 +26,7 @@ class CrispForVideoInstanceSegmentation(TaskClipDetectorForVideoInstanceSegmenta
     config: CrispConfig
     config_class = CrispConfig
 
-    def __init__(self, config: CrispConfig):
+    def __init__(self, config: CrispConfig) -> None:
         super().__init__(config)
         self._text_encoder: ClassTextEncoder | None = None
 

@@ -29,7 +29,7 @@ class ClassTextEncoder:
         tokenizer: the tokenizer of the model.
     """
 
-    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
 

@@ -22,7 +22,7 @@ class FrozenBatchNorm2d(nn.Module):
     running_mean: torch.Tensor
     running_var: torch.Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d):
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.eps = norm.eps
         for name, tensor in norm.state_dict().items():
@@ -52,7 +52,7 @@ class FrozenConvolutionBlock(nn.Module):
         activation: the activation after the norm, or None.
     """
 
-    def __init__(self, convolution: nn.Conv2d, normalization: FrozenBatchNorm2d, activation: nn.Module | None):
+    def __init__(self, convolution: nn.Conv2d, normalization: FrozenBatchNorm2d, activation: nn.Module | None) -> None:
         super().__init__()
         self.convolution = convolution
         self.normalization = normalization

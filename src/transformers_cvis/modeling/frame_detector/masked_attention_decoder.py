@@ -22,7 +22,7 @@ from .pixel_decoder import NUM_LEVELS
 class MaskedCrossAttention(nn.Module):
     """Multi-head attention with the packed parameters of `nn.MultiheadAttention`, batch first."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         embed_dim = config.hidden_dim
         self.config: PreTrainedConfig = config
@@ -91,7 +91,7 @@ class MaskedCrossAttention(nn.Module):
 class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
     """Masked cross-attention, self-attention and feed-forward, each with a norm after the residual sum."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.dropout = config.dropout
@@ -172,7 +172,7 @@ class MaskedAttentionDecoderLayer(GradientCheckpointingLayer):
 class MaskPredictor(nn.Module):
     """Mask head of the decoder, under Mask2Former's parameter names."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         self.mask_embedder = MaskEmbedder(config.hidden_dim, config.mask_feature_size)
 
@@ -180,7 +180,7 @@ class MaskPredictor(nn.Module):
 class MaskedAttentionDecoder(nn.Module):
     """Layers that update the queries, each from the next of the three levels: coarse to fine, then coarse again."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList([MaskedAttentionDecoderLayer(config) for _ in range(config.decoder_layers - 1)])
         self.layernorm = nn.LayerNorm(config.hidden_dim)
@@ -236,7 +236,7 @@ def inside_masks(mask_embeddings: torch.Tensor, mask_features: torch.Tensor) -> 
 class TransformerModule(nn.Module):
     """Learned queries, the projections of the levels that they read, and the decoder."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.queries_embedder = nn.Embedding(config.num_queries, dim)

@@ -28,7 +28,7 @@ from .pixel_decoder import PixelDecoder
 class PixelLevelModule(nn.Module):
     """Backbone and pixel decoder."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         self.encoder = AutoBackbone.from_config(config.backbone_config)
         if len(self.encoder.channels) != 4:
@@ -58,7 +58,7 @@ class PixelLevelModule(nn.Module):
 class FrameDetectorModel(nn.Module):
     """Network of the frame detector without its class head, under Mask2Former's parameter names."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         self.pixel_level_module = PixelLevelModule(config)
         self.transformer_module = TransformerModule(config)
@@ -82,7 +82,7 @@ class FrameDetector(CvisPreTrainedModel):
     ]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^criterion\.", r"\.swin\.layernorm\."]
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__(config)
         self.model = FrameDetectorModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)

@@ -33,7 +33,7 @@ class DeformableSelfAttention(nn.Module):
         num_heads: number of heads.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int):
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.sampling_offsets = Linear(embed_dim, num_heads * NUM_LEVELS * NUM_POINTS * 2)
@@ -113,7 +113,7 @@ def softmax_of_few(logits: torch.Tensor) -> torch.Tensor:
 class PixelDecoderEncoderLayer(GradientCheckpointingLayer):
     """Deformable self-attention and feed-forward, each with a norm after the residual sum."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.self_attn = DeformableSelfAttention(config.feature_size, config.num_attention_heads)
@@ -141,7 +141,7 @@ class PixelDecoderEncoderLayer(GradientCheckpointingLayer):
 class PixelDecoderEncoder(nn.Module):
     """Encoder layers of the pixel decoder."""
 
-    def __init__(self, config: FrameDetectorConfig):
+    def __init__(self, config: FrameDetectorConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList([PixelDecoderEncoderLayer(config) for _ in range(config.encoder_layers)])
 
@@ -169,7 +169,7 @@ class PixelDecoder(nn.Module):
         feature_channels: channels of the backbone maps of strides 4, 8, 16, 32.
     """
 
-    def __init__(self, config: FrameDetectorConfig, feature_channels: list[int]):
+    def __init__(self, config: FrameDetectorConfig, feature_channels: list[int]) -> None:
         super().__init__()
         dim = config.feature_size
         self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, dim))

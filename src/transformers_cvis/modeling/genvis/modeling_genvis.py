@@ -29,7 +29,7 @@ class _MemoryStorage:
         used: slots written so far, by any memory that shares this buffer.
     """
 
-    def __init__(self, entries: torch.Tensor, used: int):
+    def __init__(self, entries: torch.Tensor, used: int) -> None:
         self.entries = entries
         self.used = used
 
@@ -48,7 +48,7 @@ class QueryMemory:
         max_clips: bound on the number of clips; None sets no bound.
     """
 
-    def __init__(self, storage: _MemoryStorage, start: int, end: int, max_clips: int | None):
+    def __init__(self, storage: _MemoryStorage, start: int, end: int, max_clips: int | None) -> None:
         self._storage, self._start, self._end = storage, start, end
         self.max_clips = max_clips
 
@@ -137,7 +137,7 @@ class MemoryAttention(nn.Module):
     meet, so time and memory grow with Q x clips, not with Q x Q x clips.
     """
 
-    def __init__(self, hidden_dim: int):
+    def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         self.query_key_projection = nn.Linear(hidden_dim, hidden_dim)
         self.query_value_projection = nn.Linear(hidden_dim, hidden_dim)
@@ -181,7 +181,7 @@ class GenVisStep(NamedTuple):
 class GenVisHead(VideoHead):
     """VITA's video head, with queries that start from those of the last clip and from the memory."""
 
-    def __init__(self, config: GenVisConfig):
+    def __init__(self, config: GenVisConfig) -> None:
         super().__init__(config)
         self.memory_attention = MemoryAttention(config.detector_config.hidden_dim)
 

@@ -34,7 +34,7 @@ class TreeStateSpace(nn.Module):
     The scan, its inputs, and the normalisation and gating of its result are computed in float32 or a wider type.
     """
 
-    def __init__(self, hidden_dim: int):
+    def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         inner_dim = EXPANSION * hidden_dim
         self.step_rank = math.ceil(hidden_dim / CHANNELS_PER_STEP_RANK)
@@ -96,7 +96,7 @@ class ContextEncoderLayer(GradientCheckpointingLayer):
         drop_path: probability of leaving out a branch for one grid in training; kept branches are scaled up in return.
     """
 
-    def __init__(self, hidden_dim: int, dim_feedforward: int, drop_path: float = 0.0):
+    def __init__(self, hidden_dim: int, dim_feedforward: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.state_space_layer_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.state_space = TreeStateSpace(hidden_dim)
@@ -137,7 +137,7 @@ class ContextEncoder(nn.Module):
         dim_feedforward: int,
         drop_path_rate: float = 0.2,
         scan_axes: str = "frames_queries",
-    ):
+    ) -> None:
         super().__init__()
         check_choice("scan_axes", scan_axes, SCAN_AXES)
         self.scan_axes = scan_axes

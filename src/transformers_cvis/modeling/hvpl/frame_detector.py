@@ -36,7 +36,7 @@ class HvplFrameDetector(FrameDetector):
         prompt_counts: Sequence[int],
         deep_class_head: bool = True,
         classification_loss: str = "ce",
-    ):
+    ) -> None:
         super().__init__(config)
         self.criterion.classification_loss = classification_loss
         self.class_predictor = TaskClassPredictor(config.hidden_dim, class_counts, deep_class_head)

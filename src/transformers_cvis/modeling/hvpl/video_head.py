@@ -21,7 +21,7 @@ class HvplVideoHead(VideoHead):
 
     class_predictor: TaskClassPredictor
 
-    def __init__(self, config: HvplConfig):
+    def __init__(self, config: HvplConfig) -> None:
         super().__init__(config)
         self.config = config
         detector = config.detector_config

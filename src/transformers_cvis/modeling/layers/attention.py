@@ -48,7 +48,7 @@ class Attention(nn.Module):
         num_heads: int,
         dropout: float = 0.0,
         linear_class: type[nn.Linear] = nn.Linear,
-    ):
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_heads = num_heads
@@ -93,7 +93,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two Linear layers with a ReLU between them."""
 
-    def __init__(self, hidden_dim: int, dim_feedforward: int):
+    def __init__(self, hidden_dim: int, dim_feedforward: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(hidden_dim, dim_feedforward)
         self.fc2 = nn.Linear(dim_feedforward, hidden_dim)

@@ -15,7 +15,7 @@ PIXELS_AT_ONCE = 2048
 class MaskEmbedder(nn.Sequential):
     """Three Linear layers with ReLUs between them: query states to mask embeddings (parameters `{0,1,2}.0`)."""
 
-    def __init__(self, hidden_dim: int, output_dim: int):
+    def __init__(self, hidden_dim: int, output_dim: int) -> None:
         super().__init__(
             nn.Sequential(Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True)),
             nn.Sequential(Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True)),

@@ -22,7 +22,7 @@ class AttentionLayer(nn.Module):
         dropout: dropout probability of the attended values.
     """
 
-    def __init__(self, config: SpvisConfig, dropout: float = 0.0):
+    def __init__(self, config: SpvisConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = Attention(config, config.hidden_dim, config.num_attention_heads)
         self.dropout = nn.Dropout(dropout)
@@ -54,7 +54,7 @@ class FeedForwardLayer(nn.Module):
         dropout: dropout probability of the result.
     """
 
-    def __init__(self, config: SpvisConfig, dropout: float = 0.0):
+    def __init__(self, config: SpvisConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.feed_forward = FeedForward(config.hidden_dim, config.tracker_dim_feedforward)
         self.dropout = nn.Dropout(dropout)
@@ -74,7 +74,9 @@ class TimeConvolution(nn.Conv1d):
         padding_mode: as in `nn.Conv1d`.
     """
 
-    def __init__(self, hidden_dim: int, kernel_size: int, padding_mode: Literal["zeros", "replicate"] = "zeros"):
+    def __init__(
+        self, hidden_dim: int, kernel_size: int, padding_mode: Literal["zeros", "replicate"] = "zeros"
+    ) -> None:
         super().__init__(hidden_dim, hidden_dim, kernel_size, padding=kernel_size // 2, padding_mode=padding_mode)
 
     def initialize_parameters(self) -> None:

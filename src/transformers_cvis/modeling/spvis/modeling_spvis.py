@@ -41,7 +41,7 @@ class SpvisForVideoInstanceSegmentation(VideoModelMixin, FrameDetector):
     input_modalities = ("video",)
     state_class = SpvisState
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__(config)
         self.tracker = Tracker(config)
         self.refiner = None if config.refiner is None else REFINERS[config.refiner](config)

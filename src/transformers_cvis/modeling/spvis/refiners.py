@@ -32,7 +32,7 @@ class RefinementCompensator(nn.Module):
     The blocks normalise their input, although their layers have a residual and a norm of their own.
     """
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__()
         dropout = config.refiner_dropout
         self.num_repeats = config.compensator_repeats
@@ -57,7 +57,7 @@ class RefinementCompensator(nn.Module):
 class InteractionLayer(GradientCheckpointingLayer):
     """Attention of tracks to the frames, convolution over time, self-attention within frames; the output is gated."""
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__()
         hidden_dim, dropout = config.hidden_dim, config.refiner_dropout
         self.conv_residual = config.conv_residual
@@ -81,7 +81,7 @@ class InteractionLayer(GradientCheckpointingLayer):
 class TemporalRefinerLayer(GradientCheckpointingLayer):
     """Attention and convolution of tracks over time, self-attention within frames, attention to the frames."""
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__()
         hidden_dim = config.hidden_dim
         self.time_attn = AttentionLayer(config)
@@ -109,7 +109,7 @@ class Refiner(nn.Module):
         mask_embedder: head that turns track states into mask embeddings.
     """
 
-    def __init__(self, config: SpvisConfig, layer_class: type[nn.Module], mask_embedder: nn.Module):
+    def __init__(self, config: SpvisConfig, layer_class: type[nn.Module], mask_embedder: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer_class(config) for _ in range(config.refiner_layers))
         self.layer_norm = nn.LayerNorm(config.hidden_dim)
@@ -145,14 +145,14 @@ class Refiner(nn.Module):
 class TemporalRefiner(Refiner):
     """Temporal refiner of DVIS (section 3.3)."""
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__(config, TemporalRefinerLayer, MaskEmbedder(config.hidden_dim, config.mask_feature_size))
 
 
 class JointRefiner(Refiner):
     """SPVIS's refinement compensator and spatial interaction, combined according to `config.joint`."""
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         hidden_dim = config.hidden_dim
         super().__init__(
             config,

@@ -55,7 +55,7 @@ class DisturbanceFilter(nn.Module):
     With `filter_residual="released"` the attention is added to the convolved target, and `identity` is not used.
     """
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__()
         hidden_dim, num_heads = config.hidden_dim, config.num_attention_heads
         self.adds_identity = config.filter_residual == "identity"
@@ -90,7 +90,7 @@ class DisturbanceFilter(nn.Module):
 class ReferringFilter(AttentionLayer):
     """Attention of the target to a frame's queries, added to the identity (DVIS, section 3.2)."""
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__(config)
 
     def forward(self, identity: torch.Tensor, target: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ FILTERS = {"disturbance": DisturbanceFilter, "referring": ReferringFilter}
 class TrackerLayer(GradientCheckpointingLayer):
     """Filter, self-attention of the tracks of a frame, feed-forward."""
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__()
         self.filter = FILTERS[config.filter](config)
         self.self_attn = AttentionLayer(config)
@@ -120,7 +120,7 @@ class TrackerLayer(GradientCheckpointingLayer):
 class Tracker(nn.Module):
     """Layers that carry tracks from one frame to the next, and heads that predict the class and mask of each."""
 
-    def __init__(self, config: SpvisConfig):
+    def __init__(self, config: SpvisConfig) -> None:
         super().__init__()
         self.inverts_matches = config.alignment == "released"
         self.layers = nn.ModuleList(TrackerLayer(config) for _ in range(config.tracker_layers))

@@ -35,7 +35,7 @@ class TaskClipDetectorForVideoInstanceSegmentation(TaskAdapterMixin, ClipDetecto
     config_class = TaskClipDetectorConfig
     fewest_prompts = 0
 
-    def __init__(self, config: TaskClipDetectorConfig):
+    def __init__(self, config: TaskClipDetectorConfig) -> None:
         super().__init__(config)
         config.share_labels()
         self._build_tasks()

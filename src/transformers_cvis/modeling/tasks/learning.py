@@ -79,7 +79,7 @@ class TaskLearningMixin(_Model):
 
     fewest_prompts = 1
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self._store = AdapterStore()
 

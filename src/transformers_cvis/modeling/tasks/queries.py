@@ -45,7 +45,7 @@ class TaskQueryGroup(nn.Module):
 
     def __init__(
         self, num_prompts: int, num_layers: int, hidden_dim: int, mask_dim: int, token_positions: bool = False
-    ):
+    ) -> None:
         super().__init__()
         self.features = nn.Embedding(num_prompts, hidden_dim)
         self.positions = nn.ModuleList(nn.Embedding(num_prompts, hidden_dim) for _ in range(num_layers))
@@ -79,7 +79,7 @@ class TaskClassPredictor(nn.Module):
         deep: build heads of three layers instead of one.
     """
 
-    def __init__(self, hidden_dim: int, class_counts: Sequence[int], deep: bool = True):
+    def __init__(self, hidden_dim: int, class_counts: Sequence[int], deep: bool = True) -> None:
         super().__init__()
         self.hidden_dim, self.deep = hidden_dim, deep
         self.heads = nn.ModuleList(self._head(count) for count in (1, *class_counts))
@@ -170,7 +170,7 @@ class GroupLayout:
         widths: number of queries of each group.
     """
 
-    def __init__(self, widths: Sequence[int]):
+    def __init__(self, widths: Sequence[int]) -> None:
         self.widths = list(widths)
         self.num_queries = sum(self.widths)
         later = [GroupRun(width, len(list(same)), False) for width, same in groupby(self.widths[1:])]
@@ -244,7 +244,7 @@ class GroupedQueries:
             later runs have the shape `(groups, 1, 1, P, C)`, as frame queries have an axis of frames.
     """
 
-    def __init__(self, groups: Sequence[GroupParameters]):
+    def __init__(self, groups: Sequence[GroupParameters]) -> None:
         self.layout = GroupLayout([len(group.features) for group in groups])
         self.features = self._by_run([group.features for group in groups])
         self.positions = [self._by_run(layer) for layer in zip(*(group.positions for group in groups), strict=True)]
@@ -363,7 +363,7 @@ class _StackedLayers:
         biases: biases of each layer, `(networks, outputs)`.
     """
 
-    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor]):
+    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor]) -> None:
         self.weights, self.biases = weights, biases
 
     @classmethod

@@ -37,7 +37,7 @@ class CvisVideoModel(VideoModelMixin, CvisPreTrainedModel):
     video_head_class: type[VideoHead] = VideoHead
     criterion_class: type[VideoMaskClassificationLoss]
 
-    def __init__(self, config: CvisVideoConfig):
+    def __init__(self, config: CvisVideoConfig) -> None:
         super().__init__(config)
         config.share_labels()
         self.detector = self.build_detector(config)

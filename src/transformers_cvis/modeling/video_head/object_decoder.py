@@ -42,7 +42,7 @@ class VideoStep(NamedTuple):
 class ObjectEncoderLayer(GradientCheckpointingLayer):
     """Self-attention without positions, then feed-forward; normalised after each residual."""
 
-    def __init__(self, config: CvisVideoConfig):
+    def __init__(self, config: CvisVideoConfig) -> None:
         super().__init__()
         hidden_dim = config.detector_config.hidden_dim
         self.self_attn = Attention(config, hidden_dim, config.num_attention_heads)
@@ -71,7 +71,7 @@ class ObjectEncoder(nn.Module):
     With windows every odd layer is shifted by half a window in evaluation mode, and none in training.
     """
 
-    def __init__(self, config: CvisVideoConfig):
+    def __init__(self, config: CvisVideoConfig) -> None:
         super().__init__()
         self.window_size = config.encoder_window_size
         self.layers = nn.ModuleList(ObjectEncoderLayer(config) for _ in range(config.encoder_layers))
@@ -144,7 +144,7 @@ def _expand_to_tokens(mask: torch.Tensor, rows: int, columns: int) -> torch.Tens
 class ObjectDecoderLayer(GradientCheckpointingLayer):
     """Cross-attention to the encoded frame queries, self-attention, feed-forward; normalised after each residual."""
 
-    def __init__(self, config: CvisVideoConfig):
+    def __init__(self, config: CvisVideoConfig) -> None:
         super().__init__()
         hidden_dim, num_heads = config.detector_config.hidden_dim, config.num_attention_heads
         self.cross_attn = Attention(config, hidden_dim, num_heads)
@@ -179,7 +179,7 @@ class ObjectDecoderLayer(GradientCheckpointingLayer):
 class ObjectDecoder(nn.Module):
     """Layers in which video queries read the encoded frame queries of all frames."""
 
-    def __init__(self, config: CvisVideoConfig):
+    def __init__(self, config: CvisVideoConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(ObjectDecoderLayer(config) for _ in range(config.decoder_layers))
         self.layernorm = nn.LayerNorm(config.detector_config.hidden_dim)
@@ -231,7 +231,7 @@ class VideoHead(nn.Module):
     encoder: nn.Module
     class_predictor: nn.Module
 
-    def __init__(self, config: CvisVideoConfig):
+    def __init__(self, config: CvisVideoConfig) -> None:
         super().__init__()
         detector = config.detector_config
         hidden_dim, mask_dim = detector.hidden_dim, detector.mask_feature_size

@@ -61,7 +61,7 @@ def test_card_of_each_task_lists_its_measurements(number):
     assert f"# {title}\n" in card.content
     assert "\ntransformers-cvis train-continual hvpl_moving_shapes " in card.text
     if number:
-        assert "added to the base, ../task-0: " in card.text
+        assert "added to the base, ../task-0. " in card.text
         assert (folder / "../task-0/model.safetensors").is_file()
 
 

@@ -270,7 +270,7 @@ BAD_RESULTS = {
         lambda r: change(r[2], segmentations=[rle(0, 0, 2, 2, (WIDTH, HEIGHT))] * 4),
         r"track 2, video 2: frame 0: the RLE has the size \[32, 24\] but the video is \[24, 32\].*swapped\); encode",
     ),
-    "masks are no list": (
+    "masks are not a list": (
         lambda r: change(r[0], segmentations=None),
         "track 0, video 1: 'segmentations' is None",
     ),

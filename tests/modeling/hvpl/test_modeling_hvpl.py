@@ -97,7 +97,7 @@ def test_more_objects_than_prompts_train(num_objects):
 
 
 def test_more_objects_than_queries_of_the_base():
-    """As in VITA, more objects than queries are an error in the base."""
+    """Check that the base refuses more objects than it has queries, like VITA."""
     labels = [{name: part.repeat_interleave(4, dim=0) for name, part in label.items()} for label in video_labels()]
     model = tiny_hvpl()
     model.add_task(["moon"], num_prompts=1)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows of frames: decode a video that is longer than one clip can be.
 
-Features of frames are kept until they fill a window. Consecutive windows share frames, and the queries of a window are
-matched to the tracks by these. Features that are no longer needed are freed before the next frames are read.
+Features of frames are kept until they fill a window. Consecutive windows overlap, and the masks in the shared frames
+match the queries of a window to the tracks. Features that no later window needs are freed before the next frames are
+read.
 
 B videos, T frames, Q queries, C channels, S positions of one level in one frame, H x W pixels of the padded network
 input.

@@ -6,7 +6,6 @@
 
 import copy
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from ..evaluation.forgetting import CLASS_COUNTS, UNDEFINED_CHOICES
 from ..messages import check_choice, did_you_mean
 from ..modeling.auto import SYSTEMS
 from ..training.recipe import Recipe, SourceSettings
-from ..training.settings import apply_override, convert, merge, read_yaml
+from ..training.settings import SettingsFile, convert, merge
 from .distilling_model import DistillationSettings
 from .gradient_projection import GradientProjectionSettings
 from .methods import METHODS, Method
@@ -169,11 +168,14 @@ class PushSettings:
 
 
 @dataclass
-class Schedule:
+class Schedule(SettingsFile):
     """All settings of a class-incremental training.
 
     `transformers-cvis train-continual --fields` prints the reference of all fields.
     """
+
+    file_kind = "schedule"
+    shipped_files = SCHEDULES_DIRECTORY
 
     method: str = field(
         metadata={
@@ -322,37 +324,6 @@ class Schedule:
         if not self.rules.has_prompts:
             return 0
         return len(class_names) if self.num_prompts == "classes" else self.num_prompts
-
-    @classmethod
-    def load(cls, source: "str | Path | Schedule", overrides: Iterable[str] = ()) -> "Schedule":
-        """Read a schedule.
-
-        Args:
-            source: YAML file, or the name of a schedule that ships with the package (e.g. "hvpl_r50_ytvis2019_20-2").
-            overrides: changes such as "seed=1" or "recipe.optimizer.learning_rate=1e-4".
-
-        Raises:
-            FileNotFoundError: if `source` is neither a file nor a shipped schedule.
-            ValueError: if a key is unknown or missing, or a value has the wrong type or is not allowed.
-        """
-        values = (
-            source.to_dict() if isinstance(source, Schedule) else read_yaml(source, SCHEDULES_DIRECTORY, "schedule")
-        )
-        for override in overrides:
-            apply_override(values, override)
-        return cls.from_dict(values)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Schedule":
-        """Build a schedule from nested dictionaries, with the checks of [`Schedule.load`]."""
-        try:
-            return convert(cls, values, where="")
-        except ValueError as error:
-            raise ValueError(f"Schedule: {error}") from error
-
-    def to_dict(self) -> dict:
-        """Return the schedule as nested dictionaries of JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def task_recipe(self, number: int, tasks: Sequence[Sequence[str]], train: Sequence[SourceSettings]) -> Recipe:
         """Build the recipe of one task.

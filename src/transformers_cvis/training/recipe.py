@@ -4,9 +4,6 @@
 `transformers-cvis train --fields` prints the reference of all fields.
 """
 
-import dataclasses
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +11,7 @@ from typing import Literal
 from ..data import ClassFilter, ClipAugmentation, LargeScaleJitter, RandomRotation
 from ..messages import check_at_least, check_choice
 from ..modeling.auto import SYSTEMS
-from .settings import apply_override, convert, read_yaml
+from .settings import SettingsFile
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -183,8 +180,11 @@ class EvaluationSettings:
 
 
 @dataclass
-class Recipe:
+class Recipe(SettingsFile):
     """All settings of a training run."""
+
+    file_kind = "recipe"
+    shipped_files = RECIPES_DIRECTORY
 
     system: str = field(metadata={"help": "Model type, e.g. vita. SPVIS is offline if `model.config` sets `refiner`."})
     data: DataSettings = field(metadata={"help": "Data for training and evaluation."})
@@ -258,35 +258,6 @@ class Recipe:
                     f"`data.train.{number}.ratio` must be above 0, got {source.ratio}. To leave a source out, set "
                     "`use: false`."
                 )
-
-    @classmethod
-    def load(cls, source: "str | Path | Recipe", overrides: Iterable[str] = ()) -> "Recipe":
-        """Read a recipe.
-
-        Args:
-            source: YAML file, or the name of a recipe that ships with the package (e.g. "vita_moving_shapes").
-            overrides: changes such as "max_steps=100" or "data.train.0.json=/data/train.json"; values are YAML.
-
-        Raises:
-            FileNotFoundError: if `source` is neither a file nor a shipped recipe.
-            ValueError: if a key is unknown or missing, or a value has the wrong type or is not allowed.
-        """
-        values = source.to_dict() if isinstance(source, Recipe) else read_yaml(source, RECIPES_DIRECTORY, "recipe")
-        for override in overrides:
-            apply_override(values, override)
-        return cls.from_dict(values)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Recipe":
-        """Build a recipe from nested dictionaries, with the checks of [`Recipe.load`]."""
-        try:
-            return convert(cls, values, where="")
-        except ValueError as error:
-            raise ValueError(f"Recipe: {error}") from error
-
-    def to_dict(self) -> dict:
-        """Return the recipe as nested dictionaries of JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def shipped_recipes() -> list[str]:

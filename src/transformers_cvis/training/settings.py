@@ -10,14 +10,55 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
 from ..messages import check_choice, did_you_mean
+
+_Settings = TypeVar("_Settings", bound="SettingsFile")
+
+
+class SettingsFile:
+    """Mixin for a dataclass that is a whole YAML file: a recipe or a schedule."""
+
+    file_kind: ClassVar[str]
+    """Noun for the file in messages, e.g. "recipe"."""
+    shipped_files: ClassVar[Path]
+    """Folder of the files that ship with the package."""
+
+    @classmethod
+    def load(cls: type[_Settings], source: "str | Path | _Settings", overrides: Iterable[str] = ()) -> _Settings:
+        """Read the settings.
+
+        Args:
+            source: YAML file, the name of a file that ships with the package (e.g. the recipe "vita_moving_shapes" or
+                the schedule "hvpl_r50_ytvis2019_20-2"), or settings to change.
+            overrides: changes such as "seed=1" or "data.train.0.json=/data/train.json"; values are YAML.
+
+        Raises:
+            FileNotFoundError: if `source` is neither a file nor the name of a shipped one.
+            ValueError: if a key is unknown or missing, or a value has the wrong type or is not allowed.
+        """
+        values = source.to_dict() if isinstance(source, cls) else read_yaml(source, cls.shipped_files, cls.file_kind)
+        for override in overrides:
+            apply_override(values, override)
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls: type[_Settings], values: dict) -> _Settings:
+        """Build the settings from nested dictionaries, with the checks of [`load`]."""
+        try:
+            return convert(cls, values, where="")
+        except ValueError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from error
+
+    def to_dict(self) -> dict:
+        """Return the settings as nested dictionaries of JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def read_yaml(source: str | Path, shipped: Path, kind: str) -> dict:
@@ -191,7 +232,8 @@ def _convert_dataclass(expected: type, value: Any, where: str) -> Any:
     location = f"`{where}`" if where else "the top level"
     if not isinstance(value, dict):
         raise ValueError(f"{location} must be a mapping of keys to values, got {value!r}.")
-    known = typing.get_type_hints(expected)
+    hints = typing.get_type_hints(expected)
+    known = {entry.name: hints[entry.name] for entry in dataclasses.fields(expected)}
     for key in value:
         if key not in known:
             hint = did_you_mean(key, known) or f" The keys are {', '.join(known)}."
